@@ -1,0 +1,92 @@
+"""A potential: parameters plus an architecture, and what follows from its energy (forces, stress)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxpto.neighbors import Neighbors, edge_vectors
+from jaxpto.system import System, volume
+
+
+@struct.dataclass
+class Prediction:
+    """Energy [] eV, forces [n, 3] eV/Angstrom, stress [3, 3] eV/Angstrom^3 (positive in tension) of one system."""
+
+    energy: Float[Array, "*batch"]
+    forces: Float[Array, "*batch n 3"]
+    stress: Float[Array, "*batch 3 3"]
+
+
+class Model(Protocol):
+    """A conservative architecture: a hashable set of hyperparameters with a pure energy function.
+
+    Attributes:
+        elements: atomic numbers the model knows.
+        cutoff: Angstrom.
+        by_species: whether `energy` wants the dense, species-sorted neighbour layout.
+    """
+
+    elements: tuple[int, ...]
+    cutoff: float
+    by_species: bool
+
+    def energy(
+        self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> Float[Array, ""]:
+        """Energy in eV as a function of the edge vectors alone (positions and cell enter through nothing else)."""
+        ...
+
+
+@struct.dataclass
+class Potential:
+    """A model with its parameters.
+
+    Attributes:
+        params: the model's parameter pytree.
+        model: architecture and hyperparameters (static).
+        name: what the user calls it.
+        conservative: whether forces are derivatives of the energy.
+    """
+
+    params: Any
+    model: Model = struct.field(pytree_node=False)
+    name: str = struct.field(pytree_node=False)
+    conservative: bool = struct.field(pytree_node=False, default=True)
+
+    @property
+    def cutoff(self) -> float:
+        """Cutoff of the model, Angstrom."""
+        return self.model.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers the model knows."""
+        return self.model.elements
+
+    def energy(self, system: System, neighbors: Neighbors) -> Float[Array, ""]:
+        """Energy of one system, eV; differentiable in positions, cell and params."""
+        return self.model.energy(self.params, system, neighbors, edge_vectors(system, neighbors))
+
+    def evaluate(self, system: System, neighbors: Neighbors) -> Prediction:
+        """Energy, forces and stress of one system from a single backward pass.
+
+        With g_e = dE/dr_e of the edge vectors, F_i = sum_{e: receiver i} g_e - sum_{e: sender i} g_e and
+        stress = (1/V) sum_e r_e (x) g_e (the symmetric strain derivative).
+        """
+        n = system.positions.shape[0]
+        vectors = edge_vectors(system, neighbors)
+        energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, vectors)
+        forces = jnp.zeros_like(system.positions)
+        if neighbors.layout.edges:
+            forces = forces.at[neighbors.receivers].add(gradient, mode="drop")
+        else:
+            forces = forces + gradient.reshape(n, -1, 3).sum(axis=1)
+        forces = forces.at[neighbors.senders].add(-gradient, mode="drop")
+        virial = vectors.T @ gradient
+        stress = (virial + virial.T) / (2.0 * volume(system.cell))
+        return Prediction(energy, forces, stress)

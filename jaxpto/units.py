@@ -1,0 +1,12 @@
+"""Conversion factors from the outside units (eV, Angstrom, amu, K, fs) to the internal ones.
+
+Inside the engine energies are eV, lengths Angstrom, masses amu; time is therefore Angstrom sqrt(amu/eV) (10.18 fs).
+The factors are ASE's (CODATA 2014), so that numbers agree with ASE to the last digit.
+"""
+
+from ase import units as _ase
+
+FEMTOSECOND: float = _ase.fs  # internal time units per fs
+BOLTZMANN: float = _ase.kB  # eV / K
+GIGAPASCAL: float = _ase.GPa  # eV / Angstrom^3 per GPa
+COULOMB_PER_SQUARE_METRE: float = _ase.C / _ase.m**2  # e / Angstrom^2 per C / m^2
