@@ -8,4 +8,46 @@ if _jaxlib_version.__version__ == "0.10.2":
         "jaxpto does not start on it. Remedy: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'"
     )
 
+__version__ == "0.10.2":
+    raise ImportError(
+        "jaxlib 0.10.2 silently returns wrong numbers for batched reductions on CPU; "
+        "jaxpto does not start on it. Remedy: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'"
+    )
+
+# XLA logs an error about tuning hints ("prefer-no-gather") for every CPU program it takes from the compilation cache;
+# its log level is read once, when jaxlib is loaded, so it cannot be set any later. Real errors still raise exceptions.
+_os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 __version__ = "0.1.0"
+
+from jaxpto.calculator import JaxptoCalculator
+from jaxpto.catalogue import list_models, load_potential, save_potential
+from jaxpto.errors import InputError
+from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
+from jaxpto.integrators.nve import nve
+from jaxpto.integrators.nvt_langevin import nvt_langevin
+from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.neighbors import Neighbors, allocate, build
+from jaxpto.potential import Potential, Prediction
+from jaxpto.system import System, from_ase, to_ase
+
+__all__ = [
+    "InputError",
+    "Integrator",
+    "JaxptoCalculator",
+    "MDState",
+    "Neighbors",
+    "Potential",
+    "Prediction",
+    "System",
+    "allocate",
+    "build",
+    "from_ase",
+    "list_models",
+    "load_potential",
+    "npt_parrinello_rahman",
+    "nve",
+    "nvt_langevin",
+    "save_potential",
+    "to_ase",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +10,50 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jaxpto.neighbors import Neighbors, edge_vectors
-from jaxpto.system import System, volume
+from jaxpto.system import Leaf, System, volume
 
 
 @struct.dataclass
 class Prediction:
     """Energy [] eV, forces [n, 3] eV/Angstrom, stress [3, 3] eV/Angstrom^3 (positive in tension) of one system."""
 
-    energy: Float[Array, "*batch"]
-    forces: Float[Array, "*batch n 3"]
-    stress: Float[Array, "*batch 3 3"]
+    energy: Float[Leaf, "*batch"]
+    forces: Float[Leaf, "*batch n 3"]
+    stress: Float[Leaf, "*batch 3 3"]
 
 
+@runtime_checkable
 class Model(Protocol):
-    """A conservative architecture: a hashable set of hyperparameters with a pure energy function.
+    """A conservative architecture: a hashable set of hyperparameters with a pure energy function."""
 
-    Attributes:
-        elements: atomic numbers the model knows.
-        cutoff: Angstrom.
-        by_species: whether `energy` wants the dense, species-sorted neighbour layout.
-    """
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers the model knows."""
+        ...
 
-    elements: tuple[int, ...]
-    cutoff: float
-    by_species: bool
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        ...
+
+    @property
+    def by_species(self) -> bool:
+        """Whether `energy` wants the dense, species-sorted neighbour layout."""
+        ...
 
     def energy(
         self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV as a function of the edge vectors alone (positions and cell enter through nothing else)."""
+        ...
+
+
+@runtime_checkable
+class DirectModel(Protocol):
+    """An architecture that gives forces and stress itself, in place of the derivatives of its energy."""
+
+    def predict(self, params: Any, system: System, neighbors: Neighbors) -> Prediction:
+        """Energy, forces and stress of one system."""
         ...
 
 
@@ -76,8 +91,10 @@ class Potential:
         """Energy, forces and stress of one system from a single backward pass.
 
         With g_e = dE/dr_e of the edge vectors, F_i = sum_{e: receiver i} g_e - sum_{e: sender i} g_e and
-        stress = (1/V) sum_e r_e (x) g_e (the symmetric strain derivative).
+        stress = (1/V) sum_e r_e (x) g_e (the symmetric strain derivative). A `DirectModel` predicts them itself.
         """
+        if isinstance(self.model, DirectModel):
+            return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
         vectors = edge_vectors(system, neighbors)
         energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, vectors)

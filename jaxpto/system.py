@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ase
 import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
+
+if TYPE_CHECKING:
+    Leaf = Array
+else:  # the same pytrees carry numpy arrays on the host and shapes under jax.eval_shape
+    Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @struct.dataclass
@@ -24,10 +32,10 @@ class System:
         masses: [n] amu.
     """
 
-    positions: Float[Array, "*batch n 3"]
-    cell: Float[Array, "*batch 3 3"]
-    numbers: Int[Array, "*batch n"]
-    masses: Float[Array, "*batch n"]
+    positions: Float[Leaf, "*batch n 3"]
+    cell: Float[Leaf, "*batch 3 3"]
+    numbers: Int[Leaf, "*batch n"]
+    masses: Float[Leaf, "*batch n"]
 
 
 def volume(cell: Float[Array, "3 3"]) -> Float[Array, ""]:
@@ -40,7 +48,7 @@ def stack(systems: list[System]) -> System:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *systems)
 
 
-def from_ase(atoms: ase.Atoms, dtype: np.typing.DTypeLike = np.float32) -> System:
+def from_ase(atoms: ase.Atoms, dtype: DTypeLike = np.float32) -> System:
     """Convert checked ASE atoms to a `System` of floating-point type `dtype`.
 
     Raises:
@@ -74,26 +82,42 @@ def check_atoms(atoms: ase.Atoms, where: str = "structure") -> None:
         where: what to call the structure in the message (a file and frame, say).
 
     Raises:
-        InputError: no atoms, not finite, no periodic cell, zero volume, left-handed cell, or atoms on top of each other.
+        InputError: what `check_cell` refuses, or atoms on top of each other.
+    """
+    check_cell(atoms, where)
+    _check_overlap(atoms, where)
+
+
+def check_cell(atoms: ase.Atoms, where: str = "structure") -> None:
+    """The part of `check_atoms` that is cheap enough for every step: everything but distances between atoms.
+
+    Raises:
+        InputError: no atoms, not finite, no periodic cell, zero volume, or left-handed cell.
     """
     if len(atoms) == 0:
         raise InputError(f"{where}: it has no atoms; give a structure with at least one")
-    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-        bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0]) if len(atoms) else -1
-        what = f"position of atom {bad}" if not np.isfinite(atoms.positions).all() else "cell"
-        raise InputError(f"{where}: the {what} is not a finite number; repair the file")
+    finite = np.isfinite(atoms.positions).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{where}: the position of atom {np.argmin(finite)} is not a finite number; repair it")
+    if not np.isfinite(atoms.cell.array).all():
+        raise InputError(f"{where}: the cell is not finite; repair it")
+    if (atoms.numbers < 1).any():
+        raise InputError(f"{where}: atom {np.argmax(atoms.numbers < 1)} has no element; name it")
     if not atoms.pbc.all():
         raise InputError(
-            f"{where}: periodic in {int(atoms.pbc.sum())} of 3 directions; set pbc=True and a cell (with vacuum for a molecule)"
+            f"{where}: periodic in {int(atoms.pbc.sum())} of 3 directions; "
+            "set pbc=True and a cell (with vacuum wider than the cutoff around a molecule)"
         )
     signed_volume = float(np.linalg.det(atoms.cell.array))
     if abs(signed_volume) < 1e-3:
-        raise InputError(f"{where}: cell volume {signed_volume:.3g} A^3 is zero; give three independent lattice vectors")
+        raise InputError(
+            f"{where}: cell volume {signed_volume:.3g} A^3 is zero; give three independent lattice vectors"
+        )
     if signed_volume < 0:
         raise InputError(
-            f"{where}: left-handed cell (determinant {signed_volume:.4g} A^3); swap two lattice vectors and their coordinates"
+            f"{where}: left-handed cell (determinant {signed_volume:.4g} A^3); "
+            "swap two lattice vectors and their coordinates"
         )
-    _check_overlap(atoms, where)
 
 
 def _check_overlap(atoms: ase.Atoms, where: str, closest: float = 0.4) -> None:

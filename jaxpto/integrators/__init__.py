@@ -1,1 +1,21 @@
 """Integrators: one method a file, each returning `Integrator(init, apply, invariant)`."""
+
+from jaxpto.integrators.common import kinetic_energy, pressure_tensor, temperature
+from jaxpto.integrators.npt_parrinello_rahman import hydrostatic_stress, npt_parrinello_rahman, pto_test_parameters
+from jaxpto.integrators.nve import nve
+from jaxpto.integrators.nvt_langevin import nvt_langevin
+from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+
+__all__ = [
+    "EvaluateFn",
+    "Integrator",
+    "MDState",
+    "hydrostatic_stress",
+    "kinetic_energy",
+    "npt_parrinello_rahman",
+    "nve",
+    "nvt_langevin",
+    "pressure_tensor",
+    "pto_test_parameters",
+    "temperature",
+]

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Prediction
-from jaxpto.system import System
+from jaxpto.system import Leaf, System
 
 EvaluateFn = Callable[[System, Neighbors], Prediction]
-"""Energy, forces and stress of one system; `Potential.evaluate` is one. A jax-md user may pass any function with this signature."""
+"""Energy, forces and stress of one system; `Potential.evaluate` is one, any function with this signature will do."""
 
 
 @struct.dataclass
@@ -32,11 +32,11 @@ class MDState:
 
     system: System
     neighbors: Neighbors
-    momenta: Float[Array, "*batch n 3"]
+    momenta: Float[Leaf, "*batch n 3"]
     prediction: Prediction
     bath: Any
-    key: UInt32[Array, "*batch 2"]
-    step: Int[Array, "*batch"]
+    key: UInt32[Leaf, "*batch 2"]
+    step: Int[Leaf, "*batch"]
 
 
 class Integrator(NamedTuple):

@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make sweep` (the default temperature sweep) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/PbTiO3
+
+.DEFAULT_GOAL := help
+.PHONY: help sweep test test-slow lint lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The environment is complete once the stamp is newer than the pinned requirements.
+$(VENV)/.complete: requirements.txt pyproject.toml
+	@command -v uv >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet --user uv || $(PYTHON) -m pip install --quiet --break-system-packages uv
+	@test -x $(BIN)/python || { uv=$$(command -v uv || echo "$(PYTHON) -m uv"); $$uv venv --quiet --python '>=3.11,<3.14' $(VENV); }
+	@uv=$$(command -v uv || echo "$(PYTHON) -m uv"); \
+	  $$uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt && \
+	  $$uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+sweep: $(VENV)/.complete ## run the default temperature sweep of PbTiO3 into runs/PbTiO3 (continues it if it was interrupted)
+	@$(BIN)/python -m jaxpto.sweep --out $(OUT) $$(test -d $(OUT) && echo --resume)
+
+test: $(VENV)/.complete lint ## lint, type-check and run the tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-slow: $(VENV)/.complete ## the statistical tests as well (about an hour)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q -m ''
+
+lint: $(VENV)/.complete ## ruff and ty
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/ty check --quiet jaxpto converters
+
+lock: ## renew the pinned requirements from pyproject.toml
+	@uv pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --group dev pyproject.toml -o requirements.txt
+
+clean: ## remove the environment
+	@rm -rf $(VENV)

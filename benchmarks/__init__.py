@@ -1,0 +1,1 @@
+"""Speed and accuracy measurements; results are kept as JSON with command and hardware."""

@@ -1,0 +1,1 @@
+"""Published checkpoints into jaxpto models, one source a file."""

@@ -1,0 +1,51 @@
+"""COMMAND python -m jaxpto: lists the commands and the models."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxpto import __version__
+from jaxpto.catalogue import list_models, user_folder
+
+COMMANDS = {
+    "sweep": "batched molecular dynamics of a temperature ladder (the main job)",
+    "evaluate": "energy, forces and stress of every frame of structure files",
+    "train": "train a model on DFT data",
+    "export": "convert stored trajectories to any ASE format",
+    "report": "tables and figures from stored results",
+}
+
+
+def main() -> None:
+    """Print the commands and the models found."""
+    console = Console()
+    console.print(f"jaxpto {__version__}", highlight=False)
+    commands = Table("command", "what it does", title="commands", title_justify="left")
+    for name, purpose in COMMANDS.items():
+        commands.add_row(f"python -m jaxpto.{name}", purpose)
+    console.print(commands)
+    models = Table(
+        "model", "elements", "cutoff (A)", "parameters", "conservative", title="models", title_justify="left"
+    )
+    found = list_models()
+    for info in found:
+        if info.problem:
+            models.add_row(info.name, "damaged: it cannot be loaded", "", "", "")
+            continue
+        header = info.header
+        conservative = "yes" if header["conservative"] else "no"
+        elements = " ".join(header["elements"])
+        models.add_row(info.name, elements, f"{header['cutoff']:g}", f"{header['n_parameters']:,}", conservative)
+    if found:
+        console.print(models)
+    else:
+        console.print("no model is installed")
+    console.print(
+        f"your own models: {user_folder()} (JAXPTO_MODELS); any ASE calculator: ase:package.module:factory",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

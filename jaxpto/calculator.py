@@ -1,0 +1,124 @@
+"""Any potential as an ASE calculator."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from jaxpto.catalogue import load_potential
+from jaxpto.errors import InputError
+from jaxpto.neighbors import Neighbors, allocate, build, needs_rebuild
+from jaxpto.potential import Potential, Prediction
+from jaxpto.structures import check_elements
+from jaxpto.system import System, check_cell, from_ase
+
+_MAXIMUM_REGROWS = 3
+_build = jax.jit(build, static_argnames="layout")
+
+
+@jax.jit
+def _evaluate(potential: Potential, system: System, neighbors: Neighbors) -> tuple[Prediction, jax.Array]:
+    return potential.evaluate(system, neighbors), needs_rebuild(neighbors, system)
+
+
+class JaxptoCalculator(Calculator):
+    """ASE calculator of a potential: energy and free energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3.
+
+    The neighbour list is kept between calls and rebuilt when the atoms have moved by more than the skin allows, so that
+    molecular dynamics and relaxations compile once. Double precision needs no global flag: it is switched on inside
+    each call only.
+
+    Args:
+        model: a potential, or what `load_potential` takes.
+        dtype: "float32" or "float64".
+        skin: extra distance of the neighbour list, Angstrom.
+
+    Raises:
+        InputError: unknown model, other dtype or negative skin; on calculation, an unknown element or a structure that
+            `check_atoms` refuses (not periodic, say).
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012, the way of ASE
+
+    def __init__(self, model: Potential | str | Path, dtype: str = "float64", skin: float = 0.5) -> None:
+        super().__init__()
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype {dtype}; choose float32 or float64")
+        if not skin >= 0:
+            raise InputError(f"skin {skin} A; give a distance of at least 0")
+        self.dtype = np.dtype(dtype)
+        self.skin = float(skin)
+        with self._precision():
+            potential = model if isinstance(model, Potential) else load_potential(model, self.dtype)
+            self.potential = potential.replace(params=jax.tree.map(self._cast, potential.params))  # ty: ignore[missing-attribute]
+        self._system: System | None = None
+        self._neighbors: Neighbors | None = None
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Compute all properties of atoms (ASE calls this)."""
+        super().calculate(atoms, properties or ["energy"], system_changes)
+        assert self.atoms is not None
+        with self._precision():
+            prediction = jax.device_get(self._predict(self.atoms))
+        energy = float(prediction.energy)
+        self.results = {"energy": energy, "free_energy": energy, "forces": np.asarray(prediction.forces, np.float64)}
+        stress = full_3x3_to_voigt_6_stress(np.asarray(prediction.stress, np.float64))
+        if not np.isnan(stress).all():  # a wrapped ASE calculator may have none
+            self.results["stress"] = stress
+
+    def _predict(self, atoms: ase.Atoms) -> Prediction:
+        if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
+            check_elements(atoms, self.potential.elements, self.potential.name)
+            self._system, self._neighbors = from_ase(atoms, self.dtype), None
+        check_cell(atoms)
+        positions, cell = jnp.asarray(atoms.positions, self.dtype), jnp.asarray(atoms.cell.array, self.dtype)
+        system: System = self._system.replace(positions=positions, cell=cell)  # ty: ignore[missing-attribute]
+        if self._neighbors is not None:
+            prediction, stale = _evaluate(self.potential, system, self._neighbors)
+            if not stale:
+                return prediction
+        self._neighbors = self._rebuild(atoms, system)
+        return _evaluate(self.potential, system, self._neighbors)[0]
+
+    def _rebuild(self, atoms: ase.Atoms, system: System) -> Neighbors:
+        if self._neighbors is not None:
+            neighbors = _build(system, self._neighbors.layout)
+            if not neighbors.overflow:
+                return neighbors
+        from_ase(atoms, self.dtype)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
+        headroom = 1.25
+        for _ in range(_MAXIMUM_REGROWS):
+            layout = allocate(
+                [system],
+                self.potential.cutoff,
+                self.skin,
+                by_species=self.potential.model.by_species,
+                headroom=headroom,
+            )
+            neighbors = _build(system, layout)
+            if not neighbors.overflow:
+                return neighbors
+            headroom *= 1.5
+        raise RuntimeError(
+            f"the neighbour list still overflows after {_MAXIMUM_REGROWS} regrows; check the structure's density"
+        )
+
+    def _cast(self, leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jnp.asarray(array, self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()

@@ -1,0 +1,294 @@
+"""The catalogue of models: saving them to a folder, finding them by name, loading them.
+
+A model is a folder with a readable `model.json` and its parameters (Orbax). `model.json` names the parameter folder by
+the digest of its content and is replaced last, in one rename: whenever a save is interrupted, the folder holds the old
+model or the new one, never half of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.data
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxpto import ase_potential
+from jaxpto.errors import InputError
+from jaxpto.potential import Potential
+from jaxpto.structures import check_elements
+
+FORMAT_VERSION = 1
+HEADER = "model.json"
+SHIPPED = Path(__file__).parent / "weights"
+
+# architecture name in model.json -> module and class of its hyperparameters, imported only when it is needed
+ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "lennard_jones": ("jaxpto.models.lennard_jones", "LennardJones"),
+    "perovskite": ("jaxpto.models.perovskite", "Perovskite"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What `model.json` says about a model, without its parameters.
+
+    Attributes:
+        name: what to give to `load_potential`.
+        folder: where it lies.
+        header: the content of `model.json`; empty where it is damaged.
+        problem: why the model cannot be used, or "".
+    """
+
+    name: str
+    folder: Path
+    header: dict[str, Any]
+    problem: str = ""
+
+
+def user_folder() -> Path:
+    """Folder of the user's own models: environment variable JAXPTO_MODELS, or ~/.cache/jaxpto/models."""
+    return Path(os.environ.get("JAXPTO_MODELS") or Path.home() / ".cache" / "jaxpto" / "models")
+
+
+def list_models() -> list[ModelInfo]:
+    """Every shipped model and every one in `user_folder`, sorted by name; damaged ones carry a problem."""
+    found: dict[str, ModelInfo] = {}
+    for parent in (SHIPPED, user_folder()):
+        for header_file in sorted(parent.glob(f"*/{HEADER}")):
+            folder = header_file.parent
+            try:
+                info = ModelInfo(folder.name, folder, read_header(folder))
+            except InputError as error:
+                info = ModelInfo(folder.name, folder, {}, str(error))
+            found.setdefault(folder.name, info)
+    return sorted(found.values(), key=lambda info: info.name)
+
+
+def save_potential(potential: Potential, folder: str | Path, header_extra: Mapping[str, Any] | None = None) -> None:
+    """Save a potential as a model folder; an older model in the folder is replaced at one instant.
+
+    Args:
+        potential: its architecture must be one of `ARCHITECTURES`, its parameters nested dicts of arrays.
+        folder: created if missing; other files in it (a model card, say) are left alone.
+        header_extra: further entries of `model.json`: source, licence, citation, errors, whatever describes the model.
+
+    Raises:
+        ValueError: unknown architecture, or an extra entry with the name of a computed one.
+        InputError: `folder` is a file.
+    """
+    import orbax.checkpoint as ocp  # seconds to import, so only where it is used
+
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"model folder {folder} is a file; choose another name")
+    arrays = jax.tree.map(np.asarray, potential.params)
+    digest = _digest(arrays)
+    params_folder = f"params-{digest[:12]}"
+    header: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "architecture": _architecture_of(potential.model),
+        "name": potential.name,
+        "conservative": potential.conservative,
+        "elements": [ase.data.chemical_symbols[z] for z in potential.elements],
+        "cutoff": potential.cutoff,
+        "units": {"energy": "eV", "length": "Angstrom"},
+        "n_parameters": int(sum(leaf.size for leaf in jax.tree.leaves(arrays))),
+        "hyperparameters": dataclasses.asdict(potential.model),  # ty: ignore[invalid-argument-type]
+        "params": params_folder,
+        "digest": digest,
+        "source": "",
+        "licence": "",
+        "citation": "",
+    }
+    described = ("source", "licence", "citation")
+    clash = sorted(set(header_extra or {}) & (set(header) - set(described)))
+    if clash:
+        raise ValueError(f"entries {clash} of model.json are computed; rename them in header_extra")
+    header |= header_extra or {}
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda lst: " ".join(lst[0].split()), json.dumps(header, indent=2)) + "\n"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".saving-{uuid.uuid4().hex}"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(temporary / "params", args=ocp.args.PyTreeSave(arrays))
+        if (folder / params_folder).exists():
+            shutil.rmtree(folder / params_folder)  # same digest: the same parameters, or a damaged copy of them
+        os.replace(temporary / "params", folder / params_folder)
+        (temporary / HEADER).write_text(text)
+        os.replace(temporary / HEADER, folder / HEADER)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in folder.glob("params-*"):
+        if old.name != params_folder:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential:
+    """Load a potential by name, from a folder, or around an ASE calculator.
+
+    Args:
+        name: a model shipped with the package or installed in `user_folder`; the path of a model folder; or
+            `ase:package.module:factory`, where factory() returns an ASE calculator.
+        dtype: floating-point type the parameters are cast to.
+
+    Raises:
+        InputError: unknown name (the known ones are listed), damaged folder, or float64 while JAX's 64-bit mode is off.
+    """
+    if jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
+        raise InputError(
+            f"{np.dtype(dtype)} needs JAX's 64-bit mode, which is off; "
+            "call jax.config.update('jax_enable_x64', True) first, or use float32"
+        )
+    if str(name).startswith(ase_potential.PREFIX):
+        return ase_potential.load(str(name))
+    folder = find_model(name)
+    header = read_header(folder)
+    arrays = _read_params(folder, header)
+    cast = lambda leaf: jnp.asarray(leaf, dtype if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)  # noqa: E731
+    model = _build_model(folder, header)
+    return Potential(jax.tree.map(cast, arrays), model, folder.name, bool(header["conservative"]))
+
+
+def find_model(name: str | Path) -> Path:
+    """Folder of the model `name` (a path, a shipped model or an installed one).
+
+    Raises:
+        InputError: there is none; the message lists the known ones.
+    """
+    for folder in (Path(name), SHIPPED / name, user_folder() / name):
+        if (folder / HEADER).is_file():
+            return folder.absolute()
+    if Path(name).is_dir() and str(name) not in ("", "."):
+        raise InputError(
+            f"model folder {name} holds no {HEADER}; give a folder written by jaxpto.train or save_potential"
+        )
+    known = [info.name for info in list_models()]
+    close = difflib.get_close_matches(str(name), known, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    raise InputError(
+        f"unknown model '{name}'; {guess}known models: {', '.join(known) or 'none'}; "
+        "or give a model folder, or ase:package.module:factory"
+    )
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Content of `model.json`.
+
+    Raises:
+        InputError: it is unreadable, of a newer format, or misses entries.
+    """
+    remedy = "save or copy the model again"
+    try:
+        header = json.loads((folder / HEADER).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"model folder {folder} is damaged: {HEADER}: {_one_line(error)}; {remedy}") from error
+    required = {"format_version", "architecture", "elements", "cutoff", "conservative", "n_parameters"}
+    required |= {"hyperparameters", "params", "digest"}
+    if not isinstance(header, dict) or required - header.keys():
+        missing = sorted(required - header.keys()) if isinstance(header, dict) else sorted(required)
+        raise InputError(f"model folder {folder} is damaged: {HEADER} misses {', '.join(missing)}; {remedy}")
+    if header["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"model folder {folder} has format version {header['format_version']}, this jaxpto reads {FORMAT_VERSION}; "
+            "upgrade jaxpto or convert the model again"
+        )
+    return header
+
+
+def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structure", *, stress: bool = True) -> None:
+    """Refuse a structure that a potential cannot handle, before anything is compiled or written.
+
+    Args:
+        potential: any potential.
+        atoms: the structure.
+        where: what to call the structure in the message.
+        stress: whether stress will be needed (any simulation with a moving cell).
+
+    Raises:
+        InputError: an element the model does not know, or a calculator behind `ase:` that cannot give what is needed.
+    """
+    check_elements(atoms, potential.elements, potential.name, where)
+    if isinstance(potential.model, ase_potential.HostCalculator):
+        ase_potential.probe(potential.model, atoms, where, stress=stress)
+
+
+def _build_model(folder: Path, header: dict[str, Any]) -> Any:
+    architecture = header["architecture"]
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"model folder {folder} has the unknown architecture '{architecture}'; known: {', '.join(ARCHITECTURES)}; "
+            "upgrade jaxpto"
+        )
+    module, name = ARCHITECTURES[architecture]
+    try:
+        return getattr(importlib.import_module(module), name)(**_tuples(header["hyperparameters"]))
+    except TypeError as error:
+        raise InputError(
+            f"model folder {folder} does not fit the architecture {architecture}: {_one_line(error)}; "
+            "save it again with this version"
+        ) from error
+
+
+def _architecture_of(model: Any) -> str:
+    for architecture, (module, name) in ARCHITECTURES.items():
+        if (type(model).__module__, type(model).__qualname__) == (module, name):
+            return architecture
+    raise ValueError(f"{type(model).__module__}.{type(model).__qualname__} is not in catalogue.ARCHITECTURES")
+
+
+def _read_params(folder: Path, header: dict[str, Any]) -> Any:
+    import orbax.checkpoint as ocp
+
+    path = folder / header["params"]
+    remedy = "save or copy the model again"
+    if not path.is_dir():
+        raise InputError(f"model folder {folder} is damaged: {header['params']} is missing; {remedy}")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree
+            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
+    except Exception as error:  # whatever the storage layers raise on damaged files
+        raise InputError(f"model folder {folder} is damaged: {_one_line(error)}; {remedy}") from error
+    if _digest(arrays) != header["digest"]:
+        raise InputError(
+            f"model folder {folder} is damaged: the parameters do not match the digest in {HEADER}; {remedy}"
+        )
+    return arrays
+
+
+def _digest(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(arrays)):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples, and hyperparameters must be hashable: every list is a tuple."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -1,0 +1,144 @@
+"""What all commands share: parsing, exit codes, one-line errors, and JAX set up before its first operation."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import tyro
+
+from jaxpto.errors import InputError
+
+Config = TypeVar("Config")
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_command(
+    name: str,
+    config_type: type[Config],
+    run: Callable[[Config], Any],
+    argv: Sequence[str] | None = None,
+    defaults: Config | None = None,
+) -> int:
+    """Parse the arguments of a command, run it, and turn what happens into an exit code.
+
+    Every error is one line on stderr; with the environment variable JAXPTO_TRACEBACK=1 an unexpected one also shows its
+    traceback. `--dtype float64`, where the command has it, switches JAX to 64 bit before anything is computed.
+
+    Args:
+        name: the command's name, as in `python -m jaxpto.NAME`.
+        config_type: the command's configuration, a dataclass; its fields are the arguments.
+        run: called with the configuration.
+        argv: arguments; those of the process if None.
+        defaults: values of the arguments not given, instead of those of the dataclass.
+
+    Returns:
+        0 done, 2 bad input, 130 interrupted, 1 anything else.
+    """
+    program = f"python -m jaxpto.{name}"
+    try:
+        config = _parse(program, config_type, sys.argv[1:] if argv is None else argv, defaults)
+        if config is None:
+            return DONE
+        set_up_jax(getattr(config, "dtype", "float32"))
+        run(config)
+        return DONE
+    except InputError as error:
+        _complain(name, str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        _complain(name, "interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("JAXPTO_TRACEBACK") == "1":
+            traceback.print_exc()
+        _complain(name, _describe(error))
+        return FAILED
+
+
+def set_up_jax(dtype: str) -> None:
+    """Set JAX up for a command: precision, persistent compilation cache, no chatter.
+
+    The cache lies where JAX_COMPILATION_CACHE_DIR says, else in ~/.cache/jaxpto/xla.
+
+    Args:
+        dtype: "float64" switches the 64-bit mode on; anything else leaves it alone.
+    """
+    for chatty in ("absl", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if "JAX_LOGGING_LEVEL" not in os.environ:
+        # At level ERROR, XLA says of every program from the cache of a CPU that another machine compiled it, because it
+        # compares lists of features that it has itself extended. What really fails is raised as an exception.
+        jax.config.update("jax_logging_level", "CRITICAL")
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jaxpto" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def configure_devices(count: int | None = None) -> int:
+    """Split the CPU into virtual devices over which replicas can be sharded; call it before the first JAX operation.
+
+    Args:
+        count: number of CPU devices; None takes the number of cores this process may use.
+
+    Returns:
+        The number of devices of the default backend: `count` on a CPU, the accelerators elsewhere. Where JAX runs
+        already, nothing changes and the number it has is returned.
+
+    Raises:
+        InputError: `count` below 1.
+    """
+    count = usable_cores() if count is None else count
+    if count < 1:
+        raise InputError(f"{count} CPU devices; give at least 1")
+    # JAX refuses once its backend is up, or when XLA_FLAGS already sets the number: what is there then counts.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+    return len(jax.local_devices())
+
+
+def usable_cores() -> int:
+    """Number of CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parse(program: str, config_type: type[Config], argv: Sequence[str], defaults: Config | None) -> Config | None:
+    """The configuration, or None when help was asked for and printed."""
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(
+                config_type,
+                prog=program,
+                args=list(argv),
+                default=tyro.MISSING_NONPROP if defaults is None else defaults,
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            return None
+        # tyro frames its message in a box of several lines; ours are one line.
+        lines = [line.strip("╭╮╰╯│─ ") for line in output.getvalue().splitlines()]
+        words = " ".join(line for line in lines if line).split("For full helptext")[0].strip()
+        raise InputError(f"{words}; see {program} --help") from None
+
+
+def _complain(name: str, message: str) -> None:
+    print(f"jaxpto.{name}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"disk full: {error}; free some space"
+    return f"{type(error).__name__}: {error} (JAXPTO_TRACEBACK=1 shows where)"

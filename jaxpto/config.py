@@ -1,0 +1,165 @@
+"""Settings of a sweep: one dataclass, its presets, and the checks that refuse what cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxpto import units
+from jaxpto.errors import InputError
+
+DEFAULT_TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Batched temperature sweep: every temperature is a replica of one compiled program.
+
+    Attributes:
+        structure: file that ASE can read, or a built-in structure (PbTiO3-tetragonal, PbTiO3-cubic).
+        model: model name, model folder, or ase:package.module:factory.
+        supercell: repeats along the lattice vectors.
+        temperatures: K.
+        ensemble: npt (flexible cell), nvt (Langevin, fixed cell) or nve.
+        steps: time steps of each replica.
+        timestep: fs.
+        pressure: GPa.
+        stress: external stress xx yy zz yz xz xy in GPa, positive in tension; instead of --pressure.
+        mask: cell degrees of freedom in npt: iso (volume), diag (three edges), full (six).
+        seed: of the initial velocities and of the thermostat noise.
+        replicas: independent runs at each temperature.
+        out: output folder.
+        resume: continue the run in the output folder, or start it if nothing is there.
+        dtype: precision of the simulation.
+        preset: pto-test sets the parameters of the PTO-test paper; options given besides it win.
+        thermostat_time: time constant of the Nose-Hoover chains in npt, fs.
+        barostat_time: time constant of the cell in npt, fs.
+        pfactor: barostat mass / volume as in ASE's NPT, in ASE's units; instead of barostat_time.
+        friction: of the Langevin thermostat in nvt, 1/fs.
+        equilibration: fraction of the run left out of the averages.
+        sample_every: steps between two samples (thermo row and trajectory frame).
+        charges: Born charges of the polarization: authors, lda or nominal.
+        skin: extra reach of the neighbour list, Angstrom.
+        devices: devices to spread the replicas over; 0 takes all (on CPU: one per core).
+    """
+
+    structure: Annotated[str, tyro.conf.Positional] = "PbTiO3-tetragonal"
+    model: str = "perovskite"
+    supercell: tuple[int, int, int] = (5, 5, 5)
+    temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
+    ensemble: Literal["npt", "nvt", "nve"] = "npt"
+    steps: int = 10_000
+    timestep: float = 2.0
+    pressure: float = 0.0
+    stress: tuple[float, float, float, float, float, float] | None = None
+    mask: Literal["iso", "diag", "full"] = "diag"
+    seed: int = 0
+    replicas: int = 1
+    out: str = "runs/sweep"
+    resume: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+    preset: Literal["pto-test"] | None = None
+    thermostat_time: float = 100.0
+    barostat_time: float = 500.0
+    pfactor: float | None = None
+    friction: float = 0.01
+    equilibration: float = 0.4
+    sample_every: int = 50
+    charges: Literal["authors", "lda", "nominal"] = "authors"
+    skin: float = 0.4
+    devices: int = 0
+
+
+PRESETS: dict[str | None, SweepConfig] = {
+    None: SweepConfig(),
+    # Script values of the paper; pfactor holds fs to the first power, as published.
+    "pto-test": SweepConfig(
+        preset="pto-test",
+        steps=50_000,
+        timestep=2.0,
+        mask="diag",
+        thermostat_time=25.0,
+        pfactor=75.0**2 * units.FEMTOSECOND,
+        friction=0.01,
+        equilibration=0.5,
+    ),
+}
+
+
+def check(config: SweepConfig) -> None:
+    """Refuse settings that cannot run.
+
+    Raises:
+        InputError: one line with the value, the limit and the remedy.
+    """
+
+    def require(condition: bool, name: str, value: Any, limit: str) -> None:
+        if not condition:
+            raise InputError(f"--{name} {_spell(value)}: {limit}")
+
+    require(len(config.temperatures) > 0, "temperatures", "(none)", "give at least one temperature in K")
+    for temperature in config.temperatures:
+        require(_positive(temperature), "temperatures", temperature, "must be above 0 K; 0 K work is for relaxation")
+    twice = len(set(config.temperatures)) < len(config.temperatures)
+    require(not twice, "temperatures", config.temperatures, "holds one value twice; use --replicas for repeats")
+    require(config.steps >= 1, "steps", config.steps, "must be at least 1")
+    require(_positive(config.timestep), "timestep", config.timestep, "must be above 0 fs; 1 to 2 fs is usual")
+    require(
+        config.timestep <= 20.0 or not _positive(config.timestep),
+        "timestep", config.timestep, "is beyond 20 fs, where no solid's vibrations are resolved; 1 to 2 fs is usual",
+    )  # fmt: skip
+    require(math.isfinite(config.pressure), "pressure", config.pressure, "must be a finite number of GPa")
+    if config.stress is not None:
+        require(all(map(math.isfinite, config.stress)), "stress", config.stress, "must be six finite numbers of GPa")
+        require(config.pressure == 0.0, "pressure", config.pressure, "cannot go with --stress; give one of them")
+        shear = any(s != 0.0 for s in config.stress[3:])
+        require(not shear or config.mask == "full", "stress", config.stress, f"needs --mask full, not {config.mask}")
+    if config.ensemble != "npt":
+        require(config.pressure == 0.0, "pressure", config.pressure, f"has no effect in {config.ensemble}; use npt")
+        require(config.stress is None, "stress", config.stress, f"has no effect in {config.ensemble}; use npt")
+    require(min(config.supercell) >= 1, "supercell", config.supercell, "repeats must be at least 1")
+    require(config.replicas >= 1, "replicas", config.replicas, "must be at least 1")
+    require(0 <= config.seed < 2**32, "seed", config.seed, "must be a whole number from 0 to 2^32 - 1")
+    require(_positive(config.thermostat_time), "thermostat-time", config.thermostat_time, "must be above 0 fs")
+    require(_positive(config.barostat_time), "barostat-time", config.barostat_time, "must be above 0 fs")
+    require(config.pfactor is None or _positive(config.pfactor), "pfactor", config.pfactor, "must be above 0")
+    require(_positive(config.friction), "friction", config.friction, "must be above 0 per fs; 0.001 to 0.02 is usual")
+    require(0.0 <= config.equilibration < 1.0, "equilibration", config.equilibration, "must be in [0, 1)")
+    require(config.sample_every >= 1, "sample-every", config.sample_every, "must be at least 1 step")
+    require(_positive(config.skin), "skin", config.skin, "must be above 0 A; 0.3 to 1 is usual")
+    require(config.devices >= 0, "devices", config.devices, "must be 0 (all) or more")
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0.0
+
+
+def _spell(value: Any) -> str:
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
+def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:
+    """Names and values of settings that differ from a stored configuration; where the run lives does not count."""
+    now = to_json(config)
+    return [
+        f"{name} was {_spell_json(stored.get(name))}, now {_spell_json(value)}"
+        for name, value in now.items()
+        if name not in ("out", "resume", "devices", "preset") and stored.get(name) != value
+    ]
+
+
+def _spell_json(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def to_json(config: SweepConfig) -> dict[str, Any]:
+    """The settings as JSON values."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def from_json(stored: dict[str, Any]) -> SweepConfig:
+    """The settings back from `to_json`."""
+    return SweepConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})

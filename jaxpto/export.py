@@ -1,0 +1,114 @@
+"""COMMAND: write a trajectory in any format that ASE knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import ase
+import ase.io
+import numpy as np
+import tyro
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from jaxpto.command import run_command
+from jaxpto.errors import InputError
+from jaxpto.storage.files import replacing
+from jaxpto.storage.trajectory import Trajectory, read_trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Write a trajectory in any format that ASE knows, with cell, energy and stress where the format holds them."""
+
+    trajectory: Annotated[Path, tyro.conf.Positional]
+    """H5MD file from a run's trajectories folder."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """File to write; its name chooses the format (frames.extxyz, run.traj, XDATCAR, ...)."""
+    every: int = 1
+    """Write every N-th frame, beginning with the first."""
+
+
+def run(config: ExportConfig) -> int:
+    """Export a trajectory; positions stay unwrapped, and text formats round to the digits they have.
+
+    Returns:
+        Number of frames written.
+
+    Raises:
+        InputError: unreadable trajectory, no frames in it, unknown or unfit format, existing output, or every < 1.
+        StorageError: the disk refuses the write.
+    """
+    if config.every < 1:
+        raise InputError(f"--every {config.every}: must be at least 1; give 1 for all frames")
+    if config.out.exists():
+        raise InputError(f"{config.out}: it exists already; choose another name or remove it")
+    if not config.out.absolute().parent.is_dir():
+        raise InputError(f"{config.out}: its folder does not exist; make it first")
+    frames = list(to_ase_frames(read_trajectory(config.trajectory), config.every))
+    if not frames:
+        raise InputError(f"{config.trajectory}: it holds no frame yet; wait for the run's first samples")
+    name = _format(config.out)
+    if ioformats[name].single and len(frames) > 1:
+        raise InputError(f"{config.out}: format {name} holds one frame, not {len(frames)}; use .extxyz, say")
+    with replacing(config.out) as temporary:
+        ase.io.write(temporary, frames, format=name)
+    return len(frames)
+
+
+def to_ase_frames(trajectory: Trajectory, every: int = 1) -> Iterator[ase.Atoms]:
+    """The frames of a trajectory as ASE atoms, periodic, positions unwrapped, step and time in `info`.
+
+    Energy (eV) and stress (eV/Angstrom^3, ASE sign and Voigt order) are attached where the trajectory has the
+    observables `potential_energy` and `stress`.
+
+    Args:
+        trajectory: what `read_trajectory` gives.
+        every: take every N-th frame.
+    """
+    stored = trajectory.observables
+    for frame in range(0, len(trajectory.step), every):
+        atoms = ase.Atoms(
+            numbers=trajectory.numbers,
+            positions=np.asarray(trajectory.positions[frame], np.float64),
+            cell=np.asarray(trajectory.cells[frame], np.float64),
+            masses=np.asarray(trajectory.masses, np.float64),
+            pbc=True,
+        )
+        atoms.info |= {"step": int(trajectory.step[frame]), "time_fs": float(trajectory.time[frame])}
+        results: dict[str, float | np.ndarray] = {}
+        if "potential_energy" in stored:
+            results["energy"] = float(stored["potential_energy"][frame])
+        if "stress" in stored:
+            results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(stored["stress"][frame], np.float64))
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        yield atoms
+
+
+def _format(out: Path) -> str:
+    try:
+        name = filetype(str(out), read=False)
+    except UnknownFileTypeError:
+        name = ""
+    if name not in ioformats or not ioformats[name].can_write:
+        raise InputError(f"{out}: ASE writes no format of that name; choose .extxyz, .traj or XDATCAR, say")
+    return name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process; returns its exit code (0, 2 bad input, 1 other)."""
+    return run_command("export", ExportConfig, _report, argv)
+
+
+def _report(config: ExportConfig) -> None:
+    print(f"{run(config)} frames written to {config.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Constant volume and temperature: jax-md's Langevin integrator on this package's state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, UInt32
+
+from jaxpto.integrators.common import check_positive, kinetic_energy, maxwell_boltzmann
+from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.neighbors import Neighbors
+from jaxpto.system import Leaf, System
+from jaxpto.units import FEMTOSECOND
+
+
+@struct.dataclass
+class LangevinBath:
+    """Target and balance of the stochastic bath.
+
+    Attributes:
+        kT: [] target temperature, eV.
+        heat: [] energy the bath has given to the atoms so far, eV.
+        degrees_of_freedom: 3n, because the noise does not conserve the total momentum.
+    """
+
+    kT: Float[Leaf, "*batch"]
+    heat: Float[Leaf, "*batch"]
+    degrees_of_freedom: int = struct.field(pytree_node=False)
+
+
+def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: float) -> Integrator:
+    """Langevin dynamics dp = F dt - gamma p dt + sqrt(2 gamma m kT) dW, jax-md's BAOAB steps, one `evaluate` each.
+
+    Source: Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 (2013); the operators are jax-md's own
+    (`momentum_step`, `position_step`, `stochastic_step`), and a trajectory equals `jax_md.simulate.nvt_langevin`'s.
+
+    All 3n degrees of freedom are thermal: the centre of mass diffuses like a free Brownian particle, which moves no
+    pair of atoms. (ASE's Langevin subtracts the drift by default and then samples the canonical ensemble only nearly.)
+
+    The invariant is the effective energy E_pot + E_kin - heat, with the heat that the stochastic operator has put in:
+    Bussi and Parrinello, Phys. Rev. E 75, 056707 (2007). Its drift measures the error of the time step.
+
+    Args:
+        evaluate: energy, forces and stress of (system, neighbors).
+        timestep_fs: fs.
+        friction_per_fs: gamma, 1/fs.
+
+    Raises:
+        InputError: the time step or the friction is not positive.
+    """
+    from jax_md import simulate  # not at the top: importing it runs JAX operations and takes seconds
+
+    check_positive("timestep", timestep_fs, "fs")
+    check_positive("friction", friction_per_fs, "1/fs")
+    dt = timestep_fs * FEMTOSECOND
+    friction = friction_per_fs / FEMTOSECOND
+
+    def shift(positions: Float[Array, "n 3"], displacement: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+        return positions + displacement
+
+    def init(key: UInt32[Array, 2], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
+        """Draw momenta at kT (eV), drift included, and evaluate the forces."""
+        key, draw = jax.random.split(key)
+        target = jnp.asarray(kT, system.masses.dtype)
+        return MDState(
+            system=system,
+            neighbors=neighbors,
+            momenta=maxwell_boltzmann(draw, system.masses, target),
+            prediction=evaluate(system, neighbors),
+            bath=LangevinBath(kT=target, heat=jnp.zeros_like(target), degrees_of_freedom=3 * system.masses.shape[0]),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def apply(state: MDState) -> MDState:
+        """Take one step."""
+        masses = state.system.masses[:, None]
+        # jax-md's order: position, momentum, force, mass, key
+        parts = (state.system.positions, state.momenta, state.prediction.forces, masses, state.key)
+        walker = simulate.NVTLangevinState(*parts)  # ty: ignore[too-many-positional-arguments]
+        walker = simulate.momentum_step(walker, dt / 2)
+        walker = simulate.position_step(walker, shift, dt / 2)
+        before = walker.momentum
+        walker = simulate.stochastic_step(walker, dt, state.bath.kT, friction)
+        # (p'^2 - p^2) / 2m as a product of small factors: no cancellation of two large kinetic energies
+        heat = 0.5 * jnp.sum((walker.momentum - before) * (walker.momentum + before) / masses)
+        walker = simulate.position_step(walker, shift, dt / 2)
+        system = replace(state.system, positions=walker.position)
+        prediction = evaluate(system, state.neighbors)
+        walker = simulate.momentum_step(walker.set(force=prediction.forces), dt / 2)
+        return replace(
+            state,
+            system=system,
+            momenta=walker.momentum,
+            prediction=prediction,
+            bath=replace(state.bath, heat=state.bath.heat + heat),
+            key=walker.rng,
+            step=state.step + 1,
+        )
+
+    def invariant(state: MDState) -> Float[Array, ""]:
+        """Effective energy: total energy less the heat from the bath, eV."""
+        return state.prediction.energy + kinetic_energy(state) - state.bath.heat
+
+    return Integrator(init, apply, invariant)

@@ -1,0 +1,293 @@
+"""A small, smooth, local model: body-ordered moments of the neighbour density and one little net per element.
+
+Per atom i and species t of neighbours, type-agnostic moments (Shapeev, Multiscale Model. Simul. 14, 1153 (2016); Drautz,
+Phys. Rev. B 99, 014104 (2019))
+
+    M[i, t, lm, k] = sum_{j in t} f_k(r_ij) Y_lm(r_ij),   f_k = T_k(2 w - 1) (1 - u)^3,   u = (r / cutoff)^2,
+
+are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational invariants of
+these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2 with a third) feed a
+linear readout and a two-layer tanh net of the element. A soft wall, zero at all distances seen in training, keeps atoms apart.
+
+Everything per edge is rational in (x, y, z): no square root, exponential or table, hence smooth down to r = 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxpto.neighbors import Neighbors
+from jaxpto.system import System
+
+WARP = 0.2  # of q = 1 / (u + WARP): makes w = (1 + WARP) u q fine where bonds are, and |r| q / cutoff close to one
+WALL_HEIGHT = 500.0  # eV; a pair at 90 % of its wall distance costs 3.4 eV, at 80 % 23 eV
+
+Params = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Perovskite:
+    """Hyperparameters of the model; hashable, so that a compiled program can depend on them.
+
+    Attributes:
+        elements: atomic numbers the model knows.
+        cutoff: Angstrom.
+        radial: number of Chebyshev functions.
+        channels: number of mixed channels.
+        quartic: how many channels enter the four-body invariants.
+        hidden: width of the two layers of each element's net.
+        by_species: the neighbour list is dense, with one block of slots per species of the neighbour.
+    """
+
+    elements: tuple[int, ...]
+    cutoff: float = 6.0
+    radial: int = 10
+    channels: int = 12
+    quartic: int = 4
+    hidden: int = 32
+    by_species: bool = True
+
+    @property
+    def features(self) -> int:
+        """Number of invariants of one atom, with both (n, n') and (n', n)."""
+        pairs = self.quartic * (self.quartic + 1) // 2
+        return self.channels + 2 * self.channels**2 + 2 * pairs * self.quartic
+
+    def energy(
+        self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> Float[Array, ""]:
+        """Energy in eV of the edge vectors; see `Model.energy`."""
+        layout = neighbors.layout
+        n = system.positions.shape[0]
+        known = [self.elements.index(z) for z in layout.species]
+        own = (system.numbers[:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
+        return self.atomic_energies(select(params, known), own, vectors.reshape(n, -1, 3), layout.slots).sum()
+
+    def atomic_energies(
+        self,
+        params: Params,
+        own: Float[Array, "n t"],
+        vectors: Float[Array, "n s 3"],
+        slots: tuple[int, ...],
+    ) -> Float[Array, " n"]:
+        """Energy of each atom, eV.
+
+        Args:
+            params: parameters of the t species present, in the order of the blocks (`select`).
+            own: one-hot species of each atom.
+            vectors: edge vectors, Angstrom; slots sorted into blocks by species, empty ones beyond the cutoff.
+            slots: sizes of the t blocks.
+        """
+        n, species = own.shape
+        moment, wall = moments(vectors, own @ params["wall"], self.cutoff, self.radial, slots)
+        mix = (own @ params["mix"].reshape(species, -1)).reshape(n, species, self.channels, self.radial)
+        channels = sum(jnp.einsum("nck,nmk->ncm", mix[:, t], moment[:, t]) for t in range(species))
+        features = self.invariants(channels)
+        return wall + self.readout(params, own, features, moment[:, :, 0].reshape(n, -1))
+
+    def invariants(self, channels: Float[Array, "n c 9"]) -> Float[Array, "n d"]:
+        """Invariants [n, features] of the mixed moments [n, channels, 9]."""
+        n = channels.shape[0]
+        scalar, vector, tensor = channels[:, :, 0], channels[:, :, 1:4], channels[:, :, 4:9]
+        gram1 = jnp.einsum("nam,nbm->nab", vector, vector).reshape(n, -1)
+        gram2 = jnp.einsum("nam,nbm->nab", tensor, tensor).reshape(n, -1)
+        parts = [scalar, gram1, gram2]
+        if self.quartic:
+            first, second = np.triu_indices(self.quartic)
+            v, t = vector[:, : self.quartic], tensor[:, : self.quartic]
+            coupled = jnp.concatenate(
+                [couple_vectors(v[:, first], v[:, second]), couple_tensors(t[:, first], t[:, second])], axis=1
+            )
+            parts.append(jnp.einsum("nam,nbm->nab", coupled, t).reshape(n, -1))
+        return jnp.concatenate(parts, axis=1)
+
+    def readout(
+        self,
+        params: Params,
+        own: Float[Array, "n t"],
+        features: Float[Array, "n d"],
+        density: Float[Array, "n p"],
+    ) -> Float[Array, " n"]:
+        """Energy of each atom from its invariants [n, d] and its l = 0 moments [n, species * radial], eV."""
+        n, species = own.shape
+
+        def layer(x: Array, weight: Array, bias: Array) -> Array:
+            # all elements' weights at once, then pick: one dense product instead of a gather of matrices
+            wide = x @ jnp.moveaxis(weight, 0, 1).reshape(weight.shape[1], -1)
+            wide = wide.reshape(n, species, -1)
+            return (wide * own[:, :, None]).sum(axis=1) + own @ bias
+
+        first = jnp.tanh(layer(features, params["weight1"], params["bias1"]))
+        second = first + jnp.tanh(layer(first, params["weight2"], params["bias2"]))
+        return (
+            (second * (own @ params["weight3"])).sum(axis=1)
+            + (features * (own @ params["linear"])).sum(axis=1)
+            + (density * (own @ params["pair"].reshape(species, -1))).sum(axis=1)
+            + own @ params["offset"]
+        )
+
+
+# Leaves that have an axis for the neighbour's element behind the atom's own.
+PAIRWISE = ("wall", "mix", "pair")
+# Leaves that belong to one element.
+ATOMWISE = ("weight1", "bias1", "weight2", "bias2", "weight3", "linear", "offset")
+
+
+def select(params: Params, known: list[int]) -> Params:
+    """Parameters of the elements `known` (indices into `Perovskite.elements`), in this order."""
+    index = np.asarray(known)
+    return {k: v[index[:, None], index[None, :]] if k in PAIRWISE else v[index] for k, v in params.items()}
+
+
+def chebyshev(t: Array, count: int) -> list[Array]:
+    """T_0 ... T_{count - 1} of t, by halving (T_{a+b} = 2 T_a T_b - T_{b-a}) so that no long chain of products is repeated."""
+    values = [jnp.ones_like(t), t]
+    for k in range(2, count):
+        a, b = k // 2, k - k // 2
+        values.append(2.0 * values[a] * values[b] - values[b - a])
+    return values
+
+
+def chebyshev_slopes(count: int) -> np.ndarray:
+    """Matrix D [count, count] with dT_k / dt = sum_j D[k, j] T_j."""
+    d = np.zeros((count, count))
+    for k in range(1, count):
+        d[k, np.arange(k - 1, -1, -2)] = 2.0 * k
+    d[:, 0] *= 0.5
+    return d
+
+
+def harmonics(x: Array, y: Array, z: Array) -> list[Array]:
+    """Real solid harmonics up to l = 2, in Racah normalization, of a scaled edge vector."""
+    r3 = np.sqrt(3.0).item()
+    return [
+        jnp.ones_like(x), x, y, z,
+        r3 * x * y, r3 * y * z, z * z - 0.5 * (x * x + y * y), r3 * x * z, (0.5 * r3) * (x * x - y * y),
+    ]  # fmt: skip
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def moments(
+    vectors: Float[Array, "n s 3"],
+    wall: Float[Array, "n t"],
+    cutoff: float,
+    radial: int,
+    slots: tuple[int, ...],
+) -> tuple[Float[Array, "n t 9 k"], Float[Array, "n"]]:
+    """Moments M[i, t, lm, k] and wall energy (eV) of each atom; the derivative is written out below for speed.
+
+    Args:
+        vectors: edge vectors, Angstrom, slots sorted into blocks, empty ones beyond the cutoff.
+        wall: distance below which the atom repels neighbours of each block, Angstrom.
+        cutoff: Angstrom.
+        radial: number of radial functions.
+        slots: sizes of the blocks.
+    """
+    return _moments_forward(vectors, wall, cutoff, radial, slots)[0]
+
+
+def _blocks(slots: tuple[int, ...]) -> list[slice]:
+    ends = np.cumsum(slots).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, slots, strict=True)]
+
+
+def _moments_forward(vectors, wall, cutoff, radial, slots):
+    """M = sum_j h_k (gap Y_lm) with h_k = T_k gap^2 and gap = 1 - u: the derivative needs no other radial function."""
+    kept, moment, energies = [], [], []
+    for t, block in enumerate(_blocks(slots)):
+        x, y, z = (vectors[:, block, a] * (1.0 / cutoff) for a in range(3))
+        u = x * x + y * y + z * z
+        u = jnp.where(u > 1.0, jnp.ones_like(u), u)  # every radial function and its slope vanish there
+        q = 1.0 / (u + WARP)
+        gap = 1.0 - u
+        h = jnp.stack([f * (gap * gap) for f in chebyshev((2.0 * (1.0 + WARP)) * u * q - 1.0, radial)], axis=1)
+        angular = jnp.stack([gap * f for f in harmonics(x * q, y * q, z * q)], axis=1)
+        start = (wall[:, t] * (1.0 / cutoff))[:, None] ** 2
+        depth = jnp.where(u < start, start - u, jnp.zeros_like(u)) / start
+        moment.append(jnp.einsum("nms,nks->nmk", angular, h))
+        # each pair counts twice, once from either side
+        energies.append((0.5 * WALL_HEIGHT) * (depth * depth * depth).sum(axis=1))
+        kept.append((x, y, z, u, q, h, (-1.5 * WALL_HEIGHT) * depth * depth / start))
+    return (jnp.stack(moment, axis=1), sum(energies)), kept
+
+
+def _moments_backward(cutoff, radial, slots, kept, cotangent):
+    """With c = dE/dM: dE/du = sum_m Y_m sum_k c_mk df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
+    dmoment, denergy = cotangent
+    slopes = jnp.asarray(chebyshev_slopes(radial), dmoment.dtype)
+    both = jnp.concatenate([dmoment, (dmoment.reshape(-1, radial) @ slopes).reshape(dmoment.shape)], axis=2)
+    r3 = np.sqrt(3.0).item()
+    gradients = []
+    for t, (x, y, z, u, q, h, dwall) in enumerate(kept):
+        c = jnp.einsum("nmk,nks->nms", both[:, t], h)
+        gap = 1.0 - u
+        a, b, d = x * q, y * q, z * q
+        angular = harmonics(a, b, d)
+        g = [c[:, m] * gap for m in range(9)]
+        value = sum(c[:, m] * angular[m] for m in range(9))
+        slope = sum(c[:, m + 9] * angular[m] for m in range(9))
+        dt = (2.0 * (1.0 + WARP) * WARP) * q * q
+        du = slope * gap * dt - 3.0 * value + dwall * denergy[:, None]  # of f = T gap^3 = h gap
+        ga = g[1] + r3 * (g[4] * b + g[7] * d + g[8] * a) - g[6] * a
+        gb = g[2] + r3 * (g[4] * a + g[5] * d - g[8] * b) - g[6] * b
+        gd = g[3] + r3 * (g[5] * b + g[7] * a) + 2.0 * g[6] * d
+        radial_part = 2.0 * (du - q * (ga * a + gb * b + gd * d))
+        gradients.append(
+            jnp.stack([ga * q + radial_part * x, gb * q + radial_part * y, gd * q + radial_part * z], axis=2)
+        )
+    return jnp.concatenate(gradients, axis=1) * (1.0 / cutoff), None
+
+
+moments.defvjp(_moments_forward, _moments_backward)
+
+
+def couple_vectors(v: Float[Array, "n p 3"], w: Float[Array, "n p 3"]) -> Float[Array, "n p 5"]:
+    """The l = 2 part of the product of two l = 1 quantities (x, y, z)."""
+    x, y, z = (v[:, :, a] for a in range(3))
+    a, b, c = (w[:, :, i] for i in range(3))
+    half = np.sqrt(3.0).item() / 2.0
+    return jnp.stack(
+        [half * (x * b + y * a), half * (y * c + z * b), z * c - 0.5 * (x * a + y * b), half * (x * c + z * a),
+         half * (x * a - y * b)], axis=2
+    )  # fmt: skip
+
+
+def couple_tensors(p: Float[Array, "n p 5"], q: Float[Array, "n p 5"]) -> Float[Array, "n p 5"]:
+    """The l = 2 part of the product of two l = 2 quantities: the symmetric traceless part of their matrix product."""
+    half = np.sqrt(3.0).item() / 2.0
+    a, b, c, d, e = (p[:, :, i] for i in range(5))
+    f, g, h, i, j = (q[:, :, k] for k in range(5))
+    return jnp.stack(
+        [
+            half * (b * i + d * g) - (a * h + c * f),
+            half * (a * i + d * f) + 0.5 * (b * h + c * g) - half * (b * j + e * g),
+            c * h - a * f - e * j + 0.5 * (b * g + d * i),
+            half * (a * g + b * f) + 0.5 * (c * i + d * h) + half * (d * j + e * i),
+            half * (d * i - b * g) - (c * j + e * h),
+        ],
+        axis=2,
+    )
+
+
+def initialize(model: Perovskite, key: Array, dtype: np.typing.DTypeLike = np.float32) -> Params:
+    """Random parameters whose energy is zero (readouts start at zero), without a wall."""
+    e, d, h = len(model.elements), model.features, model.hidden
+    keys = jax.random.split(key, 3)
+    return {
+        "wall": jnp.full((e, e), 1e-3, dtype),
+        "mix": jax.random.normal(keys[0], (e, e, model.channels, model.radial), dtype) / np.sqrt(model.radial).item(),
+        "pair": jnp.zeros((e, e, model.radial), dtype),
+        "weight1": jax.random.normal(keys[1], (e, d, h), dtype) / np.sqrt(d).item(),
+        "bias1": jnp.zeros((e, h), dtype),
+        "weight2": jax.random.normal(keys[2], (e, h, h), dtype) / np.sqrt(h).item(),
+        "bias2": jnp.zeros((e, h), dtype),
+        "weight3": jnp.zeros((e, h), dtype),
+        "linear": jnp.zeros((e, d), dtype),
+        "offset": jnp.zeros((e,), dtype),
+    }

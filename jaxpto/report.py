@@ -1,0 +1,358 @@
+"""COMMAND python -m jaxpto.report: summary, figures and a web page from the stored results of one or several sweeps."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import io
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import ase
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxpto import figures, report_html
+from jaxpto.command import run_command
+from jaxpto.errors import InputError
+from jaxpto.observables.polarization import perovskite_repeats
+from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summarize, transitions
+from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.storage.trajectory import Trajectory, read_trajectory
+
+CONFIG_FILE = "config.json"
+OUTCOME_FILE = "outcome.json"
+TRANSITION_FILE = "transition.json"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Regenerate summary.csv, summary.json, figures and report.html of a sweep, or compare several sweeps.
+
+    Attributes:
+        folders: output folder of a sweep; several are compared in common figures.
+        out: folder for the comparison of several sweeps.
+    """
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    out: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a report tells about a sweep.
+
+    Attributes:
+        records: all replicas.
+        repeats: 5-atom cells along each supercell vector.
+        equilibration: fraction of each run left out of the averages.
+        formula: reduced chemical formula, metals first, as in "PbTiO3".
+        settings: content of config.json: the configuration, versions, device, git state.
+        notes: remarks for the reader, such as why there is no polarization.
+    """
+
+    records: list[ReplicaRecord]
+    repeats: tuple[int, int, int]
+    equilibration: float
+    formula: str
+    settings: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a finished sweep back from config.json, outcome.json and its trajectories.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    folder = Path(folder)
+    document = _read_json(folder / CONFIG_FILE)
+    if not (folder / OUTCOME_FILE).exists():
+        raise InputError(f"{folder}: the sweep has not finished; continue it with python -m jaxpto.sweep ... --resume")
+    outcome = _read_json(folder / OUTCOME_FILE)
+    try:
+        config, entries = document["config"], outcome["replicas"]
+        stress = config["stress"]
+        pressure = config["pressure"] if stress is None else -sum(stress[:3]) / 3.0
+        earlier: Counter[float] = Counter()
+        records, first = [], None
+        for entry in entries:
+            trajectory = read_trajectory(folder / "trajectories" / entry["trajectory"])
+            temperature = float(entry["temperature_K"])
+            records.append(_record(entry, trajectory, float(pressure), earlier[temperature]))
+            earlier[temperature] += 1
+            if first is None and len(trajectory.step):
+                first = _first_frame(trajectory)
+        note = outcome["polarization_note"]
+        return Run(
+            records=records,
+            repeats=(None if first is None else perovskite_repeats(first)) or _three(config["supercell"]),
+            equilibration=float(config["equilibration"]),
+            formula="" if first is None else first.symbols.formula.reduce()[0].format("metal"),
+            settings=document | {"seconds": outcome["seconds"]},
+            notes=(note,) if note else (),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: config.json or outcome.json is damaged ({error!r}); restore it") from None
+
+
+def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, replica: int) -> ReplicaRecord:
+    """One replica from its entry in outcome.json and its trajectory."""
+    observed = {name: np.asarray(values, np.float64) for name, values in stored.observables.items()}
+    return ReplicaRecord(
+        temperature_K=float(entry["temperature_K"]),
+        pressure_GPa=pressure_GPa,
+        replica=replica,
+        status=entry["status"],
+        reason=entry["reason"],
+        step_failed=entry["step_failed"],
+        time_ps=np.asarray(stored.time, np.float64) / 1000.0,
+        cell=np.asarray(stored.cells, np.float64),
+        temperature=observed["temperature"],
+        potential_energy=observed["potential_energy"],
+        kinetic_energy=observed["kinetic_energy"],
+        conserved=observed["conserved"],
+        stress=observed["stress"],
+        polarization=observed["polarization"] if np.isfinite(observed["polarization"]).any() else None,
+    )
+
+
+def _first_frame(stored: Trajectory) -> ase.Atoms:
+    return ase.Atoms(stored.numbers, stored.positions[0], cell=stored.cells[0], pbc=True)
+
+
+def write_outputs(folder: str | Path, console: Console) -> None:
+    """Summary, figures and report of a finished sweep into its folder, and its result on the console.
+
+    Raises:
+        InputError: `folder` holds no finished sweep.
+        StorageError: the disk refuses a file.
+    """
+    finished = load_run(folder)
+    rows = write_all(folder, finished)
+    table = Table(box=None, pad_edge=False)
+    for name in ("T (K)", "phase", "a (A)", "b (A)", "c (A)", "c/a", "P (C/m^2)"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    uncertain = report_html.uncertain
+    for row in rows:
+        lattice = [uncertain(row.a, row.a_sem), uncertain(row.b, row.b_sem), uncertain(row.c, row.c_sem)]
+        ratio, polar = uncertain(row.c_over_a, row.c_over_a_sem), uncertain(row.P, row.P_sem)
+        table.add_row(f"{row.temperature_K:g}", row.phase, *lattice, ratio, polar)
+    console.print(table)
+    for row in rows:
+        if row.warnings:
+            console.print(f"{row.temperature_K:g} K: {row.warnings}", highlight=False, soft_wrap=True)
+    console.print(headline(rows, _subject(finished)), highlight=False, soft_wrap=True)
+    console.print(f"report: {Path(folder) / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def write_all(folder: str | Path, run: Run) -> list[TemperatureSummary]:
+    """Summary, figures and report of a sweep into its folder; returns the rows of the summary."""
+    rows = summarize(run.records, run.repeats, run.equilibration)
+    write_summary(folder, rows, run.formula)
+    images = make_figures(run, rows)
+    for name, image in images.items():
+        _write_bytes(Path(folder) / name, image)
+    write_report(folder, run, rows, images)
+    return rows
+
+
+def write_summary(folder: str | Path, rows: list[TemperatureSummary], formula: str) -> None:
+    """Write summary.csv, summary.json (a list of rows, one a temperature) and transition.json (`Transition`).
+
+    Units are those of `TemperatureSummary`; a value that does not exist is empty in CSV and null in JSON.
+    """
+    table = [dataclasses.asdict(row) for row in rows]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(TemperatureSummary)])
+    writer.writeheader()
+    for line in table:
+        missing = {key: "" for key, value in line.items() if isinstance(value, float) and math.isnan(value)}
+        writer.writerow(line | missing)
+    write_text_atomic(Path(folder) / "summary.csv", buffer.getvalue())
+    write_json_atomic(Path(folder) / SUMMARY_FILE, table)
+    found = [dataclasses.asdict(transition) for transition in transitions(rows)]
+    write_json_atomic(Path(folder) / TRANSITION_FILE, {"formula": formula, "transitions": found})
+
+
+def read_summary(folder: str | Path) -> list[TemperatureSummary]:
+    """Rows of a summary.json.
+
+    Raises:
+        InputError: the file is missing or was written by another version.
+    """
+    path = Path(folder) / SUMMARY_FILE
+    try:
+        return [TemperatureSummary(**{key: _or_nan(value) for key, value in line.items()}) for line in _read_json(path)]
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {error}; regenerate it with python -m jaxpto.report {folder}") from None
+
+
+def _or_nan(value: Any) -> Any:
+    return math.nan if value is None else value  # only numbers are ever null
+
+
+def make_figures(run: Run, rows: list[TemperatureSummary]) -> dict[str, bytes]:
+    """The figures of a sweep as PNG by file name; polarization.png only where there is a polarization."""
+    sweep = [figures.Sweep(run.formula, rows)]
+    images = {"lattice.png": figures.png(figures.lattice_figure(sweep, _experiment(run.formula, rows)))}
+    polarization = figures.polarization_figure(sweep)
+    if polarization is not None:
+        images["polarization.png"] = figures.png(polarization)
+    images["timeseries.png"] = figures.png(figures.timeseries_figure(run.records, run.repeats, run.equilibration))
+    return images
+
+
+def headline(rows: list[TemperatureSummary], subject: str) -> str:
+    """The result of a sweep in one sentence.
+
+    Args:
+        rows: one a temperature.
+        subject: what was simulated with what, as in "PbTiO3 with perovskite".
+    """
+    found = transitions(rows)
+    text = f"{subject}: {found[0].message if found else 'no transition to be seen, the shape of the cell is fixed'}"
+    lost = sum(row.n_replicas - row.n_ok for row in rows)
+    if lost:
+        lowest = min(row.temperature_K for row in rows if row.n_ok < row.n_replicas)
+        text += f"; {lost} of {sum(row.n_replicas for row in rows)} replicas melted or failed, from {lowest:g} K on"
+    return text + "."
+
+
+def write_report(folder: str | Path, run: Run, rows: list[TemperatureSummary], images: dict[str, bytes]) -> None:
+    """Write report.html: result, table, convergence, lost replicas, figures, how it was run; it needs no other file.
+
+    Args:
+        folder: output folder of the sweep.
+        run: the sweep.
+        rows: its summary.
+        images: figures as PNG by file name.
+    """
+    subject = _subject(run)
+    remarks = [f"From the {found.order_parameter}: {found.message}." for found in transitions(rows)[1:]]
+    sections = [
+        report_html.result(headline(rows, subject), [*remarks, *run.notes]),
+        report_html.summary_table(rows),
+        report_html.warning_section(rows),
+        report_html.failure_section(run.records),
+        report_html.figure_section(images),
+        report_html.settings_section(run.settings),
+    ]
+    write_text_atomic(Path(folder) / "report.html", report_html.page(f"Temperature sweep of {subject}", sections))
+
+
+def compare(folders: list[str], out: str | Path) -> None:
+    """Overlay finished sweeps (a tetragonal and a cubic start, or several models) in lattice.png and polarization.png.
+
+    Args:
+        folders: output folders with a summary.json.
+        out: folder for the two figures and a report.html; created if missing.
+
+    Raises:
+        InputError: a folder holds no sweep, or `out` is one of the folders.
+    """
+    out = Path(out)
+    if any(Path(folder).resolve() == out.resolve() for folder in folders):
+        raise InputError(f"--out {out} is one of the compared sweeps and would be overwritten; give another folder")
+    tables = [read_summary(folder) for folder in folders]
+    settings = [_read_json(Path(folder) / CONFIG_FILE) for folder in folders]
+    formulas = [_read_json(Path(folder) / TRANSITION_FILE)["formula"] for folder in folders]
+    names = _distinct_names(folders, settings)
+    sweeps = [figures.Sweep(name, rows) for name, rows in zip(names, tables, strict=True)]
+    experiment = _experiment(formulas[0], [row for rows in tables for row in rows]) if len(set(formulas)) == 1 else None
+    images = {"lattice.png": figures.png(figures.lattice_figure(sweeps, experiment))}
+    polarization = figures.polarization_figure(sweeps)
+    if polarization is not None:
+        images["polarization.png"] = figures.png(polarization)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        _write_bytes(out / name, image)
+    findings = [headline(rows, name) for rows, name in zip(tables, names, strict=True)]
+    tables_html = [
+        f"{report_html.summary_table(rows).replace('<h2>Results</h2>', f'<h2>{html.escape(name)}</h2>', 1)}"
+        for rows, name in zip(tables, names, strict=True)
+    ]
+    sections = [report_html.result(findings[0], []), *(report_html.result(text, []) for text in findings[1:])]
+    sections += [report_html.figure_section(images), *tables_html]
+    sections.append(report_html.settings_section(dict(zip(names, folders, strict=True)), "Compared folders"))
+    write_text_atomic(out / "report.html", report_html.page("Comparison of temperature sweeps", sections))
+
+
+def run(config: ReportConfig) -> None:
+    """Regenerate the report of one sweep, or compare several.
+
+    Raises:
+        InputError: no folder, several without --out, or a folder that holds no sweep.
+    """
+    console = Console()
+    if not config.folders:
+        raise InputError("no folder given; name the output folder of a sweep")
+    for folder in config.folders:
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder}: no such folder; give the output folder of a sweep")
+    if config.out is not None:
+        compare(list(config.folders), config.out)
+        console.print(f"report: {Path(config.out) / 'report.html'}", highlight=False, soft_wrap=True)
+        return
+    if len(config.folders) > 1:
+        raise InputError(f"{len(config.folders)} folders to compare but no --out; name a folder for the comparison")
+    write_outputs(config.folders[0], console)
+
+
+def main() -> int:
+    """Entry point of `python -m jaxpto.report`."""
+    return run_command("report", ReportConfig, run)
+
+
+def _experiment(formula: str, rows: list[TemperatureSummary]) -> figures.Experiment | None:
+    ambient = all(abs(row.pressure_GPa) < 0.1 for row in rows)
+    return figures.LEAD_TITANATE if formula == "PbTiO3" and ambient else None
+
+
+def _subject(run: Run) -> str:
+    return f"{run.formula} with {run.settings['config']['model']}"
+
+
+def _distinct_names(folders: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """Short names that tell the sweeps apart: what differs of their settings, else the folders' names."""
+    described = [
+        (one["config"]["model"], Path(one["config"]["structure"]).stem, one["config"]["ensemble"]) for one in settings
+    ]
+    differing = [k for k in range(3) if len({parts[k] for parts in described}) > 1]
+    names = [", ".join(parts[k] for k in differing) for parts in described]
+    if len(set(names)) < len(names):
+        names = [Path(folder).resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else folders
+
+
+def _three(values: list[int]) -> tuple[int, int, int]:
+    first, second, third = values
+    return int(first), int(second), int(third)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the output folder of a sweep") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); restore the file") from None
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

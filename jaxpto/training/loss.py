@@ -1,0 +1,74 @@
+"""What a model says about stored frames, and how wrong that is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxpto.models.perovskite import Params, Perovskite
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights, and the errors that count as one.
+
+    Attributes:
+        energy, forces, virial: weights of the three terms.
+        energy_scale: eV / atom.
+        forces_scale: eV / Angstrom.
+        virial_scale: eV / atom.
+        robust: errors beyond this many scales count linearly instead of quadratically.
+    """
+
+    energy: float = 1.0
+    forces: float = 1.0
+    virial: float = 0.5
+    energy_scale: float = 0.003
+    forces_scale: float = 0.1
+    virial_scale: float = 0.006
+    robust: float = 3.0
+
+
+def predict(
+    model: Perovskite,
+    params: Params,
+    own: Float[Array, "n t"],
+    vectors: Float[Array, "n s 3"],
+    senders: Int[Array, " e"],
+    slots: tuple[int, ...],
+) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]:
+    """Energy (eV), forces (eV / Angstrom) and virial -dE/dstrain (eV) of one frame."""
+    energy, slope = jax.value_and_grad(lambda v: model.atomic_energies(params, own, v, slots).sum())(vectors)
+    flat = slope.reshape(-1, 3)
+    forces = slope.sum(axis=1).at[senders].add(-flat, mode="drop")
+    virial = -(vectors.reshape(-1, 3).T @ flat)
+    return energy, forces, 0.5 * (virial + virial.T)
+
+
+def robust_square(x: Array, limit: float) -> Array:
+    """Pseudo-Huber function: x**2 for |x| << limit, 2 limit |x| beyond."""
+    return 2.0 * limit**2 * (jnp.sqrt(1.0 + (x / limit) ** 2) - 1.0)
+
+
+def loss(
+    prediction: tuple[Array, Array, Array], target: tuple[Array, Array, Array], atoms: int, weights: LossWeights
+) -> Float[Array, ""]:
+    """Weighted robust error of energy, forces and virial of one frame; a virial label of NaN is left out."""
+    (energy, forces, virial), (energy0, forces0, virial0) = prediction, target
+    labelled = jnp.isfinite(virial0).all()
+    virial_error = jnp.where(labelled, virial - jnp.where(labelled, virial0, 0.0), 0.0)
+    terms = (
+        (weights.energy, (energy - energy0) / (atoms * weights.energy_scale)),
+        (weights.forces, (forces - forces0) / weights.forces_scale),
+        (weights.virial, virial_error / (atoms * weights.virial_scale)),
+    )
+    return sum(w * robust_square(x, weights.robust).mean() for w, x in terms)
+
+
+def one_hot(numbers: np.ndarray, species: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """One-hot species [n, t] of atomic numbers [n]."""
+    return (numbers[:, None] == np.array(species)[None, :]).astype(dtype)

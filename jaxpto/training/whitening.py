@@ -1,0 +1,89 @@
+"""A fixed linear change of the model's inputs that makes training well conditioned; folded into the weights afterwards.
+
+Training works on `raw` weights that act on whitened radial functions (per element pair) and whitened invariants (per
+element). `fold` multiplies the whitening in and gives the parameters that `Perovskite` uses.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxpto.models.perovskite import Params, Perovskite
+
+
+@struct.dataclass
+class Whitening:
+    """Whitening of e elements.
+
+    Attributes:
+        radial: [e, e, k, k] applied to the k radial functions of an element pair.
+        mean: [e, d] subtracted from the d independent invariants.
+        features: [e, d, d] applied to them.
+    """
+
+    radial: Float[Array, "e e k k"]
+    mean: Float[Array, "e d"]
+    features: Float[Array, "e d d"]
+
+
+def independent(model: Perovskite) -> np.ndarray:
+    """Indices of the invariants that are not the mirror image (n', n) of another."""
+    c = model.channels
+    first, second = np.triu_indices(c)
+    upper = first * c + second
+    rest = np.arange(c + 2 * c * c, model.features)
+    return np.concatenate([np.arange(c), c + upper, c + c * c + upper, rest])
+
+
+def inverse_root(covariance: np.ndarray, floor: float) -> np.ndarray:
+    """Symmetric inverse square root of covariances [..., k, k] with eigenvalues raised by `floor` times the mean one."""
+    values, basis = np.linalg.eigh(covariance)
+    values = np.maximum(values, 0.0)
+    mean = values.mean(-1, keepdims=True)
+    scale = 1.0 / np.sqrt(values + floor * mean + 1e-12)
+    return np.einsum("...ij,...j,...kj->...ik", basis, scale, basis)
+
+
+def fold(model: Perovskite, raw: Params, whitening: Whitening) -> Params:
+    """The parameters that give, on plain inputs, what `raw` gives on whitened ones."""
+    kept = independent(model)
+    weight1 = jnp.einsum("epd,eph->edh", whitening.features, raw["weight1"])
+    linear = jnp.einsum("epd,ep->ed", whitening.features, raw["linear"])
+    e, _, h = weight1.shape
+    return raw | {
+        "mix": jnp.einsum("abnp,abpk->abnk", raw["mix"], whitening.radial),
+        "pair": jnp.einsum("abp,abpk->abk", raw["pair"], whitening.radial),
+        "weight1": jnp.zeros((e, model.features, h), weight1.dtype).at[:, kept].set(weight1),
+        "bias1": raw["bias1"] - jnp.einsum("ed,edh->eh", whitening.mean, weight1),
+        "linear": jnp.zeros((e, model.features), linear.dtype).at[:, kept].set(linear),
+        "offset": raw["offset"] - jnp.einsum("ed,ed->e", whitening.mean, linear),
+    }
+
+
+def unfold(model: Perovskite, params: Params, whitening: Whitening) -> Params:
+    """Inverse of `fold`: raw weights that stand for given parameters."""
+    kept = independent(model)
+    c = model.channels
+    first, second = np.divmod(np.arange(c * c), c)
+    mirror = np.arange(model.features)
+    mirror[c : c + c * c] = c + second * c + first
+    mirror[c + c * c : c + 2 * c * c] = c + c * c + second * c + first
+
+    def once(weight: Array) -> Array:
+        total = weight + jnp.where((mirror == np.arange(model.features)).reshape(1, -1, *[1] * (weight.ndim - 2)), 0.0, 1.0) * weight[:, mirror]
+        return total[:, kept]
+
+    weight1, linear = once(params["weight1"]), once(params["linear"])
+    transposed = jnp.swapaxes(whitening.features, 1, 2)
+    radial = jnp.linalg.inv(whitening.radial)
+    return params | {
+        "mix": jnp.einsum("abnk,abkp->abnp", params["mix"], radial),
+        "pair": jnp.einsum("abk,abkp->abp", params["pair"], radial),
+        "weight1": jnp.linalg.solve(transposed, weight1),
+        "bias1": params["bias1"] + jnp.einsum("ed,edh->eh", whitening.mean, weight1),
+        "linear": jnp.linalg.solve(transposed, linear[:, :, None])[:, :, 0],
+        "offset": params["offset"] + jnp.einsum("ed,ed->e", whitening.mean, linear),
+    }

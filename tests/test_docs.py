@@ -1,0 +1,47 @@
+"""The Python code blocks of README and docs run, in order, one namespace a page; bash blocks name real commands and options."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path):
+    code = blocks(page, "python")
+    if not code:
+        return
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(code))
+    ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def options_of(module: str) -> set[str]:
+    ran = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[a-z][a-z-]*", ran.stdout))
+
+
+def test_bash_blocks_name_real_options():
+    known: dict[str, set[str]] = {}
+    checked = 0
+    for page in PAGES:
+        for line in "".join(blocks(page, "bash")).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] != ["python", "-m"] or not words[2].startswith("jaxpto."):
+                continue
+            options = known.setdefault(words[2], options_of(words[2]))
+            used = {word.partition("=")[0] for word in words[3:] if word.startswith("--")}
+            assert used <= options, f"{page.name}: {line}: unknown {used - options}"
+            checked += 1
+    assert checked > 0

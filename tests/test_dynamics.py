@@ -1,0 +1,199 @@
+"""The batched loop: independence of replicas, failures, overflow, chunks, devices."""
+
+import dataclasses
+
+import ase.build
+import jax
+import numpy as np
+import pytest
+
+from jaxpto import dynamics, sweep, units
+from jaxpto.config import SweepConfig
+from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.neighbors import allocate
+from jaxpto.potential import Potential
+from jaxpto.system import from_ase
+
+TEMPERATURES = (20.0, 40.0, 60.0)
+LIMITS = dynamics.Limits()
+
+
+def argon() -> ase.Atoms:
+    atoms = ase.build.bulk("Ar", "fcc", a=5.3, cubic=True).repeat((2, 2, 2))
+    atoms.rattle(0.02, seed=1)
+    return atoms
+
+
+def argon_potential() -> Potential:
+    return lennard_jones(["Ar"], [0.0103], [3.40], cutoff=6.0, onset=5.0, dtype=np.float64)
+
+
+def make(
+    ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0
+) -> sweep.Setup:
+    config = SweepConfig(
+        temperatures=temperatures,
+        steps=steps,
+        ensemble=ensemble,
+        dtype="float64",
+        timestep=timestep,
+        seed=3,
+        mask="full",
+    )
+    return sweep.Setup(
+        config=config,
+        potential=argon_potential(),
+        atoms=argon(),
+        topology=None,
+        note="",
+        method=sweep._method(config),
+        schedule=dynamics.Schedule(steps, sample_every, per_chunk),
+        limits=LIMITS,
+        temperatures=np.asarray(temperatures),
+    )
+
+
+def begin(setup: sweep.Setup, headroom: float = 1.5):
+    system = from_ase(setup.atoms, np.float64)
+    layout = allocate(
+        [system], setup.potential.cutoff, 0.4, by_species=setup.potential.model.by_species, headroom=headroom
+    )
+    return jax.jit(lambda: sweep.start(setup, layout))()
+
+
+def go(setup: sweep.Setup, states, watch, devices=1) -> tuple[dynamics.Sample, list[dynamics.Chunk]]:
+    """Run to the end: samples [samples, replicas, ...] and the chunks."""
+    mesh = dynamics.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices])
+    states, watch = dynamics.pad_replicas(states, watch, mesh)
+    chunks = list(
+        dynamics.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh)
+    )
+    samples = jax.tree.map(
+        lambda *parts: np.concatenate(parts)[:, : len(setup.temperatures)], *[c.samples for c in chunks]
+    )
+    return samples, chunks
+
+
+def equal(first: dynamics.Sample, second: dynamics.Sample) -> bool:
+    return all(
+        np.array_equal(a, b, equal_nan=True)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+
+
+@pytest.fixture(scope="module", params=["npt", "nvt"])
+def reference(request):
+    setup = make(request.param)
+    samples, _ = go(setup, *begin(setup))
+    return setup, samples
+
+
+def test_steps_and_samples_are_counted(reference):
+    _, samples = reference
+    assert samples.step.tolist() == [[10 * k] * 3 for k in range(1, 7)]
+    assert samples.valid.all()
+
+
+def test_a_last_interval_may_be_short():
+    setup = make(steps=25)
+    samples, _ = go(setup, *begin(setup))
+    assert samples.step[:, 0].tolist() == [10, 20, 25]
+
+
+def test_chunk_length_changes_no_number(reference):
+    setup, samples = reference
+    other = dataclasses.replace(setup, schedule=dataclasses.replace(setup.schedule, samples_per_chunk=6))
+    assert equal(go(other, *begin(other))[0], samples)
+
+
+def test_a_batch_of_three_is_three_singles(reference):
+    setup, samples = reference
+    states, watch = begin(setup)
+    for replica, temperature in enumerate(setup.temperatures):
+        single = dataclasses.replace(setup, temperatures=np.asarray([temperature]))
+        mine = jax.tree.map(lambda x, r=replica: x[r : r + 1], (states, watch))
+        alone, _ = go(single, *mine)
+        np.testing.assert_allclose(alone.positions[:, 0], samples.positions[:, replica], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(alone.cell[:, 0], samples.cell[:, replica], rtol=0, atol=1e-9)
+
+
+def test_two_devices_and_a_padded_batch_give_the_same(reference):
+    setup, samples = reference
+    if len(jax.local_devices()) < 2:
+        pytest.skip("JAX was started with one CPU device; run the suite through pytest so that conftest sets two")
+    spread, _ = go(setup, *begin(setup), devices=2)
+    np.testing.assert_allclose(spread.positions, samples.positions, rtol=0, atol=1e-9)
+    assert spread.valid.shape == samples.valid.shape
+
+
+def test_noise_of_replicas_is_not_correlated():
+    setup = make("nvt", temperatures=(50.0, 50.0 + 1e-9))
+    states, _ = begin(setup)
+    first, second = np.asarray(states.momenta).reshape(2, -1)
+    correlation = np.corrcoef(first, second)[0, 1]
+    assert abs(correlation) < 4.0 / np.sqrt(first.size)
+    samples, _ = go(setup, *begin(setup))
+    moved = samples.positions - samples.positions[:1]
+    correlation = np.corrcoef(moved[-1, 0].ravel(), moved[-1, 1].ravel())[0, 1]
+    assert abs(correlation) < 5.0 / np.sqrt(moved[-1, 0].size)
+
+
+def spoil(states, replica: int, factor: float):
+    """Give one replica far too much kinetic energy."""
+    return states.replace(momenta=states.momenta.at[replica].multiply(factor))
+
+
+@pytest.mark.parametrize(("factor", "reason"), [(8.0, {2, 3, 4}), (np.nan, {1})], ids=["exploding", "not finite"])
+def test_a_lost_replica_is_frozen_and_the_others_do_not_notice(reference, factor, reason):
+    setup, _ = reference
+    states, watch = begin(setup, headroom=3.0)
+    healthy, _ = go(setup, states, watch)
+    lost, chunks = go(setup, spoil(states, 1, factor), watch)
+    last = chunks[-1]
+    assert np.asarray(last.watch.alive).tolist() == [True, False, True]
+    assert int(last.watch.reason[1]) in reason
+    assert 0 <= int(last.watch.failed_step[1]) <= 60
+    assert not lost.valid[-1, 1]
+    assert lost.valid[:, [0, 2]].all()
+    others = jax.tree.map(lambda x: x[:, [0, 2]], (healthy, lost))
+    assert equal(*others)
+    # the state kept of the lost replica is the last good one
+    kept = np.asarray(last.states.system.positions[1])
+    assert np.isfinite(kept).all()
+
+
+def test_heat_makes_argon_melt():
+    setup = make("nvt", temperatures=(20.0, 600.0), steps=1500, sample_every=50, per_chunk=30)
+    setup = dataclasses.replace(setup, limits=dynamics.Limits(lindemann=0.3))
+    _, chunks = go(setup, *begin(setup, headroom=3.0))
+    assert np.asarray(chunks[-1].watch.alive).tolist() == [True, False]
+    assert "molten" in setup.limits.describe(int(chunks[-1].watch.reason[1]))
+
+
+def test_a_rigid_drift_is_not_melting():
+    setup = make("nve", temperatures=(20.0,), steps=400, sample_every=100, per_chunk=4)
+    states, watch = begin(setup)
+    mass = np.asarray(states.system.masses[0])
+    states = states.replace(momenta=states.momenta + 0.02 / units.FEMTOSECOND * 0.5 * mass[None, :, None])
+    samples, chunks = go(dataclasses.replace(setup, limits=dynamics.Limits(hot=1e9)), states, watch)
+    assert np.linalg.norm(samples.positions[-1, 0].mean(0) - samples.positions[0, 0].mean(0)) > 3.0
+    assert bool(chunks[-1].watch.alive[0])
+
+
+def test_overflow_is_redone_with_a_larger_list_and_the_same_numbers():
+    setup = make(temperatures=(20.0, 80.0), steps=100)
+    roomy, _ = go(setup, *begin(setup, headroom=3.0))
+    tight, chunks = go(setup, *begin(setup, headroom=1.0))
+    assert sum(chunk.regrown for chunk in chunks) > 0, "the tight list never overflowed: nothing was tested"
+    np.testing.assert_allclose(tight.positions, roomy.positions, rtol=0, atol=1e-8)
+
+
+def test_overflow_without_end_freezes_only_its_replica():
+    setup = make(temperatures=(20.0, 30.0), steps=40)
+    states, watch = begin(setup)
+    crushed = states.system.cell.at[1].multiply(0.35)
+    inner = states.system.positions.at[1].multiply(0.35)
+    states = states.replace(system=states.system.replace(cell=crushed, positions=inner))
+    setup = dataclasses.replace(setup, limits=dynamics.Limits(regrows=1))
+    _, chunks = go(setup, states, watch)
+    assert np.asarray(chunks[-1].watch.alive).tolist() == [True, False]

@@ -1,0 +1,333 @@
+"""The neighbour list against ASE's, its capacities, and the promise that it is never stale."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ase
+import ase.neighborlist
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from jaxpto import neighbors as module
+from jaxpto.neighbors import Layout, Neighbors, allocate, build, edge_vectors, grow, heights, needs_rebuild, refresh
+from jaxpto.system import System, from_ase, stack
+
+LAYOUTS = {"dense": {}, "by_species": {"by_species": True}, "packed": {"packed": True}}
+build_one = jax.jit(build, static_argnames="layout")
+
+
+def roomy_layout(n: int, kind: str) -> Layout:
+    """Holds `random_atoms(seed, n)` of any seed, so that property tests share compiled programs."""
+    species, slots, edges = {
+        "dense": ((), (600,), 0),
+        "by_species": ((82, 22, 8), (600,) * 3, 0),
+        "packed": ((), (), 4000),
+    }[kind]
+    bins, stencil = (1, 2, 3), (3, 6, 9)
+    return Layout(5.4, 0.6, bins, stencil, (32 * 11 * n,) * max(1, len(species)), species, slots, edges)
+
+
+def random_cell(rng: np.random.Generator, size: float) -> np.ndarray:
+    """A right-handed cell, up to strongly triclinic (angles down to 35 degrees)."""
+    while True:
+        cell = rng.normal(size=(3, 3))
+        cell /= np.linalg.norm(cell, axis=1)[:, None]
+        cell *= rng.uniform(0.6, 1.6, (3, 1)) * size
+        if np.linalg.det(cell) < 0:
+            cell = cell[[1, 0, 2]]
+        if heights(cell).min() > 0.45 * size:
+            return cell
+
+
+def random_atoms(seed: int, n: int, size: float = 5.0, far: int = 3) -> ase.Atoms:
+    """Atoms at random places, `far` cells away from the origin, nobody on top of another."""
+    rng = np.random.default_rng(seed)
+    cell = random_cell(rng, size)
+    while True:
+        atoms = ase.Atoms(rng.choice(["Pb", "Ti", "O"], n), scaled_positions=rng.random((n, 3)), cell=cell, pbc=True)
+        if not len(ase.neighborlist.neighbor_list("i", atoms, 0.5)):
+            break
+    atoms.positions += rng.integers(-far, far + 1, (n, 3)) @ cell
+    return atoms
+
+
+def edges_of(neighbors: Neighbors) -> set[tuple[int, ...]]:
+    """(receiver, sender, shift) of every edge; fails on a duplicate."""
+    n = neighbors.wraps.shape[0]
+    filled = np.asarray(neighbors.senders) < n
+    rows = np.column_stack([neighbors.receivers, neighbors.senders, neighbors.shifts])[filled]
+    edges = {tuple(row) for row in rows.tolist()}
+    assert len(edges) == filled.sum(), "an edge is listed twice"
+    return edges
+
+
+def edges_of_ase(atoms: ase.Atoms, reach: float) -> set[tuple[int, ...]]:
+    first, second, shift = ase.neighborlist.neighbor_list("ijS", atoms, reach)
+    return {(int(i), int(j), *s) for i, j, s in zip(first, second, shift.tolist(), strict=True)}
+
+
+def check_against_ase(atoms: ase.Atoms, neighbors: Neighbors, reach: float) -> None:
+    assert not neighbors.overflow
+    edges = edges_of(neighbors)
+    # pairs at the very edge of the sphere may fall on either side of it by rounding
+    assert edges <= edges_of_ase(atoms, reach + 1e-9)
+    assert edges >= edges_of_ase(atoms, reach - 1e-9)
+
+
+def check_vectors(atoms: ase.Atoms, neighbors: Neighbors) -> None:
+    n, reach = len(atoms), neighbors.layout.cutoff + neighbors.layout.skin
+    vectors = np.asarray(edge_vectors(from_ase(atoms, np.float64), neighbors))
+    filled = np.asarray(neighbors.senders) < n
+    i, j = np.asarray(neighbors.receivers)[filled], np.asarray(neighbors.senders)[filled]
+    expected = atoms.positions[j] + np.asarray(neighbors.shifts)[filled] @ atoms.cell.array - atoms.positions[i]
+    np.testing.assert_allclose(vectors[filled], expected, atol=1e-10)
+    assert (np.linalg.norm(vectors[~filled], axis=1) > reach).all()
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from((1, 9)))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_edges_equal_ase(kind: str, seed: int, n: int) -> None:
+    atoms = random_atoms(seed, n)
+    neighbors = build_one(from_ase(atoms, np.float64), roomy_layout(n, kind))
+    check_against_ase(atoms, neighbors, 6.0)
+    check_vectors(atoms, neighbors)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize(("n", "size"), [(2, 4.0), (40, 9.0)])
+def test_allocated_layout_holds_its_system(kind: str, n: int, size: float) -> None:
+    atoms = random_atoms(n, n, size)
+    system = from_ase(atoms, np.float64)
+    check_against_ase(atoms, build_one(system, allocate([system], 4.0, 0.5, **LAYOUTS[kind])), 4.5)
+
+
+@pytest.mark.parametrize("bins", [(1, 1, 1), (2, 2, 2), (3, 1, 4), (5, 6, 7)])
+def test_number_of_bins_does_not_matter(bins: tuple[int, int, int]) -> None:
+    """Bins fewer than, as many as and more than the stencil; no pair is found twice in any of them."""
+    for seed, n in ((0, 5), (1, 60)):
+        atoms = random_atoms(seed, n, size=8.0)
+        system = from_ase(atoms, np.float64)
+        stencil = np.ceil(4.5 * np.asarray(bins) / heights(atoms.cell.array)).astype(int)
+        layout = Layout(4.0, 0.5, bins, tuple(stencil.tolist()), (n * 32,), (), (400,))
+        check_against_ase(atoms, build_one(system, layout), 4.5)
+
+
+def test_large_cell_and_blocks_by_species() -> None:
+    atoms = random_atoms(3, 400, size=18.0)
+    system = from_ase(atoms, np.float64)
+    layout = allocate([system], 4.0, 0.3, by_species=True)
+    assert min(layout.bins) >= 2
+    neighbors = build_one(system, layout)
+    check_against_ase(atoms, neighbors, 4.3)
+    senders = np.asarray(neighbors.senders).reshape(len(atoms), -1)
+    first = 0
+    for number, slots in zip(layout.species, layout.slots, strict=True):
+        block = senders[:, first : first + slots]
+        assert (atoms.numbers[block[block < len(atoms)]] == number).all()
+        first += slots
+
+
+def test_float32_finds_the_same_edges() -> None:
+    atoms = random_atoms(4, 60, size=9.0, far=0)
+    single, double = from_ase(atoms, np.float32), from_ase(atoms, np.float64)
+    layout = allocate([double], 4.0, 0.3)
+    edges = edges_of(build_one(single, layout))
+    assert edges <= edges_of_ase(atoms, 4.3 + 1e-5)
+    assert edges >= edges_of_ase(atoms, 4.3 - 1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_isolated_atoms_have_no_edges(kind: str) -> None:
+    for n in (1, 2):
+        atoms = ase.Atoms("O" * n, positions=[[0, 0, 0], [25.0, 0, 0]][:n], cell=np.eye(3) * 50, pbc=True)
+        system = from_ase(atoms, np.float64)
+        neighbors = build_one(system, allocate([system], 6.0, 0.5, **LAYOUTS[kind]))
+        assert not neighbors.overflow
+        assert not edges_of(neighbors)
+        check_vectors(atoms, neighbors)
+
+
+def test_two_ways_of_packing_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        allocate([from_ase(random_atoms(0, 2))], 3.0, 0.3, by_species=True, packed=True)
+
+
+def exact_layout(system: System, kind: str) -> Layout:
+    """A layout of which every capacity is just large enough."""
+    layout = allocate([system], 4.0, 0.4, **LAYOUTS[kind])
+    counts = np.asarray(module._count_edges(system, layout))
+    if layout.edges:
+        return dataclasses.replace(layout, edges=int(counts.sum()))
+    return dataclasses.replace(layout, slots=tuple(counts.max(axis=1).tolist()))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_each_capacity_raises_the_overflow_flag_alone(kind: str) -> None:
+    atoms = random_atoms(5, 120, size=12.0)
+    system = from_ase(atoms, np.float64)
+    layout = exact_layout(system, kind)
+    check_against_ase(atoms, build_one(system, layout), 4.4)  # just large enough is large enough
+    shorter = lambda sizes, k, by: tuple(s - by * (i == k) for i, s in enumerate(sizes))  # noqa: E731
+    too_small = [dataclasses.replace(layout, slots=shorter(layout.slots, k, 1)) for k in range(len(layout.slots))]
+    too_small += [dataclasses.replace(layout, stencil=shorter(layout.stencil, k, 1)) for k in range(3)]
+    held = np.asarray(module._count_candidates(system, layout))
+    for k, number in enumerate(held.tolist()):
+        fewer = 32 * ((number - 1) // 32)
+        too_small.append(
+            dataclasses.replace(layout, candidates=shorter(layout.candidates, k, layout.candidates[k] - fewer))
+        )
+    if layout.edges:
+        too_small.append(dataclasses.replace(layout, edges=layout.edges - 1))
+    for small in too_small:
+        assert build_one(system, small).overflow, small
+
+
+def test_grown_layout_serves_again() -> None:
+    atoms = random_atoms(6, 120, size=12.0)
+    system = from_ase(atoms, np.float64)
+    layout = exact_layout(system, "by_species")
+    squeezed = dataclasses.replace(system, positions=system.positions * 0.9, cell=system.cell * 0.9)
+    for cells in (None, np.asarray(squeezed.cell)[None]):
+        grown, turns = layout, 0
+        while build_one(squeezed, grown).overflow:
+            grown, turns = grow(grown, cells), turns + 1
+        atoms = ase.Atoms(atoms.numbers, positions=squeezed.positions, cell=squeezed.cell, pbc=True)
+        check_against_ase(atoms, build_one(squeezed, grown), 4.4)
+        assert 1 <= turns <= 4
+    assert grow(layout, np.asarray(system.cell)).stencil == layout.stencil
+
+
+def toy_energy(system: System, neighbors: Neighbors) -> jax.Array:
+    """A smooth pair potential (1 - r^2 / c^2)^3 within the cutoff."""
+    square = jnp.sum(edge_vectors(system, neighbors) ** 2, axis=-1) / neighbors.layout.cutoff**2
+    return jnp.sum(jnp.where(square < 1.0, (1.0 - square) ** 3, 0.0))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_doubled_capacity_changes_nothing(kind: str) -> None:
+    system = from_ase(random_atoms(7, 17), np.float64)
+    layout = exact_layout(system, kind)
+    doubled = dataclasses.replace(
+        layout,
+        candidates=tuple(2 * c for c in layout.candidates),
+        slots=tuple(2 * s for s in layout.slots),
+        edges=2 * layout.edges,
+    )
+    both = [build_one(system, which) for which in (layout, doubled)]
+    values = [jax.value_and_grad(toy_energy)(dataclasses.replace(system, numbers=system.masses), b) for b in both]
+    np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-13)
+    np.testing.assert_allclose(values[0][1].positions, values[1][1].positions, atol=1e-12)
+    np.testing.assert_allclose(values[0][1].cell, values[1][1].cell, atol=1e-11)
+    assert edges_of(both[0]) == edges_of(both[1])
+
+
+def test_forces_of_the_vectors_are_exact() -> None:
+    """The gradient through the table of images, against finite differences, for positions and cell."""
+    system = from_ase(random_atoms(8, 5), np.float64)
+    neighbors = build_one(system, allocate([system], 4.0, 0.4))
+    energy = jax.jit(lambda x, c: toy_energy(dataclasses.replace(system, positions=x, cell=c), neighbors))
+    check_grads(energy, (system.positions, system.cell), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from((1, 9)), size=st.floats(0.01, 1.0))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_list_is_never_stale(seed: int, n: int, size: float) -> None:
+    """Random walks of atoms and cell: while no rebuild is asked for, every pair within the cutoff is in the list."""
+    rng = np.random.default_rng(seed)
+    atoms = random_atoms(seed, n)
+    system = from_ase(atoms, np.float64)
+    neighbors = build_one(system, roomy_layout(n, "dense"))
+    listed = edges_of(neighbors)
+    drift = rng.normal(size=3)
+    for _ in range(20):
+        strain = np.eye(3) + 0.01 * size * rng.normal(size=(3, 3))
+        atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+        atoms.positions += 0.05 * size * rng.normal(size=(n, 3)) + drift
+        moved = dataclasses.replace(system, positions=jnp.asarray(atoms.positions), cell=jnp.asarray(atoms.cell.array))
+        if jitted_needs_rebuild(neighbors, moved):
+            break
+        assert edges_of_ase(atoms, 5.4) <= listed
+
+
+jitted_needs_rebuild = jax.jit(needs_rebuild)
+
+
+def test_rebuild_is_asked_for_by_relative_motion_only() -> None:
+    atoms = random_atoms(9, 5)
+    system = from_ase(atoms, np.float64)
+    neighbors = build_one(system, allocate([system], 4.0, 0.4))
+    asked = lambda **changed: bool(jitted_needs_rebuild(neighbors, dataclasses.replace(system, **changed)))  # noqa: E731
+    assert not asked()
+    assert not asked(positions=system.positions + jnp.asarray([[30.0, -7.0, 11.0]]))
+    # an unwrapped atom that jumps by a lattice vector is elsewhere: the list's shift of it is wrong now
+    assert asked(positions=system.positions.at[2].add(system.cell[0]))
+    # two atoms towards each other: just short of the skin in all, and just beyond it
+    for far, expected in ((0.19, False), (0.21, True)):
+        step = jnp.zeros((5, 3)).at[0, 0].set(far).at[1, 0].set(-far)
+        assert asked(positions=system.positions + step) == expected
+    # an affine strain of 9 percent is covered by a skin of 10 percent, one of 11 is not, whatever the axis
+    for axis in range(3):
+        for factor, expected in ((1 / 1.09, False), (1 / 1.11, True)):
+            stretch = jnp.eye(3).at[axis, axis].set(factor)
+            assert asked(positions=system.positions @ stretch, cell=system.cell @ stretch) == expected
+    assert not asked(positions=system.positions.at[0, 0].set(jnp.nan))
+
+
+def replicas() -> tuple[System, Neighbors, Layout]:
+    systems = [from_ase(random_atoms(10, 17), np.float64)] * 3
+    layout = allocate(systems, 4.0, 0.4)
+    batch = stack(systems)
+    return batch, jax.vmap(lambda s: build(s, layout))(batch), layout
+
+
+def same(one: Neighbors, other: Neighbors, replica: int) -> bool:
+    equal = jax.tree.map(lambda a, b: bool((a[replica] == b[replica]).all()), one, other)
+    return all(jax.tree.leaves(equal))
+
+
+@pytest.mark.parametrize("rebuild", ["_rebuild_first", "_rebuild_all"])
+def test_refresh_rebuilds_active_replicas_in_need_and_no_other(rebuild: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of rebuilding, the CPU's and the accelerators'."""
+    monkeypatch.setattr(module, "_rebuild_first", getattr(module, rebuild))
+    systems, old, layout = replicas()
+    moved = dataclasses.replace(systems, positions=systems.positions.at[1:, 3].add(0.5))
+    new = jax.jit(lambda *a: refresh(*a))(moved, moved, old, jnp.asarray([True, True, False]))
+    assert same(new, old, 0)
+    assert same(new, old, 2)
+    assert same(new, jax.vmap(lambda s: build(s, layout))(moved), 1)
+    assert not same(new, old, 1)
+    # decided at `coming`, built at `systems`
+    ahead = jax.jit(lambda *a: refresh(*a))(
+        systems, moved, dataclasses.replace(old, wraps=old.wraps + 1), jnp.ones(3, bool)
+    )
+    assert same(ahead, old, 1)
+    assert same(ahead, old, 2)
+    assert not same(ahead, old, 0)
+
+
+def test_overflow_stays_raised_and_frozen_replicas_raise_none() -> None:
+    systems, old, _ = replicas()
+    crowded = dataclasses.replace(
+        systems, positions=systems.positions.at[1:].multiply(0.4), cell=systems.cell.at[1:].multiply(0.4)
+    )
+    after = jax.jit(lambda *a: refresh(*a))(crowded, crowded, old, jnp.asarray([True, True, False]))
+    assert after.overflow.tolist() == [False, True, False]
+    healed = dataclasses.replace(systems, positions=systems.positions.at[:, 3].add(0.6))
+    again = jax.jit(lambda *a: refresh(*a))(healed, healed, after, jnp.ones(3, bool))
+    assert again.overflow.tolist() == [False, True, False]
+
+
+def test_nan_does_not_hang_the_batch() -> None:
+    systems, old, _ = replicas()
+    broken = dataclasses.replace(systems, positions=systems.positions.at[0].set(jnp.nan).at[1, 3].add(0.5))
+    after = jax.jit(lambda *a: refresh(*a))(broken, broken, old, jnp.ones(3, bool))
+    assert same(after, old, 0)
+    assert same(after, old, 2)
+    assert not same(after, old, 1)
