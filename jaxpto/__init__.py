@@ -8,16 +8,6 @@ if _jaxlib_version.__version__ == "0.10.2":
         "jaxpto does not start on it. Remedy: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'"
     )
 
-__version__ == "0.10.2":
-    raise ImportError(
-        "jaxlib 0.10.2 silently returns wrong numbers for batched reductions on CPU; "
-        "jaxpto does not start on it. Remedy: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'"
-    )
-
-# XLA logs an error about tuning hints ("prefer-no-gather") for every CPU program it takes from the compilation cache;
-# its log level is read once, when jaxlib is loaded, so it cannot be set any later. Real errors still raise exceptions.
-_os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 __version__ = "0.1.0"
 
 from jaxpto.calculator import JaxptoCalculator

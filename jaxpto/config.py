@@ -158,8 +158,3 @@ def _spell_json(value: Any) -> str:
 def to_json(config: SweepConfig) -> dict[str, Any]:
     """The settings as JSON values."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-
-
-def from_json(stored: dict[str, Any]) -> SweepConfig:
-    """The settings back from `to_json`."""
-    return SweepConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})

@@ -243,9 +243,11 @@ def _advance(
     def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
         states, alive = carry
         system = states.system
-        coming = system.replace(positions=system.positions + ahead * states.momenta / system.masses[..., None])
+        coming = dataclasses.replace(
+            system, positions=system.positions + ahead * states.momenta / system.masses[..., None]
+        )
         neighbors = refresh(system, coming, states.neighbors, alive)
-        return step_all(states.replace(neighbors=neighbors)), alive
+        return step_all(dataclasses.replace(states, neighbors=neighbors)), alive
 
     def one_sample(index: Array, carry: tuple[MDState, Watch, Sample]) -> tuple[MDState, Watch, Sample]:
         before, watch, samples = carry
@@ -256,7 +258,8 @@ def _advance(
         reason = jax.vmap(lambda s, w: _diagnose(s, w, limits))(after, watch)
         # After an overflow forces are wrong: the chunk will be done again, nobody is to be blamed on its account.
         failed = watch.alive & (reason > 0) & ~after.neighbors.overflow
-        watch = watch.replace(
+        watch = dataclasses.replace(
+            watch,
             alive=watch.alive & ~failed,
             reason=jnp.where(failed, reason, watch.reason),
             failed_step=jnp.where(failed, after.step, watch.failed_step),
@@ -297,7 +300,7 @@ def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Wa
     if extra:
         repeat = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)])  # noqa: E731
         states, watch = jax.tree.map(repeat, (states, watch))
-        watch = watch.replace(alive=watch.alive.at[n_replicas:].set(False))
+        watch = dataclasses.replace(watch, alive=watch.alive.at[n_replicas:].set(False))
     return jax.device_put((states, watch), NamedSharding(mesh, PartitionSpec(REPLICAS)))
 
 
@@ -310,8 +313,10 @@ def rebuild_all(states: MDState, layout: Layout) -> MDState:
 
     def one(state: MDState) -> MDState:
         neighbors = state.neighbors
-        reference = state.system.replace(positions=neighbors.reference_positions, cell=neighbors.reference_cell)
-        return state.replace(neighbors=build(reference, layout))
+        reference = dataclasses.replace(
+            state.system, positions=neighbors.reference_positions, cell=neighbors.reference_cell
+        )
+        return dataclasses.replace(state, neighbors=build(reference, layout))
 
     return jax.vmap(one)(states)
 
@@ -370,7 +375,8 @@ def _with_regrow(
             cells = cells[np.isfinite(cells).all(axis=(1, 2))]
             states = rebuild_all(states, grow(states.neighbors.layout, cells))
     # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
-    watch = watch.replace(
+    watch = dataclasses.replace(
+        watch,
         alive=watch.alive & ~lost,
         reason=jnp.where(lost, OVERFLOWED, watch.reason).astype(jnp.int32),
         failed_step=jnp.where(lost, states.step, watch.failed_step).astype(jnp.int32),

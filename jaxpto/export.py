@@ -102,7 +102,7 @@ def _format(out: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, or those of the process; returns its exit code (0, 2 bad input, 1 other)."""
+    """Run the command; returns its exit code."""
     return run_command("export", ExportConfig, _report, argv)
 
 

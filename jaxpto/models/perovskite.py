@@ -86,50 +86,56 @@ class Perovskite:
         """
         n, species = own.shape
         moment, wall = moments(vectors, own @ params["wall"], self.cutoff, self.radial, slots)
-        mix = (own @ params["mix"].reshape(species, -1)).reshape(n, species, self.channels, self.radial)
-        channels = sum(jnp.einsum("nck,nmk->ncm", mix[:, t], moment[:, t]) for t in range(species))
-        features = self.invariants(channels)
-        return wall + self.readout(params, own, features, moment[:, :, 0].reshape(n, -1))
+        # Mix with the coefficients of every species and pick the atom's own: one dense product beats a gather of matrices.
+        table = jnp.transpose(params["mix"], (1, 3, 0, 2)).reshape(species * self.radial, -1)
+        mixed = (jnp.swapaxes(moment, 1, 2).reshape(n * 9, -1) @ table).reshape(n, 9, species, self.channels)
+        channels = (mixed * own[:, None, :, None]).sum(axis=2)
+        features = self.invariants(jnp.transpose(channels, (1, 2, 0)))
+        return wall + self.readout(params, own.T, features, moment[:, :, 0].reshape(n, -1).T)
 
-    def invariants(self, channels: Float[Array, "n c 9"]) -> Float[Array, "n d"]:
-        """Invariants [n, features] of the mixed moments [n, channels, 9]."""
-        n = channels.shape[0]
-        scalar, vector, tensor = channels[:, :, 0], channels[:, :, 1:4], channels[:, :, 4:9]
-        gram1 = jnp.einsum("nam,nbm->nab", vector, vector).reshape(n, -1)
-        gram2 = jnp.einsum("nam,nbm->nab", tensor, tensor).reshape(n, -1)
-        parts = [scalar, gram1, gram2]
+    def invariants(self, channels: Float[Array, "9 c n"]) -> Float[Array, "d n"]:
+        """Invariants [features, n] of the mixed moments [9, channels, n]; atoms come last, where the vector units want them."""
+        n = channels.shape[2]
+        scalar, vector, tensor = channels[0], channels[1:4], channels[4:9]
+
+        def products(left: Array, right: Array) -> Array:
+            return sum(a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True)).reshape(-1, n)
+
+        parts = [scalar, products(vector, vector), products(tensor, tensor)]
         if self.quartic:
             first, second = np.triu_indices(self.quartic)
             v, t = vector[:, : self.quartic], tensor[:, : self.quartic]
-            coupled = jnp.concatenate(
-                [couple_vectors(v[:, first], v[:, second]), couple_tensors(t[:, first], t[:, second])], axis=1
-            )
-            parts.append(jnp.einsum("nam,nbm->nab", coupled, t).reshape(n, -1))
-        return jnp.concatenate(parts, axis=1)
+            parts.append(products(couple_vectors(v[:, first], v[:, second]), t))
+            parts.append(products(couple_tensors(t[:, first], t[:, second]), t))
+        return jnp.concatenate(parts, axis=0)
 
     def readout(
         self,
         params: Params,
-        own: Float[Array, "n t"],
-        features: Float[Array, "n d"],
-        density: Float[Array, "n p"],
-    ) -> Float[Array, " n"]:
-        """Energy of each atom from its invariants [n, d] and its l = 0 moments [n, species * radial], eV."""
-        n, species = own.shape
+        own: Float[Array, "t n"],
+        features: Float[Array, "d n"],
+        density: Float[Array, "p n"],
+    ) -> Float[Array, "n"]:
+        """Energy of each atom from its invariants [d, n] and its l = 0 moments [species * radial, n], eV."""
+        species, n = own.shape
+        hidden = self.hidden
 
-        def layer(x: Array, weight: Array, bias: Array) -> Array:
-            # all elements' weights at once, then pick: one dense product instead of a gather of matrices
-            wide = x @ jnp.moveaxis(weight, 0, 1).reshape(weight.shape[1], -1)
-            wide = wide.reshape(n, species, -1)
-            return (wide * own[:, :, None]).sum(axis=1) + own @ bias
+        def pick(wide: Array) -> Array:
+            return (wide.reshape(species, -1, n) * own[:, None, :]).sum(axis=0)
 
-        first = jnp.tanh(layer(features, params["weight1"], params["bias1"]))
-        second = first + jnp.tanh(layer(first, params["weight2"], params["bias2"]))
+        def rows(weight: Array) -> Array:
+            return jnp.swapaxes(weight, 1, 2).reshape(-1, weight.shape[1])
+
+        # the linear readout rides along as one more row of the first layer
+        both = jnp.concatenate([params["weight1"], params["linear"][:, :, None]], axis=2)
+        wide = pick(rows(both) @ features)
+        first = jnp.tanh(wide[:hidden] + params["bias1"].T @ own)
+        second = first + jnp.tanh(pick(rows(params["weight2"]) @ first) + params["bias2"].T @ own)
         return (
-            (second * (own @ params["weight3"])).sum(axis=1)
-            + (features * (own @ params["linear"])).sum(axis=1)
-            + (density * (own @ params["pair"].reshape(species, -1))).sum(axis=1)
-            + own @ params["offset"]
+            (second * (params["weight3"].T @ own)).sum(axis=0)
+            + wide[hidden]
+            + (density * (params["pair"].reshape(species, -1).T @ own)).sum(axis=0)
+            + params["offset"] @ own
         )
 
 
@@ -247,32 +253,32 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
 moments.defvjp(_moments_forward, _moments_backward)
 
 
-def couple_vectors(v: Float[Array, "n p 3"], w: Float[Array, "n p 3"]) -> Float[Array, "n p 5"]:
-    """The l = 2 part of the product of two l = 1 quantities (x, y, z)."""
-    x, y, z = (v[:, :, a] for a in range(3))
-    a, b, c = (w[:, :, i] for i in range(3))
+def couple_vectors(left: Float[Array, "3 p n"], right: Float[Array, "3 p n"]) -> list[Array]:
+    """The l = 2 part of the product of two l = 1 quantities (x, y, z): five arrays [p, n]."""
     half = np.sqrt(3.0).item() / 2.0
-    return jnp.stack(
-        [half * (x * b + y * a), half * (y * c + z * b), z * c - 0.5 * (x * a + y * b), half * (x * c + z * a),
-         half * (x * a - y * b)], axis=2
-    )  # fmt: skip
+    x, y, z = left
+    a, b, c = right
+    return [
+        half * (x * b + y * a),
+        half * (y * c + z * b),
+        z * c - 0.5 * (x * a + y * b),
+        half * (x * c + z * a),
+        half * (x * a - y * b),
+    ]
 
 
-def couple_tensors(p: Float[Array, "n p 5"], q: Float[Array, "n p 5"]) -> Float[Array, "n p 5"]:
-    """The l = 2 part of the product of two l = 2 quantities: the symmetric traceless part of their matrix product."""
+def couple_tensors(left: Float[Array, "5 p n"], right: Float[Array, "5 p n"]) -> list[Array]:
+    """The l = 2 part of the product of two l = 2 quantities (symmetric traceless part of their matrix product), as above."""
     half = np.sqrt(3.0).item() / 2.0
-    a, b, c, d, e = (p[:, :, i] for i in range(5))
-    f, g, h, i, j = (q[:, :, k] for k in range(5))
-    return jnp.stack(
-        [
-            half * (b * i + d * g) - (a * h + c * f),
-            half * (a * i + d * f) + 0.5 * (b * h + c * g) - half * (b * j + e * g),
-            c * h - a * f - e * j + 0.5 * (b * g + d * i),
-            half * (a * g + b * f) + 0.5 * (c * i + d * h) + half * (d * j + e * i),
-            half * (d * i - b * g) - (c * j + e * h),
-        ],
-        axis=2,
-    )
+    a, b, c, d, e = left
+    f, g, h, i, j = right
+    return [
+        half * (b * i + d * g) - (a * h + c * f),
+        half * (a * i + d * f) + 0.5 * (b * h + c * g) - half * (b * j + e * g),
+        c * h - a * f - e * j + 0.5 * (b * g + d * i),
+        half * (a * g + b * f) + 0.5 * (c * i + d * h) + half * (d * j + e * i),
+        half * (d * i - b * g) - (c * j + e * h),
+    ]
 
 
 def initialize(model: Perovskite, key: Array, dtype: np.typing.DTypeLike = np.float32) -> Params:

@@ -219,8 +219,9 @@ def measure_whitening(
         for a, i in enumerate(known):
             mine = own[:, a] > 0
             channels = np.einsum("bck,fnbmk->fncm", mix[i][known], sample[:, mine], optimize=True)
-            features = model.invariants(jnp.asarray(channels.reshape(-1, model.channels, 9), dtype))
-            by_element[i].append(np.asarray(features, np.float64)[:, independent(model)])
+            stacked = np.moveaxis(channels.reshape(-1, model.channels, 9), 0, 2).swapaxes(0, 1)
+            features = model.invariants(jnp.asarray(stacked, dtype))
+            by_element[i].append(np.asarray(features, np.float64)[independent(model)].T)
     mean, transform = np.zeros((e, d)), np.zeros((e, d, d))
     for i, rows in enumerate(by_element):
         if not rows:
