@@ -32,7 +32,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     import jax
     import numpy as np
 
-    from jaxpto import dynamics, sweep
+    from jaxpto import dynamics, simulation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
     from jaxpto.neighbors import allocate, build, needs_rebuild
@@ -44,13 +44,13 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         model=model, supercell=supercell, temperatures=TEMPERATURES[:replicas] if replicas > 1 else (600.0,),
         steps=10 * steps, sample_every=steps,
     )  # fmt: skip
-    setup = sweep.prepare(config)
+    setup = simulation.prepare(config)
     schedule = dynamics.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
     system = from_ase(setup.atoms)
     potential = setup.potential
     layout = allocate([system], potential.cutoff, config.skin, by_species=potential.model.by_species)
     mesh = dynamics.replica_mesh(replicas)
-    states, watch = dynamics.pad_replicas(*jax.jit(lambda: sweep.start(setup, layout))(), mesh)
+    states, watch = dynamics.pad_replicas(*jax.jit(lambda: simulation.start(setup, layout))(), mesh)
 
     begin = time.perf_counter()
     chunks = dynamics.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)

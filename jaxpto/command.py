@@ -17,6 +17,7 @@ import jax
 import tyro
 
 from jaxpto.errors import InputError
+from jaxpto.storage.files import StorageError
 
 Config = TypeVar("Config")
 
@@ -46,6 +47,7 @@ def run_command(
         0 done, 2 bad input, 130 interrupted, 1 anything else.
     """
     program = f"python -m jaxpto.{name}"
+    config = None
     try:
         config = _parse(program, config_type, sys.argv[1:] if argv is None else argv, defaults)
         if config is None:
@@ -56,8 +58,13 @@ def run_command(
     except InputError as error:
         _complain(name, str(error))
         return BAD_INPUT
+    except StorageError as error:
+        _complain(name, str(error))
+        return FAILED
     except KeyboardInterrupt:
-        _complain(name, "interrupted")
+        _complain(
+            name, "interrupted; the same command with --resume goes on" if hasattr(config, "resume") else "interrupted"
+        )
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("JAXPTO_TRACEBACK") == "1":

@@ -41,6 +41,7 @@ class SweepConfig:
         friction: of the Langevin thermostat in nvt, 1/fs.
         equilibration: fraction of the run left out of the averages.
         sample_every: steps between two samples (thermo row and trajectory frame).
+        checkpoint_every: seconds between two checkpoints; what an interrupt can cost.
         charges: Born charges of the polarization: authors, lda or nominal.
         skin: extra reach of the neighbour list, Angstrom.
         devices: devices to spread the replicas over; 0 takes all (on CPU: one per core).
@@ -68,6 +69,7 @@ class SweepConfig:
     friction: float = 0.01
     equilibration: float = 0.4
     sample_every: int = 50
+    checkpoint_every: float = 20.0
     charges: Literal["authors", "lda", "nominal"] = "authors"
     skin: float = 0.4
     devices: int = 0
@@ -121,6 +123,7 @@ def check(config: SweepConfig) -> None:
         require(config.pressure == 0.0, "pressure", config.pressure, f"has no effect in {config.ensemble}; use npt")
         require(config.stress is None, "stress", config.stress, f"has no effect in {config.ensemble}; use npt")
     require(min(config.supercell) >= 1, "supercell", config.supercell, "repeats must be at least 1")
+    require(_positive(config.checkpoint_every), "checkpoint-every", config.checkpoint_every, "must be above 0 s")
     require(config.replicas >= 1, "replicas", config.replicas, "must be at least 1")
     require(0 <= config.seed < 2**32, "seed", config.seed, "must be a whole number from 0 to 2^32 - 1")
     require(_positive(config.thermostat_time), "thermostat-time", config.thermostat_time, "must be above 0 fs")
@@ -147,7 +150,7 @@ def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:
     return [
         f"{name} was {_spell_json(stored.get(name))}, now {_spell_json(value)}"
         for name, value in now.items()
-        if name not in ("out", "resume", "devices", "preset") and stored.get(name) != value
+        if name not in ("out", "resume", "devices", "preset", "checkpoint_every") and stored.get(name) != value
     ]
 
 

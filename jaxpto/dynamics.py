@@ -104,7 +104,10 @@ class Watch:
 
 @struct.dataclass
 class Sample:
-    """What is recorded of one replica at one moment (outside units: fs, K, eV, Angstrom, eV/Angstrom^3, C/m^2)."""
+    """What is recorded of one replica at one moment (outside units: fs, K, eV, Angstrom, eV/Angstrom^3, C/m^2).
+
+    `stress` holds the kinetic part -sum p p^T / (m V), `static_stress` does not (ASE's convention).
+    """
 
     step: Int[Leaf, "*batch"]
     temperature: Float[Leaf, "*batch"]
@@ -112,6 +115,7 @@ class Sample:
     kinetic_energy: Float[Leaf, "*batch"]
     conserved: Float[Leaf, "*batch"]
     stress: Float[Leaf, "*batch 3 3"]
+    static_stress: Float[Leaf, "*batch 3 3"]
     cell: Float[Leaf, "*batch 3 3"]
     volume: Float[Leaf, "*batch"]
     polarization: Float[Leaf, "*batch 3"]
@@ -199,6 +203,7 @@ def _sample(
         kinetic_energy=kinetic_energy(state),
         conserved=invariant(state),
         stress=state.prediction.stress - kinetic_tensor(state.momenta, system.masses) / present_volume,
+        static_stress=state.prediction.stress,
         cell=system.cell,
         volume=present_volume,
         polarization=jnp.full(3, jnp.nan, dtype) if topology is None else polarization(system, topology),

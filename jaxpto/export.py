@@ -65,7 +65,7 @@ def to_ase_frames(trajectory: Trajectory, every: int = 1) -> Iterator[ase.Atoms]
     """The frames of a trajectory as ASE atoms, periodic, positions unwrapped, step and time in `info`.
 
     Energy (eV) and stress (eV/Angstrom^3, ASE sign and Voigt order) are attached where the trajectory has the
-    observables `potential_energy` and `stress`.
+    observables `potential_energy` and `static_stress`.
 
     Args:
         trajectory: what `read_trajectory` gives.
@@ -84,8 +84,8 @@ def to_ase_frames(trajectory: Trajectory, every: int = 1) -> Iterator[ase.Atoms]
         results: dict[str, float | np.ndarray] = {}
         if "potential_energy" in stored:
             results["energy"] = float(stored["potential_energy"][frame])
-        if "stress" in stored:
-            results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(stored["stress"][frame], np.float64))
+        if "static_stress" in stored:
+            results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(stored["static_stress"][frame], np.float64))
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         yield atoms

@@ -286,16 +286,13 @@ def _smallest_heights(cells: np.ndarray) -> np.ndarray:
 
 
 def _choose_bins(cells: np.ndarray, reach: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Bins and stencil for cells [..., 3, 3] whose heights may still shrink a little.
+    """Bins just wider than the reach, and stencil, for cells [..., 3, 3] whose heights may still shrink a little.
 
-    Bins are as wide as the reach, or half as wide (fewer candidates, more runs to join) where that saves a fifth.
+    Narrower bins would mean fewer candidates of an atom, but joining their many runs costs more than that saves.
     """
     smallest = _smallest_heights(cells) * _SHRINKAGE
-    coarse, fine = (np.maximum(1, np.floor(factor * smallest / reach)) for factor in (1, 2))
-    width = lambda bins: (2 * np.ceil(reach * bins / smallest) + 1) / bins  # noqa: E731
-    bins = np.where(1.25 * width(fine) <= width(coarse), fine, coarse)
-    stencil = np.ceil(reach * bins / smallest)
-    return _three(bins), _three(stencil)
+    bins = np.maximum(1, np.floor(smallest / reach))
+    return _three(bins), _three(np.ceil(reach * bins / smallest))
 
 
 def _three(values: np.ndarray) -> tuple[int, int, int]:

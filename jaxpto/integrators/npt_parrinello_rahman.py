@@ -139,7 +139,7 @@ def npt_parrinello_rahman(
     cell_half_step = chain_half_step(dt, n_cell, chain_length)
 
     def init(
-        key: UInt32[Array, 2],
+        key: UInt32[Array, " 2"],
         system: System,
         neighbors: Neighbors,
         kT: float | Float[Array, ""],

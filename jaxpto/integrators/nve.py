@@ -37,7 +37,7 @@ def nve(evaluate: EvaluateFn, timestep_fs: float) -> Integrator:
     check_positive("timestep", timestep_fs, "fs")
     dt = timestep_fs * FEMTOSECOND
 
-    def init(key: UInt32[Array, 2], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
+    def init(key: UInt32[Array, " 2"], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
         """Draw momenta at kT (eV), remove the drift and evaluate the forces."""
         momenta = maxwell_boltzmann(key, system.masses, jnp.asarray(kT, system.masses.dtype))
         return MDState(

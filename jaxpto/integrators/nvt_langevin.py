@@ -61,7 +61,7 @@ def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: f
     def shift(positions: Float[Array, "n 3"], displacement: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
         return positions + displacement
 
-    def init(key: UInt32[Array, 2], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
+    def init(key: UInt32[Array, " 2"], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
         """Draw momenta at kT (eV), drift included, and evaluate the forces."""
         key, draw = jax.random.split(key)
         target = jnp.asarray(kT, system.masses.dtype)
