@@ -16,7 +16,7 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 	@test -x $(BIN)/python || { uv=$$(command -v uv || echo "$(PYTHON) -m uv"); $$uv venv --quiet --python '>=3.11,<3.14' $(VENV); }
 	@uv=$$(command -v uv || echo "$(PYTHON) -m uv"); \
 	  $$uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt && \
-	  $$uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	  $$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 sweep: $(VENV)/.complete ## run the default temperature sweep of PbTiO3 into runs/PbTiO3 (continues it if it was interrupted)

@@ -24,7 +24,13 @@ from phonopy.structure.atoms import PhonopyAtoms
 from jaxpto.calculator import JaxptoCalculator
 
 # (symbol, place in units of the cubic cell); the tetragonal phase moves Ti and O along c
-CUBIC = {"Pb": (0.0, 0.0, 0.0), "Ti": (0.5, 0.5, 0.5), "O1": (0.5, 0.5, 0.0), "O2": (0.5, 0.0, 0.5), "O3": (0.0, 0.5, 0.5)}
+CUBIC = {
+    "Pb": (0.0, 0.0, 0.0),
+    "Ti": (0.5, 0.5, 0.5),
+    "O1": (0.5, 0.5, 0.0),
+    "O2": (0.5, 0.0, 0.5),
+    "O3": (0.0, 0.5, 0.5),
+}
 POLAR = {"Pb": 0.0, "Ti": 0.04, "O1": 0.11, "O2": 0.12, "O3": 0.12}
 
 
@@ -58,13 +64,19 @@ def relax(atoms: ase.Atoms, calculator: JaxptoCalculator) -> ase.Atoms:
 
 def lowest_phonons(atoms: ase.Atoms, calculator: JaxptoCalculator) -> dict[str, list[float]]:
     """Frequencies in THz (negative: imaginary), ascending, at the wave vectors commensurate with 2x2x2."""
-    cell = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, scaled_positions=atoms.get_scaled_positions())
+    cell = PhonopyAtoms(
+        symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, scaled_positions=atoms.get_scaled_positions()
+    )
     phonon = phonopy.Phonopy(cell, np.diag([2, 2, 2]), primitive_matrix=np.eye(3), log_level=0)
     phonon.generate_displacements(distance=0.01)
     forces = []
     for supercell in phonon.supercells_with_displacements:
         image = ase.Atoms(
-            supercell.symbols, scaled_positions=supercell.scaled_positions, cell=supercell.cell, pbc=True, calculator=calculator
+            supercell.symbols,
+            scaled_positions=supercell.scaled_positions,
+            cell=supercell.cell,
+            pbc=True,
+            calculator=calculator,
         )
         forces.append(image.get_forces())
     phonon.forces = forces

@@ -285,6 +285,7 @@ def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None) -> Me
     return Mesh(np.asarray(devices[: max(1, min(len(devices), n_replicas))]), (REPLICAS,))
 
 
+@functools.lru_cache(maxsize=8)
 def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Mesh) -> Callable:
     """The compiled program: (potential, states, watch, topology, n_samples, last_step) -> (states, watch, samples)."""
     spread, same = PartitionSpec(REPLICAS), PartitionSpec()

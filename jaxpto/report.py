@@ -320,7 +320,8 @@ def _experiment(formula: str, rows: list[TemperatureSummary]) -> figures.Experim
 
 
 def _subject(run: Run) -> str:
-    return f"{run.formula} with {run.settings['config']['model']}"
+    model = run.settings["config"]["model"]
+    return f"{run.formula} with {model if model.startswith('ase:') else Path(model).name}"
 
 
 def _distinct_names(folders: list[str], settings: list[dict[str, Any]]) -> list[str]:

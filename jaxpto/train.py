@@ -1,11 +1,9 @@
-"""COMMAND `python -m jaxpto.train`: train the `perovskite` model on energies, forces and virials, or continue from a model."""
+"""COMMAND `python -m jaxpto.train`: train the `perovskite` model on energies, forces and virials, or fine-tune one."""
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,16 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 
-from jaxpto.catalogue import load_potential, save_potential
+from jaxpto.catalogue import load_potential, read_header, save_potential
+from jaxpto.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
 from jaxpto.training import data, optimizer
+from jaxpto.training.batches import Composition, group, reference_energies, share_of, wall_distances
+from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.loss import LossWeights
-from jaxpto.training.whitening import fold, unfold
+from jaxpto.training.whitening import Whitening, fold, unfold
+
+CHECKPOINT = "training.npz"
+REPORT_EVERY = 1000  # steps between two progress lines; the order of frames is drawn for as many steps at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,8 @@ def load_frames(config: Config) -> list[data.Frames]:
         for frames in data.read(path):
             kept = data.clean(frames)
             if len(kept) < len(frames):
-                print(f"{frames.name}: left out {len(frames) - len(kept)} of {len(frames)} frames (not finite or absurd forces)")
+                dropped = len(frames) - len(kept)
+                print(f"{frames.name}: left out {dropped} of {len(frames)} frames (not finite, or absurd forces)")
             if len(kept):
                 trajectories.append(kept)
     if not trajectories:
@@ -112,260 +116,174 @@ def load_frames(config: Config) -> list[data.Frames]:
     return trajectories
 
 
-def share_of(trajectories: list[data.Frames], shares: tuple[str, ...]) -> np.ndarray:
-    """Probability of each trajectory [t]; every GLOB's fraction is spread evenly over what it matches.
-
-    Raises:
-        InputError: a share that cannot be read, matches nothing, or fractions above one.
-    """
-    probability, free = np.zeros(len(trajectories)), np.ones(len(trajectories), bool)
-    for share in shares:
-        pattern, _, fraction = share.rpartition("=")
-        try:
-            value = float(fraction)
-        except ValueError:
-            value = -1.0
-        hits = np.array([fnmatch.fnmatch(t.name, pattern) for t in trajectories]) & free
-        if not 0 < value <= 1 or not hits.any():
-            raise InputError(f"share {share!r}: write GLOB=FRACTION with a fraction in (0, 1] and a pattern that matches data")
-        probability[hits] = value / hits.sum()
-        free &= ~hits
-    rest = 1.0 - probability.sum()
-    if rest < -1e-9:
-        raise InputError(f"the shares add up to {probability.sum():.3f}; the limit is 1")
-    if free.any():
-        probability[free] = max(rest, 0.0) / free.sum()
-    return probability / probability.sum()
-
-
 @dataclasses.dataclass(frozen=True)
-class Composition:
-    """Training and validation frames of all trajectories that have the same atoms.
+class Task:
+    """What stays the same during a training.
 
     Attributes:
-        name: of the first of them.
-        probability: [f] of drawing each training frame.
-        weight_of: probability of each trajectory.
-        train, held_out: batches on the device.
-        held_out_names: trajectory of each held-out frame.
+        model: architecture.
+        reference: energy of each element that labels are relative to, eV.
+        compositions: the data.
+        scales: whitening.
+        raw: weights to start from.
     """
 
-    name: str
-    probability: np.ndarray
-    weight_of: dict[str, float]
-    train: data.Batch
-    held_out: data.Batch | None
-    held_out_names: list[str]
+    model: Perovskite
+    reference: dict[int, float]
+    compositions: list[Composition]
+    scales: Whitening
+    raw: Params
 
 
-def join(parts: list[data.Frames]) -> data.Frames:
-    """Concatenate trajectories with the same atoms."""
-    return data.Frames(
-        parts[0].name,
-        parts[0].numbers,
-        *(np.concatenate([getattr(p, k) for p in parts]) for k in ("positions", "cells", "energies", "forces", "virials")),
-    )
-
-
-def group(
-    trajectories: list[data.Frames], probability: np.ndarray, reference: dict[int, float], cutoff: float
-) -> list[Composition]:
-    """Split every trajectory into blocks and gather those with the same atoms, for they share a compiled program."""
-    gathered: dict[tuple[int, ...], list[int]] = {}
-    for index, frames in enumerate(trajectories):
-        gathered.setdefault(tuple(frames.numbers.tolist()), []).append(index)
-    compositions = []
-    for indices in gathered.values():
-        pieces = [data.split(trajectories[i]) for i in indices]
-        held = [p[1] for p in pieces if len(p[1])]
-        compositions.append(
-            Composition(
-                trajectories[indices[0]].name,
-                np.concatenate([np.full(len(p[0]), probability[i] / len(p[0])) for i, p in zip(indices, pieces, strict=True)]),
-                {trajectories[i].name: float(probability[i]) for i in indices},
-                data.prepare(join([p[0] for p in pieces]), reference, cutoff, np.float32),
-                data.prepare(join(held), reference, cutoff, np.float32) if held else None,
-                [p.name for p in held for _ in range(len(p))],
-            )
-        )
-    return compositions
-
-
-def wall_distances(compositions: list[Composition], elements: tuple[int, ...]) -> np.ndarray:
-    """Distance [e, e] in Angstrom below which the wall starts: 0.97 of the shortest one seen in the data, or 0.8 of the sum
-    of covalent radii for pairs that are never neighbours there."""
-    radii = covalent_radii[list(elements)]
-    shortest = np.full((len(elements), len(elements)), np.inf)
-    batches = [b for c in compositions for b in (c.train, c.held_out) if b is not None]
-    for batch in batches:
-        closest = np.linalg.norm(np.asarray(batch.vectors), axis=-1).min(0)
-        ends = np.cumsum(batch.slots)
-        for other, end, size in zip(batch.species, ends, batch.slots, strict=True):
-            for own in batch.species:
-                found = closest[batch.numbers == own, end - size : end].min()
-                pair = elements.index(own), elements.index(other)
-                shortest[pair] = shortest[pair[::-1]] = min(shortest[pair], found)
-    seen = shortest < 1.5 * (radii[:, None] + radii[None, :])
-    return np.where(seen, 0.97 * shortest, 0.8 * (radii[:, None] + radii[None, :]))
-
-
-def checkpoint(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    """Write a pytree and a little metadata to one file, all or nothing."""
-    leaves = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}
-    temporary = path.with_suffix(".tmp.npz")
-    with open(temporary, "wb") as file:
-        np.savez(file, meta=json.dumps(meta), **leaves)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def restore(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Read what `checkpoint` wrote into the structure of `like`.
+def set_up(config: Config) -> Task:
+    """Read the data and choose where to start.
 
     Raises:
-        InputError: the file is missing, damaged, or of another model.
+        InputError: see `load_frames`, `share_of` and `initial_model`.
     """
-    try:
-        with np.load(path) as stored:
-            meta = json.loads(str(stored["meta"]))
-            leaves = [jnp.asarray(stored[jax.tree_util.keystr(p)]) for p, _ in jax.tree_util.tree_leaves_with_path(like)]
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: no usable checkpoint ({error}); start anew with another --out") from error
-    shapes = [x.shape for x in jax.tree.leaves(like)]
-    if [x.shape for x in leaves] != shapes:
-        raise InputError(f"{path}: its arrays have other shapes than this configuration; resume with the same options")
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
-
-
-def start(config: Config, elements: tuple[int, ...]) -> tuple[Perovskite, Params | None]:
-    """The model to train, and the parameters to start from if there are any.
-
-    Raises:
-        InputError: the initial model is of another kind.
-    """
-    if config.initial is None:
-        model = Perovskite(elements, config.cutoff, config.radial, config.channels, config.quartic, config.hidden)
-        return model, None
-    initial = load_potential(config.initial)
-    if not isinstance(initial.model, Perovskite):
-        raise InputError(f"{config.initial}: a {type(initial.model).__name__}, not a perovskite model; start from another")
-    unknown = [chemical_symbols[z] for z in elements if z not in initial.elements]
-    if unknown:
-        raise InputError(f"{config.initial}: does not know {', '.join(unknown)}; train from nothing or leave those data out")
-    return initial.model, initial.params
-
-
-def run(config: Config) -> Potential:
-    """Train and write the model; returns it.
-
-    Raises:
-        InputError: see `check`, `load_frames`, `start` and `restore`.
-    """
-    check(config)
-    began = time.time()
     trajectories = load_frames(config)
     probability = share_of(trajectories, config.shares)
     elements = tuple(sorted({int(z) for t in trajectories for z in t.numbers}))
-    model, params = start(config, elements)
     if config.initial is None:
-        energies = data.reference_energies(trajectories, elements)
+        model, params = (
+            Perovskite(elements, config.cutoff, config.radial, config.channels, config.quartic, config.hidden),
+            None,
+        )
+        reference = dict(zip(elements, reference_energies(trajectories, elements).tolist(), strict=True))
     else:
-        header = json.loads((config.initial / "model.json").read_text())
-        energies = np.array([header["reference_energies_eV"][chemical_symbols[z]] for z in model.elements])
-    reference = dict(zip(model.elements, energies.tolist(), strict=True))
+        model, params, reference = initial_model(config.initial, elements)
     compositions = group(trajectories, probability, reference, model.cutoff)
-
-    rule = optimizer.make_optimizer(config.matrix_rate, config.other_rate, config.steps, warmup=200)
-    raw = optimizer.initial_raw(model, jax.random.key(config.seed), np.float32)
-    raw["wall"] = jnp.asarray(wall_distances(compositions, model.elements), np.float32)
     batches = [c.train for c in compositions]
+    raw = optimizer.initial_raw(model, jax.random.key(config.seed), np.float32)
     scales = optimizer.measure_whitening(model, raw if params is None else params, batches, folded=params is not None)
-    if params is not None:
+    if params is None:
+        raw["wall"] = jnp.asarray(wall_distances(compositions, elements), np.float32)
+    else:
         raw = unfold(model, params, scales)
-    state = optimizer.TrainState(raw, jax.tree.map(jnp.copy, raw), rule.init(raw), jnp.zeros(4, np.float32))
-    saved = config.out / "training.npz"
-    progress = {"step": 0, "best": float("inf"), "since_best": 0, "seconds": 0.0}
+    return Task(model, reference, compositions, scales, raw)
+
+
+def initial_model(folder: Path, elements: tuple[int, ...]) -> tuple[Perovskite, Params, dict[int, float]]:
+    """Model, parameters and reference energies to fine-tune.
+
+    Raises:
+        InputError: the model is of another kind or lacks one of `elements`.
+    """
+    initial = load_potential(folder)
+    if not isinstance(initial.model, Perovskite):
+        raise InputError(f"{folder}: a {type(initial.model).__name__}; only perovskite models can be trained further")
+    unknown = [chemical_symbols[z] for z in elements if z not in initial.elements]
+    if unknown:
+        raise InputError(f"{folder}: does not know {', '.join(unknown)}; train from nothing or leave those data out")
+    energies = read_header(folder).get("reference_energies_eV", {})
+    if any(chemical_symbols[z] not in energies for z in initial.elements):
+        raise InputError(f"{folder}: its model.json has no reference_energies_eV; start from a model that train wrote")
+    return initial.model, initial.params, {z: energies[chemical_symbols[z]] for z in initial.elements}
+
+
+def run(config: Config) -> Potential:
+    """Train, writing model and checkpoint at every validation; returns the model that did best.
+
+    Raises:
+        InputError: see `check`, `set_up` and `restore`.
+        FloatingPointError: the training diverged.
+    """
+    check(config)
+    task = set_up(config)
+    model, compositions, scales = task.model, task.compositions, task.scales
+    rule = optimizer.make_optimizer(config.matrix_rate, config.other_rate, config.steps, warmup=200)
+    # two copies, for the step gives the memory of its arguments to its results
+    average, raw = (jax.tree.map(jnp.copy, task.raw) for _ in range(2))
+    state = optimizer.TrainState(raw, average, rule.init(raw), jnp.zeros(4, np.float32))
+    progress: dict[str, Any] = {"step": 0, "best": None, "since_best": 0, "seconds": 0.0}
     if config.resume:
-        (state, scales), progress = restore(saved, (state, scales))
+        (state, scales), progress = restore(config.out / CHECKPOINT, (state, scales))
     config.out.mkdir(parents=True, exist_ok=True)
+    batches = [c.train for c in compositions]
     steps = [optimizer.make_step(model, b, scales, rule, config.weights, config.ema) for b in batches]
     checks = [optimizer.make_validation(model, c.held_out, scales) if c.held_out else None for c in compositions]
-    print(
-        f"{sum(len(t) for t in trajectories)} frames, {len(compositions)} compositions, {len(model.elements)} elements; "
-        f"ready after {time.time() - began:.0f} s",
-        flush=True,
-    )
-    already = progress["seconds"]
-    began, first = time.time(), progress["step"]
+    frames = sum(len(c.probability) + len(c.held_out_names) for c in compositions)
+    print(f"{frames} frames, {len(compositions)} compositions, {len(model.elements)} elements", flush=True)
+
     draw = np.concatenate([c.probability for c in compositions])
-    which = np.concatenate([[k] * len(c.probability) for k, c in enumerate(compositions)])
+    which = np.repeat(np.arange(len(compositions)), [len(c.probability) for c in compositions])
     row = np.concatenate([np.arange(len(c.probability)) for c in compositions])
-    result = None
+    already, began, first = progress["seconds"], time.time(), progress["step"]
+    order = np.zeros(REPORT_EVERY, int)
     for step in range(first, config.steps):
-        if step == first or step % 1000 == 0:  # the order depends on seed and step alone, so a resumed run repeats it
-            order = np.random.default_rng([config.seed, step // 1000]).choice(len(draw), 1000, p=draw)
-        pick = order[step % 1000]
+        if step == first or step % REPORT_EVERY == 0:  # depends on seed and step alone, so a resumed run repeats it
+            generator = np.random.default_rng([config.seed, step // REPORT_EVERY])
+            order = generator.choice(len(draw), REPORT_EVERY, p=draw / draw.sum())
+        pick = order[step % REPORT_EVERY]
         state = steps[which[pick]](state, int(row[pick]), batches[which[pick]].arrays)
         done = step + 1
-        if done % 1000 == 0 or done == config.steps:
-            value, *squares = np.asarray(state.errors).tolist()
-            e, f, v = (1e3 * s**0.5 for s in squares)
-            rate = (time.time() - began) / (done - first)
-            print(
-                f"step {done}/{config.steps}  loss {value:.3f}  E {e:.2f} meV/atom  F {f:.1f} meV/A  V {v:.2f} meV/atom  "
-                f"{1e3 * rate:.2f} ms/step  ETA {(config.steps - done) * rate / 60:.1f} min",
-                flush=True,
-            )
-        if done % config.validate_every == 0 or done == config.steps:
+        last = done == config.steps
+        if done % REPORT_EVERY == 0 or last:
+            print(progress_line(done, config.steps, state, (time.time() - began) / (done - first)), flush=True)
+        if done % config.validate_every == 0 or last:
             errors, score = validate(compositions, checks, state.average)
             print(json.dumps({"step": done, "validation": errors}), flush=True)
-            if not np.isfinite(score):
+            if not np.isfinite(score if score is not None else np.asarray(state.errors[0])):
                 raise FloatingPointError(f"training diverged before step {done}; lower --matrix-rate and --other-rate")
-            better = score < progress["best"]
+            better = score is None or progress["best"] is None or score < progress["best"]
             progress = {
                 "step": done,
-                "best": min(score, progress["best"]),
+                "best": score if better else progress["best"],
                 "since_best": 0 if better else progress["since_best"] + 1,
                 "seconds": already + time.time() - began,
             }
-            checkpoint(saved, (state, scales), progress)
-            result = Potential(fold(model, state.average, scales), model, config.out.name)
             if better:
-                save_potential(result, config.out, describe(config, reference, errors, progress))
+                params = fold(model, state.average, scales)
+                header = describe(config, task.reference, errors, progress)
+                save_potential(Potential(params, model, config.out.name), config.out, header)
+            checkpoint(config.out / CHECKPOINT, (state, scales), progress)
             if config.patience and progress["since_best"] >= config.patience:
                 print(f"no better validation in {config.patience} checks; stopped at step {done}", flush=True)
                 break
-    return load_potential(config.out) if result is not None else Potential(fold(model, state.average, scales), model, config.out.name)
+    return load_potential(config.out)
+
+
+def progress_line(done: int, total: int, state: optimizer.TrainState, seconds: float) -> str:
+    """One line: where the training is, running errors of the frames just seen, speed and time left."""
+    value, *squares = np.asarray(state.errors).tolist()
+    energy, forces, virial = (1e3 * s**0.5 for s in squares)
+    return (
+        f"step {done}/{total}  loss {value:.3f}  E {energy:.2f} meV/atom  F {forces:.1f} meV/A  "
+        f"V {virial:.2f} meV/atom  {1e3 * seconds:.2f} ms/step  ETA {(total - done) * seconds / 60:.1f} min"
+    )
 
 
 def validate(
     compositions: list[Composition], checks: list[Callable | None], raw: Params
-) -> tuple[dict[str, dict[str, float]], float]:
-    """RMS errors of each held-out trajectory block (meV/atom, meV/Angstrom, meV/atom), and one score to compare models by."""
+) -> tuple[dict[str, dict[str, float]], float | None]:
+    """RMS errors of each held-out trajectory (meV/atom, meV/Angstrom, meV/atom), and one score to compare models by.
+
+    The score weighs trajectories as the training does; None without held-out frames.
+    """
     errors: dict[str, dict[str, float]] = {}
-    score = []
+    score: float | None = None
     for composition, check_errors in zip(compositions, checks, strict=True):
-        if check_errors is None:
+        if check_errors is None or composition.held_out is None:
             continue
         squares = np.asarray(check_errors(raw, composition.held_out.arrays))
         names = np.array(composition.held_out_names)
         for name in dict.fromkeys(composition.held_out_names):
-            e, f, v = 1e3 * np.sqrt(squares[names == name].mean(0))
-            errors[name] = {"energy": round(float(e), 3), "forces": round(float(f), 2), "virial": round(float(v), 2)}
-            score.append(composition.weight_of[name] * (e / 3.0 + f / 100.0 + v / 6.0))
-    return errors, float(np.sum(score)) if score else 0.0
+            e, f, v = (1e3 * np.sqrt(squares[names == name].mean(0))).tolist()
+            errors[name] = {"energy": round(e, 3), "forces": round(f, 2), "virial": round(v, 2)}
+            score = (score or 0.0) + composition.weight_of[name] * (e / 3.0 + f / 100.0 + v / 6.0)
+    return errors, score
 
 
 def describe(
     config: Config, reference: dict[int, float], errors: dict[str, dict[str, float]], progress: dict[str, Any]
 ) -> dict[str, Any]:
     """What `model.json` says about a training."""
+    places = ("data", "out", "initial", "resume")
     return {
         "reference_energies_eV": {chemical_symbols[z]: e for z, e in reference.items()},
         "training": {
             "data": [p.name for p in config.data],
-            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "out", "initial", "resume")},
+            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in places},
             "steps_done": progress["step"],
             "seconds": round(progress["seconds"]),
             "validation_rmse_meV": errors,
@@ -374,12 +292,8 @@ def describe(
 
 
 def main() -> None:
-    """Run the command; exit code 2 for bad input."""
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command."""
+    sys.exit(run_command("train", Config, run))
 
 
 if __name__ == "__main__":

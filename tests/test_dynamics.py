@@ -181,7 +181,7 @@ def test_a_rigid_drift_is_not_melting():
 
 
 def test_overflow_is_redone_with_a_larger_list_and_the_same_numbers():
-    setup = make(temperatures=(20.0, 80.0), steps=100)
+    setup = make(temperatures=(20.0, 80.0), steps=60, per_chunk=6)
     roomy, _ = go(setup, *begin(setup, headroom=3.0))
     tight, chunks = go(setup, *begin(setup, headroom=1.0))
     assert sum(chunk.regrown for chunk in chunks) > 0, "the tight list never overflowed: nothing was tested"

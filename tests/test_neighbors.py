@@ -115,7 +115,7 @@ def test_number_of_bins_does_not_matter(bins: tuple[int, int, int]) -> None:
         atoms = random_atoms(seed, n, size=8.0)
         system = from_ase(atoms, np.float64)
         stencil = np.ceil(4.5 * np.asarray(bins) / heights(atoms.cell.array)).astype(int)
-        layout = Layout(4.0, 0.5, bins, tuple(stencil.tolist()), (n * 32,), (), (400,))
+        layout = Layout(4.0, 0.5, bins, tuple(stencil.tolist()), (n * 160,), (), (600,))
         check_against_ase(atoms, build_one(system, layout), 4.5)
 
 
@@ -288,8 +288,8 @@ def replicas() -> tuple[System, Neighbors, Layout]:
 
 
 def same(one: Neighbors, other: Neighbors, replica: int) -> bool:
-    equal = jax.tree.map(lambda a, b: bool((a[replica] == b[replica]).all()), one, other)
-    return all(jax.tree.leaves(equal))
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(bool((a[replica] == b[replica]).all()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("rebuild", ["_rebuild_first", "_rebuild_all"])

@@ -14,6 +14,7 @@ import ase.build
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.emt import EMT
 
 from jaxpto import sweep
 from jaxpto.catalogue import save_potential
@@ -238,3 +239,40 @@ def test_a_preset_gives_way_to_options():
     assert sweep._preset(["--preset", "pto-test"]).steps == 50_000
     assert sweep._preset(["--preset=pto-test"]).steps == 50_000
     assert sweep._preset([]).preset is None
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "nve"])
+def test_a_fixed_cell_stays_fixed(argon, tmp_path, ensemble):
+    out = tmp_path / "run"
+    assert command(*argon, "--ensemble", ensemble, "--steps", "20", "--replicas", "2", "--out", str(out)) == 0
+    assert sorted(path.name for path in (out / "trajectories").iterdir()) == [
+        f"{t}K_{r}.h5md" for t in (20, 40, 60) for r in (0, 1)
+    ]
+    for trajectory in frames(out):
+        assert (trajectory.cells == trajectory.cells[0]).all()
+        assert not np.array_equal(trajectory.positions[0], trajectory.positions[-1])
+
+
+def test_any_ase_calculator_runs_in_the_engine(tmp_path, capfd):
+    """Aluminium with ASE's EMT through the host callback: the energies of ASE itself, and a word that it is slow."""
+    atoms = ase.build.bulk("Al", cubic=True)
+    ase.io.write(tmp_path / "aluminium.vasp", atoms)
+    out = tmp_path / "run"
+    arguments = [
+        str(tmp_path / "aluminium.vasp"),
+        "--model",
+        "ase:ase.calculators.emt:EMT",
+        "--supercell",
+        "2",
+        "2",
+        "2",
+    ]
+    short = ["--temperatures", "100", "300", "--steps", "6", "--sample-every", "3", "--mask", "full"]
+    assert command(*arguments, *short, "--out", str(out)) == 0
+    assert "slow" in "".join(capfd.readouterr())
+    for trajectory in frames(out):
+        atoms = ase.Atoms(trajectory.numbers, trajectory.positions[-1], cell=trajectory.cells[-1], pbc=True)
+        atoms.calc = EMT()
+        energy = trajectory.observables["potential_energy"][-1]
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)  # float32 run
+        assert trajectory.step.tolist() == [0, 3, 6]

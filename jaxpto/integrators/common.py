@@ -27,7 +27,9 @@ def matmul(left: Float[Array, "m 3"], right: Float[Array, "3 3"]) -> Float[Array
     return sum((left[:, k, None] * right[None, k, :] for k in range(1, 3)), left[:, 0, None] * right[None, 0, :])
 
 
-def maxwell_boltzmann(key: UInt32[Array, " 2"], masses: Float[Array, " n"], kT: Float[Array, ""]) -> Float[Array, "n 3"]:
+def maxwell_boltzmann(
+    key: UInt32[Array, " 2"], masses: Float[Array, " n"], kT: Float[Array, ""]
+) -> Float[Array, "n 3"]:
     """Draw momenta [n, 3] (amu Angstrom / internal time), each component normal with variance m kT.
 
     Args:

@@ -1,13 +1,14 @@
 """A small, smooth, local model: body-ordered moments of the neighbour density and one little net per element.
 
-Per atom i and species t of neighbours, type-agnostic moments (Shapeev, Multiscale Model. Simul. 14, 1153 (2016); Drautz,
-Phys. Rev. B 99, 014104 (2019))
+Per atom i and species t of neighbours, type-agnostic moments (Shapeev, Multiscale Model. Simul. 14, 1153 (2016);
+Drautz, Phys. Rev. B 99, 014104 (2019))
 
     M[i, t, lm, k] = sum_{j in t} f_k(r_ij) Y_lm(r_ij),   f_k = T_k(2 w - 1) (1 - u)^3,   u = (r / cutoff)^2,
 
-are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational invariants of
-these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2 with a third) feed a
-linear readout and a two-layer tanh net of the element. A soft wall, zero at all distances seen in training, keeps atoms apart.
+are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational
+invariants of these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2 with
+a third) feed a linear readout and a two-layer tanh net of the element, beside a linear pair term. A soft wall, zero at
+all distances seen in training, keeps atoms apart.
 
 Everything per edge is rational in (x, y, z): no square root, exponential or table, hence smooth down to r = 0.
 """
@@ -86,7 +87,7 @@ class Perovskite:
         """
         n, species = own.shape
         moment, wall = moments(vectors, own @ params["wall"], self.cutoff, self.radial, slots)
-        # Mix with the coefficients of every species and pick the atom's own: one dense product beats a gather of matrices.
+        # Mix with every species' coefficients, then pick the atom's own: one dense product beats a gather of matrices.
         table = jnp.transpose(params["mix"], (1, 3, 0, 2)).reshape(species * self.radial, -1)
         mixed = (jnp.swapaxes(moment, 1, 2).reshape(n * 9, -1) @ table).reshape(n, 9, species, self.channels)
         channels = (mixed * own[:, None, :, None]).sum(axis=2)
@@ -94,19 +95,19 @@ class Perovskite:
         return wall + self.readout(params, own.T, features, moment[:, :, 0].reshape(n, -1).T)
 
     def invariants(self, channels: Float[Array, "9 c n"]) -> Float[Array, "d n"]:
-        """Invariants [features, n] of the mixed moments [9, channels, n]; atoms come last, where the vector units want them."""
-        n = channels.shape[2]
+        """Invariants [features, n] of the mixed moments [9, channels, n]; atoms last, where vector units want them."""
         scalar, vector, tensor = channels[0], channels[1:4], channels[4:9]
-
-        def products(left: Array, right: Array) -> Array:
-            return sum(a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True)).reshape(-1, n)
-
         parts = [scalar, products(vector, vector), products(tensor, tensor)]
         if self.quartic:
-            first, second = np.triu_indices(self.quartic)
-            v, t = vector[:, : self.quartic], tensor[:, : self.quartic]
-            parts.append(products(couple_vectors(v[:, first], v[:, second]), t))
-            parts.append(products(couple_tensors(t[:, first], t[:, second]), t))
+            # a product with 0 and 1 instead of indexing, whose transpose would be a slow scatter
+            first, second = (np.eye(self.quartic)[index] for index in np.triu_indices(self.quartic))
+
+            def pairs(x: Array) -> tuple[Array, Array]:
+                used = x[:, : self.quartic]
+                return tuple(jnp.einsum("pc,mcn->mpn", jnp.asarray(s, x.dtype), used) for s in (first, second))
+
+            parts.append(products(jnp.stack(couple_vectors(*pairs(vector))), tensor[:, : self.quartic]))
+            parts.append(products(jnp.stack(couple_tensors(*pairs(tensor))), tensor[:, : self.quartic]))
         return jnp.concatenate(parts, axis=0)
 
     def readout(
@@ -152,7 +153,7 @@ def select(params: Params, known: list[int]) -> Params:
 
 
 def chebyshev(t: Array, count: int) -> list[Array]:
-    """T_0 ... T_{count - 1} of t, by halving (T_{a+b} = 2 T_a T_b - T_{b-a}) so that no long chain of products is repeated."""
+    """T_0 ... T_{count - 1} of t, by T_{a+b} = 2 T_a T_b - T_{b-a}: XLA repeats the chain of each."""
     values = [jnp.ones_like(t), t]
     for k in range(2, count):
         a, b = k // 2, k - k // 2
@@ -224,7 +225,7 @@ def _moments_forward(vectors, wall, cutoff, radial, slots):
 
 
 def _moments_backward(cutoff, radial, slots, kept, cotangent):
-    """With c = dE/dM: dE/du = sum_m Y_m sum_k c_mk df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
+    """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
     dmoment, denergy = cotangent
     slopes = jnp.asarray(chebyshev_slopes(radial), dmoment.dtype)
     both = jnp.concatenate([dmoment, (dmoment.reshape(-1, radial) @ slopes).reshape(dmoment.shape)], axis=2)
@@ -253,6 +254,32 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
 moments.defvjp(_moments_forward, _moments_backward)
 
 
+@jax.custom_vjp
+def products(left: Float[Array, "m p n"], right: Float[Array, "m q n"]) -> Float[Array, "pq n"]:
+    """All products sum_m left[m, p] right[m, q] of each atom, [p * q, n].
+
+    The derivative is written as sums of whole rows; the reductions that JAX derives run element by element on a CPU.
+    """
+    rows = sum(a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True))
+    return rows.reshape(-1, left.shape[2])
+
+
+def _products_forward(left, right):
+    return products(left, right), (left, right)
+
+
+def _products_backward(saved, cotangent):
+    left, right = saved
+    p, q, n = left.shape[1], right.shape[1], left.shape[2]
+    d = cotangent.reshape(p, q, n)
+    dleft = sum(d[None, :, b] * right[:, b, None] for b in range(q))
+    dright = sum(d[None, a] * left[:, a, None] for a in range(p))
+    return dleft, dright
+
+
+products.defvjp(_products_forward, _products_backward)
+
+
 def couple_vectors(left: Float[Array, "3 p n"], right: Float[Array, "3 p n"]) -> list[Array]:
     """The l = 2 part of the product of two l = 1 quantities (x, y, z): five arrays [p, n]."""
     half = np.sqrt(3.0).item() / 2.0
@@ -268,7 +295,7 @@ def couple_vectors(left: Float[Array, "3 p n"], right: Float[Array, "3 p n"]) ->
 
 
 def couple_tensors(left: Float[Array, "5 p n"], right: Float[Array, "5 p n"]) -> list[Array]:
-    """The l = 2 part of the product of two l = 2 quantities (symmetric traceless part of their matrix product), as above."""
+    """The l = 2 part of the product of two l = 2 quantities, the symmetric traceless part of their matrix product."""
     half = np.sqrt(3.0).item() / 2.0
     a, b, c, d, e = left
     f, g, h, i, j = right

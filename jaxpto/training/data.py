@@ -1,4 +1,4 @@
-"""Training data: DeePMD npy folders and extended-xyz files, cleaned, split by trajectory blocks, with their edges."""
+"""Training data: DeePMD npy folders and extended-xyz files, cleaned, split by trajectory blocks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from pathlib import Path
 import ase
 import ase.data
 import ase.io
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
-from jaxpto import neighbors
 from jaxpto.errors import InputError
-from jaxpto.system import System
+
+COLUMNS = ("positions", "cells", "energies", "forces", "virials")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Frames:
         return Frames(
             self.name,
             self.numbers,
-            *(getattr(self, k)[index] for k in ("positions", "cells", "energies", "forces", "virials")),
+            *(getattr(self, k)[index] for k in COLUMNS),
         )
 
 
@@ -63,7 +60,7 @@ def read(path: Path) -> list[Frames]:
             return [read_deepmd(path)]
         inside = sorted(p.parent for p in path.glob("*/type.raw"))
         if not inside:
-            raise InputError(f"{path}: no type.raw in this folder or the folders in it; give a DeePMD npy folder or an extxyz file")
+            raise InputError(f"{path}: no type.raw in it or its folders; give a DeePMD npy folder or an extxyz file")
         return [read_deepmd(p) for p in inside]
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a DeePMD npy folder or an extxyz file")
@@ -116,7 +113,8 @@ def read_ase(path: Path) -> list[Frames]:
     try:
         images = ase.io.read(path, index=":")
     except Exception as error:  # ASE's readers raise whatever they like
-        raise InputError(f"{path}: not readable as structures ({error}); give a DeePMD npy folder or an extxyz file") from error
+        why = str(error) or type(error).__name__
+        raise InputError(f"{path}: unreadable ({why}); give a DeePMD npy folder or an extxyz file") from error
     groups: dict[tuple[int, ...], list[tuple]] = {}
     for number, atoms in enumerate(images):
         results = atoms.calc.results if atoms.calc is not None else {}
@@ -127,8 +125,12 @@ def read_ase(path: Path) -> list[Frames]:
             (atoms.positions, atoms.cell.array, results["energy"], results["forces"], -stress * atoms.get_volume())
         )
     return [
-        Frames(path.stem if len(groups) == 1 else f"{path.stem}-{g}", np.array(z), *(np.array(c, float) for c in zip(*rows, strict=True)))
-        for g, (z, rows) in enumerate(groups.items())
+        Frames(
+            path.stem if len(groups) == 1 else f"{path.stem}-{g}",
+            np.array(numbers),
+            *(np.array(column, float) for column in zip(*rows, strict=True)),
+        )
+        for g, (numbers, rows) in enumerate(groups.items())
     ]
 
 
@@ -152,95 +154,10 @@ def split(frames: Frames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13))
     return frames[np.flatnonzero(~out)], frames[np.flatnonzero(out)]
 
 
-def reference_energies(groups: list[Frames], elements: tuple[int, ...]) -> np.ndarray:
-    """Energies [element] in eV whose sum over atoms fits the mean energy of each trajectory (least squares, minimum norm).
-
-    They are subtracted from the labels: float32 could not hold both 1e5 eV of core energies and a phonon.
-    """
-    counts = np.array([[np.sum(g.numbers == z) for z in elements] for g in groups], float)
-    means = np.array([np.mean(g.energies) for g in groups])
-    return np.linalg.lstsq(counts, means, rcond=1e-8)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Frames of one composition on the device, with their edges in the dense, species-sorted layout.
-
-    Attributes:
-        vectors: [f, n, s, 3] Angstrom, empty slots beyond the cutoff.
-        senders: [f, n * s], n marks an empty slot.
-        energies: [f] eV, reference energies subtracted.
-        forces: [f, n, 3] eV / Angstrom.
-        virials: [f, 3, 3] eV.
-        numbers: [n] atomic numbers.
-        species: atomic numbers of the blocks.
-        slots: sizes of the blocks.
-    """
-
-    vectors: Float[Array, "f n s 3"]
-    senders: Int[Array, "f e"]
-    energies: Float[Array, " f"]
-    forces: Float[Array, "f n 3"]
-    virials: Float[Array, "f 3 3"]
-    numbers: np.ndarray
-    species: tuple[int, ...]
-    slots: tuple[int, ...]
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The device arrays, frames first."""
-        return self.vectors, self.senders, self.energies, self.forces, self.virials
-
-
-def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: np.typing.DTypeLike) -> Batch:
-    """Build the edges of all frames (of one composition) and move everything to the device."""
-    n = len(frames.numbers)
-
-    def system(f: int) -> System:
-        return System(
-            jnp.asarray(frames.positions[f], dtype),
-            jnp.asarray(frames.cells[f], dtype),
-            jnp.asarray(frames.numbers, jnp.int32),
-            jnp.ones(n, dtype),
-        )
-
-    some = [system(int(f)) for f in np.unique(np.linspace(0, len(frames) - 1, 4).astype(int))]
-    layout = neighbors.allocate(some, cutoff, 0.0, by_species=True, headroom=1.1)
-
-    def edges(layout: neighbors.Layout) -> tuple[Array, Array, Array]:
-        def one(frame: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-            positions, cell = frame
-            s = dataclasses.replace(some[0], positions=positions, cell=cell)
-            found = neighbors.build(s, layout)
-            return neighbors.edge_vectors(s, found), found.senders, found.overflow
-
-        return jax.jit(lambda p, c: jax.lax.map(one, (p, c)))(
-            jnp.asarray(frames.positions, dtype), jnp.asarray(frames.cells, dtype)
-        )
-
-    for _ in range(10):
-        vectors, senders, overflow = edges(layout)
-        if not bool(overflow.any()):
-            break
-        layout = neighbors.grow(layout)
-    else:
-        raise InputError(f"{frames.name}: more neighbours within {cutoff} A than memory was planned for; check its cells")
-    vectors = np.asarray(vectors).reshape(len(frames), n, -1, 3)
-    senders = np.asarray(senders).reshape(len(frames), n, -1)
-    keep, slots, start = [], [], 0
-    for size in layout.slots:  # drop the slots that no frame uses
-        used = int((senders[:, :, start : start + size] < n).sum(2).max())
-        slots.append(max(1, used))
-        keep.extend(range(start, start + slots[-1]))
-        start += size
-    offset = sum(reference[z] for z in frames.numbers.tolist())
-    return Batch(
-        jnp.asarray(vectors[:, :, keep]),
-        jnp.asarray(senders[:, :, keep].reshape(len(frames), -1)),
-        jnp.asarray(frames.energies - offset, dtype),
-        jnp.asarray(frames.forces, dtype),
-        jnp.asarray(frames.virials, dtype),
-        frames.numbers,
-        layout.species,
-        tuple(slots),
+def join(parts: list[Frames]) -> Frames:
+    """Concatenate trajectories with the same atoms."""
+    return Frames(
+        parts[0].name,
+        parts[0].numbers,
+        *(np.concatenate([getattr(p, k) for p in parts]) for k in COLUMNS),
     )

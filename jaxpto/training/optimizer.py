@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from optax import contrib
 
 from jaxpto.models.perovskite import ATOMWISE, PAIRWISE, Params, Perovskite, initialize, moments, select
-from jaxpto.training.data import Batch
+from jaxpto.training.batches import Batch
 from jaxpto.training.loss import LossWeights, loss, one_hot, predict
 from jaxpto.training.whitening import Whitening, fold, independent, inverse_root
 
@@ -46,7 +46,7 @@ def initial_raw(model: Perovskite, key: Array, dtype: np.typing.DTypeLike) -> Pa
 
 
 def make_optimizer(matrix_rate: float, other_rate: float, steps: int, warmup: int) -> optax.GradientTransformation:
-    """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) for matrices, Adam for the rest; cosine schedules."""
+    """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) for matrices, Adam for the rest; cosine rates."""
 
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, steps // 2), steps, peak * 0.01)
@@ -100,9 +100,7 @@ def known_elements(model: Perovskite, batch: Batch) -> np.ndarray:
 
 
 def _whitening_part(whitening: Whitening, known: np.ndarray) -> Whitening:
-    return Whitening(
-        whitening.radial[known[:, None], known[None, :]], whitening.mean[known], whitening.features[known]
-    )
+    return Whitening(whitening.radial[known[:, None], known[None, :]], whitening.mean[known], whitening.features[known])
 
 
 def predictor(model: Perovskite, batch: Batch) -> Callable:

@@ -39,7 +39,7 @@ def independent(model: Perovskite) -> np.ndarray:
 
 
 def inverse_root(covariance: np.ndarray, floor: float) -> np.ndarray:
-    """Symmetric inverse square root of covariances [..., k, k] with eigenvalues raised by `floor` times the mean one."""
+    """Symmetric inverse square root of covariances [..., k, k] with eigenvalues raised by `floor` x their mean."""
     values, basis = np.linalg.eigh(covariance)
     values = np.maximum(values, 0.0)
     mean = values.mean(-1, keepdims=True)
@@ -73,8 +73,8 @@ def unfold(model: Perovskite, params: Params, whitening: Whitening) -> Params:
     mirror[c + c * c : c + 2 * c * c] = c + c * c + second * c + first
 
     def once(weight: Array) -> Array:
-        total = weight + jnp.where((mirror == np.arange(model.features)).reshape(1, -1, *[1] * (weight.ndim - 2)), 0.0, 1.0) * weight[:, mirror]
-        return total[:, kept]
+        twins = (mirror != np.arange(model.features)).reshape(1, -1, *[1] * (weight.ndim - 2))
+        return (weight + jnp.asarray(twins, weight.dtype) * weight[:, mirror])[:, kept]
 
     weight1, linear = once(params["weight1"]), once(params["linear"])
     transposed = jnp.swapaxes(whitening.features, 1, 2)

@@ -1,0 +1,205 @@
+"""Frames on the device: their edges, how often each is drawn, and what is read off them before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import covalent_radii
+from jaxtyping import Array, Float, Int
+
+from jaxpto import neighbors
+from jaxpto.errors import InputError
+from jaxpto.system import System
+from jaxpto.training.data import Frames, join, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Frames of one composition on the device, with their edges in the dense, species-sorted layout.
+
+    Attributes:
+        vectors: [f, n, s, 3] Angstrom, empty slots beyond the cutoff.
+        senders: [f, n * s], n marks an empty slot.
+        energies: [f] eV, reference energies subtracted.
+        forces: [f, n, 3] eV / Angstrom.
+        virials: [f, 3, 3] eV.
+        numbers: [n] atomic numbers.
+        species: atomic numbers of the blocks.
+        slots: sizes of the blocks.
+    """
+
+    vectors: Float[Array, "f n s 3"]
+    senders: Int[Array, "f e"]
+    energies: Float[Array, " f"]
+    forces: Float[Array, "f n 3"]
+    virials: Float[Array, "f 3 3"]
+    numbers: np.ndarray
+    species: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The device arrays, frames first."""
+        return self.vectors, self.senders, self.energies, self.forces, self.virials
+
+
+def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: np.typing.DTypeLike) -> Batch:
+    """Build the edges of all frames (of one composition) and move everything to the device."""
+    n = len(frames.numbers)
+
+    def system(f: int) -> System:
+        return System(
+            jnp.asarray(frames.positions[f], dtype),
+            jnp.asarray(frames.cells[f], dtype),
+            jnp.asarray(frames.numbers, jnp.int32),
+            jnp.ones(n, dtype),
+        )
+
+    some = [system(int(f)) for f in np.unique(np.linspace(0, len(frames) - 1, 4).astype(int))]
+    layout = neighbors.allocate(some, cutoff, 0.0, by_species=True, headroom=1.1)
+
+    def edges(layout: neighbors.Layout) -> tuple[Array, Array, Array]:
+        def one(frame: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+            positions, cell = frame
+            s = dataclasses.replace(some[0], positions=positions, cell=cell)
+            found = neighbors.build(s, layout)
+            return neighbors.edge_vectors(s, found), found.senders, found.overflow
+
+        return jax.jit(lambda p, c: jax.lax.map(one, (p, c)))(
+            jnp.asarray(frames.positions, dtype), jnp.asarray(frames.cells, dtype)
+        )
+
+    for _ in range(10):
+        vectors, senders, overflow = edges(layout)
+        if not bool(overflow.any()):
+            break
+        layout = neighbors.grow(layout)
+    else:
+        raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells")
+    vectors = np.asarray(vectors).reshape(len(frames), n, -1, 3)
+    senders = np.asarray(senders).reshape(len(frames), n, -1)
+    keep, slots, start = [], [], 0
+    for size in layout.slots:  # drop the slots that no frame uses
+        used = int((senders[:, :, start : start + size] < n).sum(2).max())
+        slots.append(max(1, used))
+        keep.extend(range(start, start + slots[-1]))
+        start += size
+    offset = sum(reference[z] for z in frames.numbers.tolist())
+    return Batch(
+        jnp.asarray(vectors[:, :, keep]),
+        jnp.asarray(senders[:, :, keep].reshape(len(frames), -1)),
+        jnp.asarray(frames.energies - offset, dtype),
+        jnp.asarray(frames.forces, dtype),
+        jnp.asarray(frames.virials, dtype),
+        frames.numbers,
+        layout.species,
+        tuple(slots),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Composition:
+    """Training and validation frames of all trajectories that have the same atoms.
+
+    Attributes:
+        name: of the first of them.
+        probability: [f] of drawing each training frame.
+        weight_of: probability of each trajectory.
+        train, held_out: batches on the device.
+        held_out_names: trajectory of each held-out frame.
+    """
+
+    name: str
+    probability: np.ndarray
+    weight_of: dict[str, float]
+    train: Batch
+    held_out: Batch | None
+    held_out_names: list[str]
+
+
+def group(
+    trajectories: list[Frames], probability: np.ndarray, reference: dict[int, float], cutoff: float
+) -> list[Composition]:
+    """Split every trajectory into blocks and gather those with the same atoms, for they share a compiled program."""
+    gathered: dict[tuple[int, ...], list[int]] = {}
+    for index, frames in enumerate(trajectories):
+        gathered.setdefault(tuple(frames.numbers.tolist()), []).append(index)
+    compositions = []
+    for indices in gathered.values():
+        pieces = [split(trajectories[i]) for i in indices]
+        held = [p[1] for p in pieces if len(p[1])]
+        compositions.append(
+            Composition(
+                trajectories[indices[0]].name,
+                np.concatenate(
+                    [np.full(len(p[0]), probability[i] / len(p[0])) for i, p in zip(indices, pieces, strict=True)]
+                ),
+                {trajectories[i].name: float(probability[i]) for i in indices},
+                prepare(join([p[0] for p in pieces]), reference, cutoff, np.float32),
+                prepare(join(held), reference, cutoff, np.float32) if held else None,
+                [p.name for p in held for _ in range(len(p))],
+            )
+        )
+    return compositions
+
+
+def share_of(trajectories: list[Frames], shares: tuple[str, ...]) -> np.ndarray:
+    """Probability of each trajectory [t]; every GLOB's fraction is spread evenly over what it matches.
+
+    Raises:
+        InputError: a share that cannot be read, matches nothing, or fractions above one.
+    """
+    probability, free = np.zeros(len(trajectories)), np.ones(len(trajectories), bool)
+    for share in shares:
+        pattern, _, fraction = share.rpartition("=")
+        try:
+            value = float(fraction)
+        except ValueError:
+            value = -1.0
+        hits = np.array([fnmatch.fnmatch(t.name, pattern) for t in trajectories]) & free
+        if not 0 < value <= 1 or not hits.any():
+            raise InputError(
+                f"share {share!r}: write GLOB=FRACTION with a fraction in (0, 1] and a GLOB that fits data"
+            )
+        probability[hits] = value / hits.sum()
+        free &= ~hits
+    rest = 1.0 - probability.sum()
+    if rest < -1e-9:
+        raise InputError(f"the shares add up to {probability.sum():.3f}; the limit is 1")
+    if free.any():
+        probability[free] = max(rest, 0.0) / free.sum()
+    return probability / probability.sum()
+
+
+def reference_energies(groups: list[Frames], elements: tuple[int, ...]) -> np.ndarray:
+    """Energies [element] in eV whose sums fit the mean energy of each trajectory (least squares, minimum norm).
+
+    They are subtracted from the labels: float32 could not hold both 1e5 eV of core energies and a phonon.
+    """
+    counts = np.array([[np.sum(g.numbers == z) for z in elements] for g in groups], float)
+    means = np.array([np.mean(g.energies) for g in groups])
+    return np.linalg.lstsq(counts, means, rcond=1e-8)[0]
+
+
+def wall_distances(compositions: list[Composition], elements: tuple[int, ...]) -> np.ndarray:
+    """Distance [e, e] in Angstrom below which the wall starts.
+
+    0.97 of the shortest one seen in the data, or 0.8 of the sum of covalent radii for pairs never in contact there.
+    """
+    radii = covalent_radii[list(elements)]
+    shortest = np.full((len(elements), len(elements)), np.inf)
+    batches = [b for c in compositions for b in (c.train, c.held_out) if b is not None]
+    for batch in batches:
+        closest = np.linalg.norm(np.asarray(batch.vectors), axis=-1).min(0)
+        ends = np.cumsum(batch.slots)
+        for other, end, size in zip(batch.species, ends, batch.slots, strict=True):
+            for own in batch.species:
+                found = closest[batch.numbers == own, end - size : end].min()
+                pair = elements.index(own), elements.index(other)
+                shortest[pair] = shortest[pair[::-1]] = min(shortest[pair], found)
+    seen = shortest < 1.5 * (radii[:, None] + radii[None, :])
+    return np.where(seen, 0.97 * shortest, 0.8 * (radii[:, None] + radii[None, :]))

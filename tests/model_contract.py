@@ -1,0 +1,170 @@
+"""What every model must satisfy: each function takes a potential and atoms it knows, and asserts one law.
+
+All are meant for float64, where a broken law shows at 1e-9 and rounding does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ase
+import jax
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from jaxpto import neighbors
+from jaxpto.potential import Potential, Prediction
+from jaxpto.system import from_ase, stack
+
+SKIN = 0.4
+
+_build = jax.jit(neighbors.build, static_argnames="layout")
+_evaluate = jax.jit(lambda potential, system, found: potential.evaluate(system, found))
+
+
+def layout_of(potential: Potential, atoms: ase.Atoms) -> neighbors.Layout:
+    """Layout with room for the edges of atoms."""
+    system = from_ase(atoms, np.float64)
+    return neighbors.allocate([system], potential.cutoff, SKIN, by_species=potential.model.by_species)
+
+
+def predict(potential: Potential, atoms: ase.Atoms, layout: neighbors.Layout | None = None) -> Prediction:
+    """Energy, forces and stress of atoms in float64."""
+    system = from_ase(atoms, np.float64)
+    found = _build(system, layout_of(potential, atoms) if layout is None else layout)
+    assert not found.overflow
+    return jax.device_get(_evaluate(potential, system, found))
+
+
+def assert_same(first: Prediction, second: Prediction, tolerance: float = 1e-9) -> None:
+    """Two predictions agree."""
+    np.testing.assert_allclose(first.energy, second.energy, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(first.forces, second.forces, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(first.stress, second.stress, rtol=tolerance, atol=tolerance)
+
+
+def rotation(potential: Potential, atoms: ase.Atoms) -> None:
+    """A rotation leaves the energy and rotates forces and stress."""
+    q = Rotation.from_rotvec([0.4, -1.1, 0.7]).as_matrix()
+    turned = atoms.copy()
+    turned.set_cell(atoms.cell.array @ q.T)
+    turned.positions = atoms.positions @ q.T
+    before, after = predict(potential, atoms), predict(potential, turned)
+    expected = Prediction(before.energy, before.forces @ q.T, q @ before.stress @ q.T)
+    assert np.abs(before.forces).max() > 0.01
+    assert_same(after, expected)
+
+
+def permutation(potential: Potential, atoms: ase.Atoms) -> None:
+    """The order of the atoms does not matter."""
+    order = np.random.default_rng(1).permutation(len(atoms))
+    before, after = predict(potential, atoms), predict(potential, atoms[order])
+    assert_same(after, Prediction(before.energy, before.forces[order], before.stress))
+
+
+def image_shift(potential: Potential, atoms: ase.Atoms) -> None:
+    """Every atom may be written down in any periodic image, and all may be translated."""
+    shifted = atoms.copy()
+    images = np.random.default_rng(2).integers(-2, 3, (len(atoms), 3))
+    shifted.positions += images @ atoms.cell.array + np.array([0.3, -0.2, 7.7])[None, :]
+    assert_same(predict(potential, shifted), predict(potential, atoms))
+
+
+def extensivity(potential: Potential, atoms: ase.Atoms) -> None:
+    """A supercell has the energy of its cells, the same forces and the same stress."""
+    one, six = predict(potential, atoms), predict(potential, atoms.repeat((2, 1, 3)))
+    assert_same(six, Prediction(6.0 * one.energy, np.tile(one.forces, (6, 1)), one.stress))
+
+
+def other_cell_vectors(potential: Potential, atoms: ase.Atoms) -> None:
+    """The same crystal described by other lattice vectors has the same energy, forces and stress."""
+    sheared = atoms.copy()
+    sheared.set_cell(np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]]) @ atoms.cell.array)
+    assert_same(predict(potential, sheared), predict(potential, atoms))
+
+
+def forces_are_gradients(potential: Potential, atoms: ase.Atoms, step: float = 1e-4) -> None:
+    """Forces and stress against central differences of the energy, along random displacements and strains."""
+    generator = np.random.default_rng(3)
+    base = predict(potential, atoms)
+    layout = layout_of(potential, atoms)
+    for _ in range(3):
+        direction = generator.normal(size=(len(atoms), 3))
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions += sign * step * direction
+            energies.append(predict(potential, moved, layout).energy)
+        slope = (energies[0] - energies[1]) / (2 * step)
+        np.testing.assert_allclose(slope, -np.sum(base.forces * direction), rtol=1e-5, atol=1e-5)
+        strain = generator.normal(size=(3, 3))
+        strain = strain + strain.T
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.set_cell(atoms.cell.array @ (np.eye(3) + sign * step * strain), scale_atoms=True)
+            energies.append(predict(potential, moved, layout).energy)
+        slope = (energies[0] - energies[1]) / (2 * step)
+        np.testing.assert_allclose(slope, atoms.get_volume() * np.sum(base.stress * strain), rtol=1e-5, atol=1e-4)
+
+
+def capacity(potential: Potential, atoms: ase.Atoms) -> None:
+    """Room for twice the neighbours changes nothing."""
+    layout = layout_of(potential, atoms)
+    larger = dataclasses.replace(layout, slots=tuple(2 * s for s in layout.slots), edges=2 * layout.edges)
+    assert_same(predict(potential, atoms, larger), predict(potential, atoms, layout))
+
+
+def batch(potential: Potential, atoms: ase.Atoms) -> None:
+    """Three replicas under vmap are three single systems."""
+    images = []
+    for seed in range(3):
+        images.append(atoms.copy())
+        images[-1].rattle(0.03, seed=seed)
+    layout = layout_of(potential, atoms)
+    systems = stack([from_ase(image, np.float64) for image in images])
+
+    @jax.jit
+    def together(potential: Potential) -> Prediction:
+        return jax.vmap(lambda s: potential.evaluate(s, neighbors.build(s, layout)))(systems)
+
+    found = jax.device_get(together(potential))
+    for r, image in enumerate(images):
+        assert_same(jax.tree.map(lambda leaf, r=r: leaf[r], found), predict(potential, image, layout))
+
+
+def isolated_atom(potential: Potential, number: int) -> None:
+    """An atom without neighbours feels nothing, has a finite energy, and a second one far away does not change that."""
+    alone = ase.Atoms([number], [[1.0, 2.0, 3.0]], cell=[30.0] * 3, pbc=True)
+    far = ase.Atoms([number] * 2, [[1.0, 2.0, 3.0], [16.0, 17.0, 18.0]], cell=[30.0] * 3, pbc=True)
+    one, two = predict(potential, alone), predict(potential, far)
+    assert np.isfinite(one.energy)
+    np.testing.assert_array_equal(one.forces, 0.0)
+    np.testing.assert_array_equal(one.stress, 0.0)
+    np.testing.assert_allclose(two.energy, 2.0 * one.energy, rtol=1e-12, atol=1e-12)
+
+
+def one_atom_cell(potential: Potential, number: int, edge: float = 3.2) -> None:
+    """A cell of one atom, whose neighbours are all images of itself, agrees with its supercell and has no force."""
+    atoms = ase.Atoms([number], [[0.1, 0.2, 0.3]], cell=np.eye(3) * edge + 0.1, pbc=True)
+    one, eight = predict(potential, atoms), predict(potential, atoms.repeat(2))
+    np.testing.assert_allclose(one.forces, 0.0, atol=1e-10)
+    assert np.abs(one.stress).max() > 1e-6
+    np.testing.assert_allclose(eight.energy, 8.0 * one.energy, rtol=1e-10)
+    np.testing.assert_allclose(eight.stress, one.stress, rtol=1e-9, atol=1e-12)
+
+
+def smooth_at_cutoff(potential: Potential, numbers: tuple[int, int]) -> None:
+    """The energy of a pair and its first two derivatives go to zero at the cutoff without a jump."""
+
+    def energy(distance: float) -> float:
+        pair = ase.Atoms(numbers, [[0.0, 0.0, 0.0], [distance, 0.0, 0.0]], cell=[30.0] * 3, pbc=True)
+        return float(predict(potential, pair, layout).energy)
+
+    near = ase.Atoms(numbers, [[0.0, 0.0, 0.0], [0.9 * potential.cutoff, 0.0, 0.0]], cell=[30.0] * 3, pbc=True)
+    layout = layout_of(potential, near)
+    outside = energy(potential.cutoff + 0.2)
+    inside = [abs(energy(potential.cutoff - gap) - outside) for gap in (0.01, 0.02)]
+    # C2: the energy vanishes at least as the cube of the distance to the cutoff
+    assert inside[1] > 0.0
+    assert inside[0] < inside[1] / 7.0 + 1e-13

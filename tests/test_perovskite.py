@@ -1,0 +1,220 @@
+"""The perovskite model: its laws, its hand-written derivative, its wall, and what the shipped weights know."""
+
+from __future__ import annotations
+
+import ase
+import jax
+import jax.numpy as jnp
+import model_contract as contract
+import numpy as np
+import pytest
+
+from jaxpto.catalogue import load_potential, save_potential
+from jaxpto.models import perovskite
+from jaxpto.models.perovskite import Perovskite, initialize, moments
+from jaxpto.potential import Potential
+
+MODEL = Perovskite((8, 22, 38, 82), radial=6, channels=5, quartic=3, hidden=7)
+
+
+@pytest.fixture(scope="module")
+def random_potential() -> Potential:
+    """Every parameter random, so that no term is silent."""
+    params = initialize(MODEL, jax.random.key(0), np.float64)
+    keys = jax.random.split(jax.random.key(1), len(params))
+    params = {
+        name: value + 0.1 * jax.random.normal(key, value.shape, np.float64)
+        for (name, value), key in zip(sorted(params.items()), keys, strict=True)
+    }
+    return Potential(params | {"wall": jnp.full((4, 4), 1.9)}, MODEL, "random")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Potential:
+    return load_potential("perovskite", np.float64)
+
+
+@pytest.fixture(scope="module")
+def crystal() -> ase.Atoms:
+    """A triclinic, rattled five-atom cell, smaller than the cutoff, its species interleaved."""
+    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
+    cell = [[3.9, 0.1, 0.0], [0.2, 3.85, -0.1], [-0.1, 0.15, 4.2]]
+    atoms = ase.Atoms("PbOOSrTi", scaled_positions=places, cell=cell, pbc=True)
+    atoms.rattle(0.08, seed=5)
+    return atoms
+
+
+LAWS = [
+    contract.rotation,
+    contract.permutation,
+    contract.image_shift,
+    contract.extensivity,
+    contract.other_cell_vectors,
+    contract.forces_are_gradients,
+    contract.capacity,
+    contract.batch,
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_random_weights_obey(law, random_potential: Potential, crystal: ase.Atoms) -> None:
+    law(random_potential, crystal)
+
+
+@pytest.mark.parametrize("law", [contract.rotation, contract.forces_are_gradients], ids=lambda law: law.__name__)
+def test_shipped_weights_obey(law, shipped: Potential, crystal: ase.Atoms) -> None:
+    law(shipped, crystal)
+
+
+def test_lone_atoms_and_tiny_cells(random_potential: Potential) -> None:
+    contract.isolated_atom(random_potential, 22)
+    contract.one_atom_cell(random_potential, 82)
+    contract.smooth_at_cutoff(random_potential, (82, 8))
+
+
+def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
+    """The formulas of the module's docstring, atom by atom and edge by edge."""
+    params, model = potential.params, potential.model
+    kind = [model.elements.index(z) for z in atoms.numbers]
+    cell = jnp.asarray(atoms.cell.array)
+    shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+
+    def energy(positions: jax.Array) -> jax.Array:
+        total = 0.0
+        for i, a in enumerate(kind):
+            channels, pair, wall = 0.0, 0.0, 0.0
+            for j, b in enumerate(kind):
+                for s in shifts:
+                    if i == j and not s.any():
+                        continue
+                    r = positions[j] + jnp.asarray(s, float) @ cell - positions[i]
+                    if float(jnp.linalg.norm(r)) > model.cutoff:
+                        continue
+                    u = jnp.sum(r**2) / model.cutoff**2
+                    q = 1.0 / (u + perovskite.WARP)
+                    w = (1.0 + perovskite.WARP) * u * q
+                    f = jnp.stack([jnp.cos(k * jnp.arccos(2 * w - 1)) for k in range(model.radial)]) * (1 - u) ** 3
+                    x, y, z = r * q / model.cutoff
+                    tensor = np.sqrt(3.0) * jnp.stack(
+                        [
+                            x * y,
+                            y * z,
+                            (3 * z * z - (x * x + y * y + z * z)) / np.sqrt(12.0),
+                            x * z,
+                            (x * x - y * y) / 2,
+                        ]
+                    )
+                    angular = jnp.concatenate([jnp.stack([jnp.ones(()), x, y, z]), tensor])
+                    channels += (params["mix"][a, b] @ f)[:, None] * angular[None, :]
+                    pair += params["pair"][a, b] @ f
+                    depth = jnp.maximum(0.0, 1.0 - u * model.cutoff**2 / params["wall"][a, b] ** 2)
+                    wall += 0.5 * perovskite.WALL_HEIGHT * depth**3
+            c = model.channels
+            vectors, tensors = channels[:, 1:4], channels[:, 4:9]
+            # symmetric traceless matrices of the l = 2 channels, whose plain matrix algebra gives the couplings
+            basis = tensor_basis()
+            matrices = jnp.einsum("cm,mij->cij", tensors, basis)
+            parts = [channels[:, 0], (vectors @ vectors.T).reshape(-1), (tensors @ tensors.T).reshape(-1)]
+            quartic = [(p, r) for p in range(model.quartic) for r in range(p, model.quartic)]
+            of_vectors = [vectors[p] @ matrices[t] @ vectors[r] for p, r in quartic for t in range(model.quartic)]
+            of_tensors = [
+                jnp.trace(matrices[p] @ matrices[r] @ matrices[t]) for p, r in quartic for t in range(model.quartic)
+            ]
+            # conventions: harmonics carry sqrt(3)/2 times the matrix elements, products an extra 2/sqrt(3) or so
+            parts += [COUPLING[0] * jnp.stack(of_vectors), COUPLING[1] * jnp.stack(of_tensors)]
+            d = jnp.concatenate(parts)
+            assert c * (1 + 2 * c) + 2 * len(of_vectors) == model.features == len(d)
+            first = jnp.tanh(params["weight1"][a].T @ d + params["bias1"][a])
+            second = first + jnp.tanh(params["weight2"][a].T @ first + params["bias2"][a])
+            total += second @ params["weight3"][a] + d @ params["linear"][a] + pair + wall + params["offset"][a]
+        return total
+
+    return jax.value_and_grad(energy)(jnp.asarray(atoms.positions))
+
+
+def tensor_basis() -> np.ndarray:
+    """Matrices [5, 3, 3] such that sum_m Y_2m B_m = r r^T - r^2 / 3, in the order and norm of the harmonics."""
+    h = np.sqrt(3.0)
+    basis = np.zeros((5, 3, 3))
+    for m, (i, j) in {0: (0, 1), 1: (1, 2), 3: (0, 2)}.items():
+        basis[m, i, j] = basis[m, j, i] = 1.0 / h
+    basis[2] = np.diag([-1.0, -1.0, 2.0]) / 3.0
+    basis[4] = np.diag([1.0, -1.0, 0.0]) / h
+    return basis
+
+
+# v_p Q_t v_r and tr(Q_p Q_r Q_t) of those matrices, against sum_m of the coupled l = 2 parts with channel t
+COUPLING = (1.5, 4.5)
+
+
+def test_against_naive_formula_and_its_autodiff(random_potential: Potential, crystal: ase.Atoms) -> None:
+    energy, gradient = naive_energy(random_potential, crystal[[0, 2, 4]])
+    found = contract.predict(random_potential, crystal[[0, 2, 4]])
+    np.testing.assert_allclose(found.energy, energy, rtol=1e-10)
+    np.testing.assert_allclose(found.forces, -gradient, rtol=1e-8, atol=1e-8)
+
+
+def test_second_derivatives_of_the_moments() -> None:
+    """The written-out first derivative can itself be differentiated, forwards and backwards (Hessians, training)."""
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)) * 2.0)
+    wall = jnp.full((2, 2), 2.5)
+
+    def scalar(v: jax.Array) -> jax.Array:
+        moment, energy = moments(v, wall, 6.0, 5, (1, 3))
+        return jnp.sum(jnp.sin(moment)) + jnp.sum(energy)
+
+    slope = jax.grad(scalar)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=vectors.shape))
+    forward = jax.jvp(slope, (vectors,), (direction,))[1]
+    backward = jax.grad(lambda v: jnp.sum(slope(v) * direction))(vectors)
+    numeric = (slope(vectors + 1e-5 * direction) - slope(vectors - 1e-5 * direction)) / 2e-5
+    np.testing.assert_allclose(forward, numeric, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(backward, numeric, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pair", ["PbO", "TiO", "OO", "PbPb", "PbTi", "TiTi", "MgIn"])
+def test_the_wall_of_shipped_weights_keeps_atoms_apart(shipped: Potential, pair: str) -> None:
+    """From 0.8 of the wall distance inwards every pair repels, ever more strongly: no hole to fall into."""
+    first, second = ase.Atoms(pair).numbers
+    known = shipped.elements
+    wall = float(shipped.params["wall"][known.index(first), known.index(second)])
+    assert 1.3 < wall < 4.0
+    near = ase.Atoms(pair, [[0, 0, 0], [0.3, 0, 0]], cell=[30.0] * 3, pbc=True)
+    layout = contract.layout_of(shipped, ase.Atoms(pair, [[0, 0, 0], [0.5, 0, 0]], cell=[30.0] * 3, pbc=True))
+    energies = []
+    for distance in np.linspace(0.8, 0.3, 20) * wall:
+        near.positions[1, 0] = distance
+        energies.append(float(contract.predict(shipped, near, layout).energy))
+    assert (np.diff(energies) > 0).all()
+
+
+def test_unknown_species_are_refused_by_name(shipped: Potential) -> None:
+    from jaxpto.calculator import JaxptoCalculator
+    from jaxpto.errors import InputError
+
+    atoms = ase.Atoms("Au", cell=[4.0] * 3, pbc=True, calculator=JaxptoCalculator(shipped))
+    with pytest.raises(InputError, match="Au"):
+        atoms.get_potential_energy()
+
+
+def test_save_and_load_give_the_same_numbers(tmp_path, random_potential: Potential, crystal: ase.Atoms) -> None:
+    save_potential(random_potential, tmp_path / "model")
+    again = load_potential(tmp_path / "model", np.float64)
+    assert again.model == random_potential.model
+    contract.assert_same(contract.predict(again, crystal), contract.predict(random_potential, crystal), 1e-12)
+
+
+def test_shipped_weights_are_small_and_know_pbtio3(shipped: Potential) -> None:
+    """The force on the atoms of the experimental tetragonal cell is small, and the polar cell is below the cubic one."""
+    from jaxpto import catalogue
+
+    folder = catalogue.find_model("perovskite")
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 3e6
+    places = [[0, 0, 0], [0.5, 0.5, 0.54], [0.5, 0.5, 0.11], [0.5, 0, 0.62], [0, 0.5, 0.62]]
+    polar = ase.Atoms("PbTiO3", scaled_positions=places, cell=[3.88, 3.88, 4.18], pbc=True)
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    cubic = ase.Atoms("PbTiO3", scaled_positions=places, cell=[3.93] * 3, pbc=True)
+    one, other = contract.predict(shipped, polar), contract.predict(shipped, cubic)
+    assert 0.04 < other.energy - one.energy < 0.12
+    assert np.abs(one.forces).max() < 0.5
+    np.testing.assert_allclose(other.forces, 0.0, atol=1e-9)
