@@ -6,7 +6,7 @@ One mechanism serves 5-atom cells and 20,000 atoms, at a cost proportional to th
    of bins around it, wide enough for cutoff + skin; a stencil that reaches over the cell's edge yields further images.
 2. Each atom's distances to the candidates of its bin become bits, 32 to a word.
 3. Each slot of the list looks up "its" set bit (rank and select by population counts). This takes gathers only, where
-   compaction by prefix sums and scatter costs 15 times as much on a CPU.
+   compaction by prefix sums and scatter is several times slower on a CPU.
 
 The stages are loops (`lax.scan`) because XLA's CPU compiler would otherwise fuse them and recompute the candidates for
 each distance.

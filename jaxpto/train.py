@@ -53,6 +53,7 @@ class Config:
         initial: start from the weights of this model folder (fine-tuning).
         resume: go on with the checkpoint in `out`.
         seed: of initial weights and of the order of frames.
+        source: where the data come from, for model.json.
     """
 
     data: tuple[Path, ...]
@@ -73,6 +74,7 @@ class Config:
     initial: Path | None = None
     resume: bool = False
     seed: int = 0
+    source: str = ""
 
 
 def check(config: Config) -> None:
@@ -278,8 +280,9 @@ def describe(
     config: Config, reference: dict[int, float], errors: dict[str, dict[str, float]], progress: dict[str, Any]
 ) -> dict[str, Any]:
     """What `model.json` says about a training."""
-    places = ("data", "out", "initial", "resume")
+    places = ("data", "out", "initial", "resume", "source")
     return {
+        "source": config.source,
         "reference_energies_eV": {chemical_symbols[z]: e for z, e in reference.items()},
         "training": {
             "data": [p.name for p in config.data],

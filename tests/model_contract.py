@@ -36,6 +36,11 @@ def predict(potential: Potential, atoms: ase.Atoms, layout: neighbors.Layout | N
     return jax.device_get(_evaluate(potential, system, found))
 
 
+def expected(energy: float, forces: np.ndarray, stress: np.ndarray) -> Prediction:
+    """A prediction put together by a test."""
+    return Prediction(np.asarray(energy), forces, stress)
+
+
 def assert_same(first: Prediction, second: Prediction, tolerance: float = 1e-9) -> None:
     """Two predictions agree."""
     np.testing.assert_allclose(first.energy, second.energy, rtol=tolerance, atol=tolerance)
@@ -50,16 +55,15 @@ def rotation(potential: Potential, atoms: ase.Atoms) -> None:
     turned.set_cell(atoms.cell.array @ q.T)
     turned.positions = atoms.positions @ q.T
     before, after = predict(potential, atoms), predict(potential, turned)
-    expected = Prediction(before.energy, before.forces @ q.T, q @ before.stress @ q.T)
     assert np.abs(before.forces).max() > 0.01
-    assert_same(after, expected)
+    assert_same(after, expected(before.energy, before.forces @ q.T, q @ before.stress @ q.T))
 
 
 def permutation(potential: Potential, atoms: ase.Atoms) -> None:
     """The order of the atoms does not matter."""
     order = np.random.default_rng(1).permutation(len(atoms))
     before, after = predict(potential, atoms), predict(potential, atoms[order])
-    assert_same(after, Prediction(before.energy, before.forces[order], before.stress))
+    assert_same(after, expected(before.energy, before.forces[order], before.stress))
 
 
 def image_shift(potential: Potential, atoms: ase.Atoms) -> None:
@@ -73,7 +77,7 @@ def image_shift(potential: Potential, atoms: ase.Atoms) -> None:
 def extensivity(potential: Potential, atoms: ase.Atoms) -> None:
     """A supercell has the energy of its cells, the same forces and the same stress."""
     one, six = predict(potential, atoms), predict(potential, atoms.repeat((2, 1, 3)))
-    assert_same(six, Prediction(6.0 * one.energy, np.tile(one.forces, (6, 1)), one.stress))
+    assert_same(six, expected(6.0 * one.energy, np.tile(one.forces, (6, 1)), one.stress))
 
 
 def other_cell_vectors(potential: Potential, atoms: ase.Atoms) -> None:

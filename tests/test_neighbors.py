@@ -49,10 +49,10 @@ def random_atoms(seed: int, n: int, size: float = 5.0, far: int = 3) -> ase.Atom
     """Atoms at random places, `far` cells away from the origin, nobody on top of another."""
     rng = np.random.default_rng(seed)
     cell = random_cell(rng, size)
-    while True:
-        atoms = ase.Atoms(rng.choice(["Pb", "Ti", "O"], n), scaled_positions=rng.random((n, 3)), cell=cell, pbc=True)
-        if not len(ase.neighborlist.neighbor_list("i", atoms, 0.5)):
-            break
+    atoms = ase.Atoms(rng.choice(["Pb", "Ti", "O"], n), scaled_positions=rng.random((n, 3)), cell=cell, pbc=True)
+    while len(close := ase.neighborlist.neighbor_list("i", atoms, 0.5)):
+        again = np.unique(close)
+        atoms.positions[again] = rng.random((len(again), 3)) @ cell
     atoms.positions += rng.integers(-far, far + 1, (n, 3)) @ cell
     return atoms
 
@@ -210,6 +210,10 @@ def toy_energy(system: System, neighbors: Neighbors) -> jax.Array:
     return jnp.sum(jnp.where(square < 1.0, (1.0 - square) ** 3, 0.0))
 
 
+def moved_energy(positions: jax.Array, cell: jax.Array, system: System, neighbors: Neighbors) -> jax.Array:
+    return toy_energy(dataclasses.replace(system, positions=positions, cell=cell), neighbors)
+
+
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_doubled_capacity_changes_nothing(kind: str) -> None:
     system = from_ase(random_atoms(7, 17), np.float64)
@@ -221,10 +225,10 @@ def test_doubled_capacity_changes_nothing(kind: str) -> None:
         edges=2 * layout.edges,
     )
     both = [build_one(system, which) for which in (layout, doubled)]
-    values = [jax.value_and_grad(toy_energy)(dataclasses.replace(system, numbers=system.masses), b) for b in both]
+    values = [jax.value_and_grad(moved_energy, argnums=(0, 1))(system.positions, system.cell, system, b) for b in both]
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-13)
-    np.testing.assert_allclose(values[0][1].positions, values[1][1].positions, atol=1e-12)
-    np.testing.assert_allclose(values[0][1].cell, values[1][1].cell, atol=1e-11)
+    np.testing.assert_allclose(values[0][1][0], values[1][1][0], atol=1e-12)
+    np.testing.assert_allclose(values[0][1][1], values[1][1][1], atol=1e-11)
     assert edges_of(both[0]) == edges_of(both[1])
 
 
@@ -232,8 +236,8 @@ def test_forces_of_the_vectors_are_exact() -> None:
     """The gradient through the table of images, against finite differences, for positions and cell."""
     system = from_ase(random_atoms(8, 5), np.float64)
     neighbors = build_one(system, allocate([system], 4.0, 0.4))
-    energy = jax.jit(lambda x, c: toy_energy(dataclasses.replace(system, positions=x, cell=c), neighbors))
-    check_grads(energy, (system.positions, system.cell), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+    energy = jax.jit(lambda positions, cell: moved_energy(positions, cell, system, neighbors))
+    check_grads(energy, (system.positions, system.cell), order=1, modes=["rev"], atol=1e-6, rtol=1e-7, eps=1e-5)
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from((1, 9)), size=st.floats(0.01, 1.0))

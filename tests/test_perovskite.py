@@ -205,7 +205,7 @@ def test_save_and_load_give_the_same_numbers(tmp_path, random_potential: Potenti
 
 
 def test_shipped_weights_are_small_and_know_pbtio3(shipped: Potential) -> None:
-    """The force on the atoms of the experimental tetragonal cell is small, and the polar cell is below the cubic one."""
+    """Forces in a guessed tetragonal cell are small, and the polar cell lies below the cubic one."""
     from jaxpto import catalogue
 
     folder = catalogue.find_model("perovskite")

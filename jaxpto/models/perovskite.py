@@ -6,8 +6,8 @@ Drautz, Phys. Rev. B 99, 014104 (2019))
     M[i, t, lm, k] = sum_{j in t} f_k(r_ij) Y_lm(r_ij),   f_k = T_k(2 w - 1) (1 - u)^3,   u = (r / cutoff)^2,
 
 are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational
-invariants of these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2 with
-a third) feed a linear readout and a two-layer tanh net of the element, beside a linear pair term. A soft wall, zero at
+invariants of these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2
+with a third) feed a linear readout and a two-layer tanh net of the element, beside a linear pair term. A soft wall, zero at
 all distances seen in training, keeps atoms apart.
 
 Everything per edge is rational in (x, y, z): no square root, exponential or table, hence smooth down to r = 0.
@@ -88,26 +88,27 @@ class Perovskite:
         n, species = own.shape
         moment, wall = moments(vectors, own @ params["wall"], self.cutoff, self.radial, slots)
         # Mix with every species' coefficients, then pick the atom's own: one dense product beats a gather of matrices.
-        table = jnp.transpose(params["mix"], (1, 3, 0, 2)).reshape(species * self.radial, -1)
-        mixed = (jnp.swapaxes(moment, 1, 2).reshape(n * 9, -1) @ table).reshape(n, 9, species, self.channels)
-        channels = (mixed * own[:, None, :, None]).sum(axis=2)
-        features = self.invariants(jnp.transpose(channels, (1, 2, 0)))
+        # From here on atoms come last, where the vector units want them; the barrier keeps XLA from reading transposed.
+        table = jnp.swapaxes(params["mix"], 1, 2).reshape(species * self.channels, -1)
+        last = jax.lax.optimization_barrier(jnp.transpose(moment, (1, 3, 2, 0)).reshape(-1, 9 * n))
+        mixed = (table @ last).reshape(species, self.channels, 9, n)
+        channels = sum(mixed[t] * own[:, t][None, None, :] for t in range(species))
+        features = self.invariants(jnp.swapaxes(channels, 0, 1))
         return wall + self.readout(params, own.T, features, moment[:, :, 0].reshape(n, -1).T)
 
     def invariants(self, channels: Float[Array, "9 c n"]) -> Float[Array, "d n"]:
-        """Invariants [features, n] of the mixed moments [9, channels, n]; atoms last, where vector units want them."""
+        """Invariants [features, n] of the mixed moments [9, channels, n]."""
         scalar, vector, tensor = channels[0], channels[1:4], channels[4:9]
         parts = [scalar, products(vector, vector), products(tensor, tensor)]
         if self.quartic:
-            # a product with 0 and 1 instead of indexing, whose transpose would be a slow scatter
-            first, second = (np.eye(self.quartic)[index] for index in np.triu_indices(self.quartic))
-
-            def pairs(x: Array) -> tuple[Array, Array]:
-                used = x[:, : self.quartic]
-                return tuple(jnp.einsum("pc,mcn->mpn", jnp.asarray(s, x.dtype), used) for s in (first, second))
-
-            parts.append(products(jnp.stack(couple_vectors(*pairs(vector))), tensor[:, : self.quartic]))
-            parts.append(products(jnp.stack(couple_tensors(*pairs(tensor))), tensor[:, : self.quartic]))
+            first, second = np.triu_indices(self.quartic)
+            v, t = vector[:, : self.quartic], tensor[:, : self.quartic]
+            coupled = (
+                jnp.stack(couple_vectors(v[:, first], v[:, second])),
+                jnp.stack(couple_tensors(t[:, first], t[:, second])),
+            )
+            # without the barrier XLA computes the couplings anew for each of their products
+            parts += [products(c, t) for c in jax.lax.optimization_barrier(coupled)]
         return jnp.concatenate(parts, axis=0)
 
     def readout(

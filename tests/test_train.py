@@ -1,0 +1,311 @@
+"""The trainer on synthetic data written here: it learns, resumes, reads both formats and refuses bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import ase
+import ase.io
+import jax
+import model_contract as contract
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from jaxpto import train
+from jaxpto.catalogue import load_potential
+from jaxpto.errors import InputError
+from jaxpto.training import batches, data, optimizer, whitening
+from jaxpto.training.batches import reference_energies, share_of
+from jaxpto.training.checkpoint import checkpoint, restore
+
+ENERGY_OF = {12: -100.0, 8: -430.0}
+
+
+def label(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy, forces and virial (-dE/dstrain) of Morse-like pairs, plus large energies of the elements."""
+    from ase.neighborlist import neighbor_list
+
+    i, j, distance, vector = neighbor_list("ijdD", atoms, 5.0)
+    z = np.exp(-(distance - 2.1))
+    fall = np.where(distance < 5.0, (1 - (distance / 5.0) ** 2) ** 3, 0.0)
+    dfall = -6 * distance / 25.0 * (1 - (distance / 5.0) ** 2) ** 2
+    sign = np.where(atoms.numbers[i] == atoms.numbers[j], 0.6, 1.0)
+    energy = 0.5 * np.sum(sign * (z * z - 2 * z) * fall) + sum(ENERGY_OF[int(n)] for n in atoms.numbers)
+    slope = sign * ((-2 * z * z + 2 * z) * fall + (z * z - 2 * z) * dfall)
+    pair_force = (slope / distance)[:, None] * vector  # dE/d(vector), both directions listed
+    forces = np.zeros((len(atoms), 3))
+    np.add.at(forces, i, pair_force)
+    return float(energy), forces, -0.5 * vector.T @ pair_force
+
+
+def frames(count: int, symbols: str = "MgOMgO", seed: int = 0) -> list[ase.Atoms]:
+    """Rattled, strained small crystals."""
+    generator = np.random.default_rng(seed)
+    perfect = ase.Atoms(
+        symbols, positions=[[0, 0, 0], [2.1, 0, 0], [2.1, 2.1, 0], [0, 2.1, 0]], cell=[4.2, 4.2, 4.0], pbc=True
+    )
+    made = []
+    for _ in range(count):
+        atoms = perfect.copy()
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * generator.normal(size=(3, 3))), scale_atoms=True)
+        atoms.positions += 0.08 * generator.normal(size=(4, 3))
+        made.append(atoms)
+    return made
+
+
+def write_deepmd(folder: Path, images: list[ase.Atoms]) -> None:
+    """DeePMD npy folder of labelled images."""
+    (folder / "set.000").mkdir(parents=True)
+    kinds = {"O": 0, "Mg": 1}
+    (folder / "type_map.raw").write_text("O Mg\n")
+    (folder / "type.raw").write_text("\n".join(str(kinds[s]) for s in images[0].get_chemical_symbols()))
+    energies, forces, virials = zip(*(label(a) for a in images), strict=True)
+    columns = {
+        "coord": [a.positions.ravel() for a in images],
+        "box": [a.cell.array.ravel() for a in images],
+        "energy": energies,
+        "force": [f.ravel() for f in forces],
+        "virial": [v.ravel() for v in virials],
+    }
+    for name, column in columns.items():
+        np.save(folder / "set.000" / f"{name}.npy", np.array(column))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "MgO-300K"
+    write_deepmd(path, frames(40))
+    return path
+
+
+def config(folder: Path, out: Path, **changes) -> train.Config:
+    base = train.Config(
+        data=(folder,), out=out, steps=300, validate_every=150, hidden=8, channels=4, radial=6, quartic=2, cutoff=5.0,
+        ema=0.9, matrix_rate=0.01, other_rate=0.01,
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    train.run(config(folder, out))
+    return out
+
+
+def test_it_learns_energy_forces_and_virial(trained: Path) -> None:
+    """Held-out errors far below the spread of the labels; the exported model predicts what its header says."""
+    header = json.loads((trained / "model.json").read_text())
+    held_out = data.split(_as_frames(frames(40)))[1]
+    errors = header["training"]["validation_rmse_meV"]["MgO-300K"]
+    assert errors["forces"] < 0.3e3 * held_out.forces.std()
+    assert errors["energy"] < 0.3e3 * held_out.energies.std() / 4
+    potential = load_potential(trained, np.float64)
+    reference = header["reference_energies_eV"]
+    squares = []
+    for positions, cell, energy, forces, virial in zip(
+        held_out.positions, held_out.cells, held_out.energies, held_out.forces, held_out.virials, strict=True
+    ):
+        atoms = ase.Atoms("MgOMgO", positions=positions, cell=cell, pbc=True)
+        found = contract.predict(potential, atoms)
+        total = found.energy + sum(reference[s] for s in atoms.get_chemical_symbols())
+        squares.append(
+            [
+                ((total - energy) / 4) ** 2,
+                ((found.forces - forces) ** 2).mean(),
+                ((-found.stress * atoms.get_volume() - virial) ** 2).mean() / 16,
+            ]
+        )
+    rms = 1e3 * np.sqrt(np.mean(squares, axis=0))
+    np.testing.assert_allclose(rms, [errors["energy"], errors["forces"], errors["virial"]], rtol=0.02, atol=0.05)
+
+
+def _as_frames(images: list[ase.Atoms]) -> data.Frames:
+    energies, forces, virials = (np.array(column) for column in zip(*(label(a) for a in images), strict=True))
+    return data.Frames(
+        "MgO-300K", images[0].numbers, np.array([a.positions for a in images]),
+        np.array([a.cell.array for a in images]), energies, forces, virials,
+    )  # fmt: skip
+
+
+def test_resuming_gives_the_same_weights(folder: Path, trained: Path, tmp_path: Path, monkeypatch) -> None:
+    """A run killed after its first checkpoint and resumed ends with bit-identical parameters."""
+    out = tmp_path / "again"
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_writing(*arguments) -> None:
+        checkpoint(*arguments)
+        raise Killed
+
+    monkeypatch.setattr(train, "checkpoint", killed_after_writing)
+    with pytest.raises(Killed):
+        train.run(config(folder, out))
+    monkeypatch.undo()
+    resumed = train.run(config(folder, out, resume=True))
+    straight = load_potential(trained)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
+
+
+def test_fine_tuning_starts_where_the_model_is(folder: Path, trained: Path, tmp_path: Path) -> None:
+    """With rates near zero, a fine-tuned model is the model it came from."""
+    tuned = train.run(
+        config(
+            folder, tmp_path / "tuned", initial=trained, steps=2, validate_every=2, matrix_rate=1e-12, other_rate=1e-12
+        )
+    )
+    before = load_potential(trained)
+    atoms = frames(1, seed=9)[0]
+    cast = lambda potential: potential.replace(params=jax.tree.map(lambda x: np.asarray(x, float), potential.params))  # noqa: E731
+    contract.assert_same(contract.predict(cast(tuned), atoms), contract.predict(cast(before), atoms), 1e-3)
+
+
+def test_fold_and_unfold_are_inverse() -> None:
+    model = optimizer.Perovskite((8, 12), radial=4, channels=3, quartic=2, hidden=5)
+    raw = optimizer.initial_raw(model, jax.random.key(0), np.float64)
+    raw = {k: v + np.random.default_rng(1).normal(size=v.shape) for k, v in raw.items()}
+    d = len(whitening.independent(model))
+    generator = np.random.default_rng(2)
+    scales = whitening.Whitening(
+        generator.normal(size=(2, 2, 4, 4)), generator.normal(size=(2, d)), generator.normal(size=(2, d, d))
+    )
+    scales = jax.tree.map(jax.numpy.asarray, scales)
+    again = whitening.unfold(model, whitening.fold(model, raw, scales), scales)
+    for name, value in raw.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-7, atol=1e-7, err_msg=name)
+
+
+def test_extxyz_holds_the_same_data(folder: Path, tmp_path: Path) -> None:
+    images = frames(3)
+    for atoms in images:
+        energy, forces, virial = label(atoms)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=-virial / atoms.get_volume())
+    ase.io.write(tmp_path / "some.extxyz", images)
+    (found,) = data.read(tmp_path / "some.extxyz")
+    expected = data.read(folder)[0][np.arange(3)]
+    for name in data.COLUMNS:
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-6, err_msg=name)
+
+
+def test_bad_frames_are_left_out(folder: Path) -> None:
+    (found,) = data.read(folder)
+    found.forces[3, 0, 0] = np.nan
+    found.energies[5] = np.inf
+    found.forces[7, 1, 1] = 1e4
+    assert len(data.clean(found)) == 37
+
+
+def test_blocks_are_contiguous_and_disjoint(folder: Path) -> None:
+    (found,) = data.read(folder)
+    kept, held = data.split(found)
+    assert len(kept) + len(held) == 40
+    assert len(held) == 4
+    where = [int(np.flatnonzero(found.energies == e)[0]) for e in held.energies]
+    assert where == [12, 13, 26, 27]
+
+
+def test_reference_energies_fit_the_means() -> None:
+    images = [_as_frames(frames(4)), _as_frames(frames(4, "MgOOO", seed=1))]
+    found = reference_energies(images, (8, 12))
+    np.testing.assert_allclose(found, [ENERGY_OF[8], ENERGY_OF[12]], atol=20.0)
+    for f in images:
+        total = sum(dict(zip((8, 12), found, strict=True))[int(z)] for z in f.numbers)
+        np.testing.assert_allclose(total, f.energies.mean())
+
+
+def test_shares() -> None:
+    trajectories = [dataclasses.replace(_as_frames(frames(1)), name=n) for n in ("PT-300K", "PT-900K", "ST", "BT")]
+    np.testing.assert_allclose(share_of(trajectories, ("PT-*=0.5",)), [0.25, 0.25, 0.25, 0.25])
+    np.testing.assert_allclose(share_of(trajectories, ("PT-*=0.8", "ST=0.15")), [0.4, 0.4, 0.15, 0.05])
+    for wrong in (("XX=0.5",), ("PT-*=x",), ("PT-*=2",), ("PT-*=0.9", "ST=0.5")):
+        with pytest.raises(InputError):
+            share_of(trajectories, wrong)
+
+
+def test_a_wrong_frame_pulls_little(folder: Path, tmp_path: Path) -> None:
+    """The robust loss grows linearly: an error of 1000 scales counts less than 1/100 of its square."""
+    from jaxpto.training.loss import robust_square
+
+    np.testing.assert_allclose(robust_square(np.array([0.01, 0.1]), 3.0), [1e-4, 1e-2], rtol=1e-3)
+    assert robust_square(np.array(1000.0), 3.0) < 1000.0**2 / 100
+
+
+BAD = {
+    "no folder": {"data": (Path("nowhere"),)},
+    "no data": {"data": ()},
+    "steps": {"steps": 0},
+    "quartic": {"quartic": 9},
+    "radial": {"radial": 2},
+    "rate": {"matrix_rate": -1.0},
+    "ema": {"ema": 1.0},
+    "resume from nothing": {"resume": True},
+}
+
+
+@pytest.mark.parametrize("changes", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_and_nothing_written(folder: Path, tmp_path: Path, changes: dict) -> None:
+    with pytest.raises(InputError) as caught:
+        train.run(config(folder, tmp_path / "out", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "model.json").exists()
+
+
+def test_damaged_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"type\.raw"):
+        data.read(empty)
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    np.save(broken / "set.000" / "energy.npy", np.zeros(7))
+    with pytest.raises(InputError, match="frames"):
+        data.read(broken)
+    (broken / "set.000" / "force.npy").unlink()
+    with pytest.raises(InputError, match="force"):
+        data.read(broken)
+    (tmp_path / "text.extxyz").write_text("nonsense")
+    with pytest.raises(InputError):
+        data.read(tmp_path / "text.extxyz")
+
+
+def test_an_output_folder_in_use_is_refused(folder: Path, trained: Path) -> None:
+    with pytest.raises(InputError, match="resume"):
+        train.run(config(folder, trained))
+
+
+def test_checkpoints_notice_another_shape(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.npz", {"x": np.zeros(3)}, {"step": 1})
+    assert restore(tmp_path / "a.npz", {"x": np.ones(3)})[1] == {"step": 1}
+    with pytest.raises(InputError, match="shapes"):
+        restore(tmp_path / "a.npz", {"x": np.ones(4)})
+    with pytest.raises(InputError, match="no usable"):
+        restore(tmp_path / "a.npz", {"y": np.ones(3)})
+
+
+def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
+    """The trainer's own force and virial sums agree with `Potential.evaluate`."""
+    from jaxpto.potential import Potential
+    from jaxpto.training.loss import one_hot, predict
+
+    model = optimizer.Perovskite((8, 12), cutoff=5.0, radial=4, channels=3, quartic=2, hidden=5)
+    params = optimizer.initialize(model, jax.random.key(0), np.float64)
+    params = {k: v + 0.2 * np.random.default_rng(1).normal(size=v.shape) for k, v in params.items()}
+    params["wall"] = params["wall"] * 0.0 + 1.0
+    (found,) = data.read(folder)
+    batch = batches.prepare(found[np.arange(2)], {8: 0.0, 12: 0.0}, 5.0, np.float64)
+    known = [model.elements.index(z) for z in batch.species]
+    own = jax.numpy.asarray(one_hot(batch.numbers, batch.species, np.float64))
+    energy, forces, virial = predict(
+        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.slots
+    )
+    atoms = ase.Atoms(numbers=found.numbers, positions=found.positions[1], cell=found.cells[1], pbc=True)
+    expected = contract.predict(Potential(params, model, "x"), atoms)
+    np.testing.assert_allclose(energy, expected.energy, rtol=1e-10)
+    np.testing.assert_allclose(forces, expected.forces, atol=1e-10)
+    np.testing.assert_allclose(virial, -expected.stress * atoms.get_volume(), atol=1e-10)
