@@ -58,7 +58,8 @@ def pbtio3(a: float, c: float, *, polar: bool) -> ase.Atoms:
 def relax(atoms: ase.Atoms, calculator: JaxptoCalculator) -> ase.Atoms:
     """Relax cell and positions to forces below 1e-4 eV / Angstrom; the symmetry of the start stays."""
     atoms.calc = calculator
-    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=300)
+    optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)  # ty: ignore[invalid-argument-type], a filter is what ASE wants
+    optimizer.run(fmax=1e-4, steps=300)
     return atoms
 
 
@@ -70,7 +71,7 @@ def lowest_phonons(atoms: ase.Atoms, calculator: JaxptoCalculator) -> dict[str, 
     phonon = phonopy.Phonopy(cell, np.diag([2, 2, 2]), primitive_matrix=np.eye(3), log_level=0)
     phonon.generate_displacements(distance=0.01)
     forces = []
-    for supercell in phonon.supercells_with_displacements:
+    for supercell in phonon.supercells_with_displacements or ():
         image = ase.Atoms(
             supercell.symbols,
             scaled_positions=supercell.scaled_positions,
@@ -84,7 +85,7 @@ def lowest_phonons(atoms: ase.Atoms, calculator: JaxptoCalculator) -> dict[str, 
     phonon.symmetrize_force_constants()
     points = list(itertools.product((0.0, 0.5), repeat=3))
     phonon.run_qpoints(points)
-    found = phonon.get_qpoints_dict()["frequencies"]
+    found = phonon.qpoints.frequencies
     return {"{:g} {:g} {:g}".format(*q): np.round(f, 3).tolist() for q, f in zip(points, found, strict=True)}
 
 
@@ -94,18 +95,21 @@ def run(config: Config) -> dict[str, Any]:
     tetragonal = relax(pbtio3(3.88, 4.18, polar=True), calculator)
     cubic = relax(pbtio3(3.93, 3.93, polar=False), calculator)
     a, b, c = tetragonal.cell.lengths()
+    phonons = {
+        "tetragonal": lowest_phonons(tetragonal, calculator),
+        "cubic": lowest_phonons(cubic, calculator),
+    }
     result = {
         "tetragonal": {"a": a, "b": b, "c": c, "c_over_a": c / a, "angles": tetragonal.cell.angles().tolist()},
         "cubic": {"a": cubic.cell.lengths().tolist()},
         "cubic_minus_tetragonal_meV": 1e3 * (cubic.get_potential_energy() - tetragonal.get_potential_energy()),
         "residual_force": float(np.abs(tetragonal.get_forces()).max()),
-        "tetragonal_phonons_THz": lowest_phonons(tetragonal, calculator),
-        "cubic_phonons_THz": lowest_phonons(cubic, calculator),
+        "phonons_THz": phonons,
     }
     print(json.dumps({k: v for k, v in result.items() if "phonons" not in k}, indent=2))
-    for phase in ("tetragonal", "cubic"):
+    for phase, table in phonons.items():
         print(f"{phase}: lowest and highest frequency (THz) at each wave vector")
-        for q, frequencies in result[f"{phase}_phonons_THz"].items():
+        for q, frequencies in table.items():
             print(f"  {q:12s} {frequencies[0]:8.3f} {frequencies[3]:8.3f} ... {frequencies[-1]:8.3f}")
     if config.out:
         config.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -52,7 +52,7 @@ class SweepConfig:
     supercell: tuple[int, int, int] = (5, 5, 5)
     temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
     ensemble: Literal["npt", "nvt", "nve"] = "npt"
-    steps: int = 10_000
+    steps: int = 8_000
     timestep: float = 2.0
     pressure: float = 0.0
     stress: tuple[float, float, float, float, float, float] | None = None
@@ -71,7 +71,7 @@ class SweepConfig:
     sample_every: int = 50
     checkpoint_every: float = 20.0
     charges: Literal["authors", "lda", "nominal"] = "authors"
-    skin: float = 0.4
+    skin: float = 0.3
     devices: int = 0
 
 

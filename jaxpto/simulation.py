@@ -244,8 +244,20 @@ def _begin(setup: Setup, paths: list[Path]) -> Position:
     """The run at step 0, with empty trajectories."""
     system = from_ase(setup.atoms, np.dtype(setup.config.dtype))
     model = setup.potential.model
+    # Thermal disorder brings in shells that the perfect lattice has just outside; better to make room at the start.
+    shaken = [setup.atoms.copy() for _ in range(2)]
+    for seed, atoms in enumerate(shaken):
+        atoms.rattle(0.2, seed=seed)
     layout = allocate(
-        [system], model.cutoff, setup.config.skin, by_species=model.by_species, packed=not model.by_species
+        [
+            system,
+            *(dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken),
+        ],
+        model.cutoff,
+        setup.config.skin,
+        by_species=model.by_species,
+        packed=not model.by_species,
+        headroom=1.1,
     )
     paths[0].parent.mkdir(exist_ok=True)
     for path in paths:

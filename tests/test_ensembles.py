@@ -191,7 +191,7 @@ REPLICAS, EQUILIBRATION = 16, 80
 
 @functools.cache
 def argon() -> tuple[System, object]:
-    crystal = argon_crystal()
+    crystal = argon_crystal(lattice=5.38)  # the equilibrium at 20 K, so that the volume does not ring
     return crystal, listed(crystal, ARGON.cutoff, 2.5)
 
 
@@ -204,8 +204,13 @@ def argon_run(mask: str | None, kelvin: float, pressure: float, samples: int, se
         integrator = nvt_langevin(ARGON.evaluate, 8.0, friction_per_fs=0.005)
         init = lambda key, kT, stress: integrator.init(key, crystal, neighbors, kT)  # noqa: E731
     else:
-        integrator = npt(ARGON.evaluate, mask, timestep=8.0, thermostat=150.0, barostat=400.0)
-        init = lambda key, kT, stress: integrator.init(key, crystal, neighbors, kT, stress)  # noqa: E731
+        # this crystal's cell then oscillates with 0.5 ps, as its atoms do: it samples well, and the time step is fine
+        integrator = npt(ARGON.evaluate, mask, timestep=8.0, thermostat=150.0, barostat=2000.0)
+
+        def init(key, kT, stress):
+            state = integrator.init(key, crystal, neighbors, kT, stress)
+            return thermal_bath(state, jax.random.fold_in(key, 1), mask)
+
     states = jax.jit(jax.vmap(init, (0, None, None)))(keys, kT_of(kelvin), hydrostatic_stress(pressure))
     states, seen = sample(integrator, states, samples=EQUILIBRATION + samples, every=every)
     assert not bool(jax.vmap(needs_rebuild)(states.neighbors, states.system).any())
@@ -312,7 +317,7 @@ def test_toy_argon_is_ase_s_lennard_jones():
 
 @pytest.mark.slow
 def test_volumes_are_those_of_ase_s_barostat():
-    kelvin, pressure, runs, steps = 20.0, 0.01 * GIGAPASCAL, 4, 4000
+    kelvin, pressure, runs, steps = 20.0, 0.01 * GIGAPASCAL, 10, 2000
     crystal, neighbors = argon()
     n = crystal.positions.shape[0]
     volumes = np.zeros((runs, steps // 10))
@@ -327,11 +332,11 @@ def test_volumes_are_those_of_ase_s_barostat():
             temperature_K=kelvin,
             pressure_au=pressure,
             tdamp=150.0 * ase.units.fs,
-            pdamp=400.0 * ase.units.fs,
+            pdamp=2000.0 * ase.units.fs,
         )
         # ASE counts 3n degrees of freedom though the momentum it was given is zero; 3n - 3 are there to be heated
         dynamics._num_atoms_global = dynamics._thermostat._num_atoms_global = n - 1
-        dynamics.run(500)
+        dynamics.run(1000)
         for sample_index in range(steps // 10):
             dynamics.run(10)
             volumes[run, sample_index] = atoms.get_volume()

@@ -67,9 +67,9 @@ def ideal_gas(system: System, neighbors: Neighbors) -> Prediction:
     return Prediction(zero, jnp.zeros_like(system.positions), jnp.zeros_like(system.cell))
 
 
-def argon_crystal(repeats: tuple[int, int, int] = (2, 2, 2), *, sheared: bool = False, dtype: Any = float) -> System:
-    """Face-centred cubic argon, 4 atoms a repeat; `sheared` makes the cell triclinic without a symmetry left."""
-    atoms = ase.build.bulk("Ar", "fcc", a=5.30, cubic=True).repeat(repeats)
+def argon_crystal(*, lattice: float = 5.30, sheared: bool = False, dtype: Any = float) -> System:
+    """Face-centred cubic argon, 32 atoms; `sheared` makes the cell triclinic without a symmetry left."""
+    atoms = ase.build.bulk("Ar", "fcc", a=lattice, cubic=True).repeat(2)
     if sheared:
         deformation = np.array([[1.01, 0.02, -0.01], [0.0, 0.99, 0.03], [0.02, 0.0, 1.0]])
         atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)

@@ -120,6 +120,10 @@ def npt_parrinello_rahman(
         mask: strain the cell may undergo.
         chain_length: thermostats in either chain, at least 2.
 
+    The two masses suit different matter: in a solid of modulus B the volume oscillates with the angular frequency
+    (3 B / pfactor)^(1/2), or (9 B V / ((N_f + 3) kT))^(1/2) / tau_b, which at room temperature is some 30 / tau_b. Keep
+    the period well above the time step (20 steps and more) and near those of the atoms.
+
     The relaxation time of the cell's chain is tau_b; with `pfactor` it is sqrt(pfactor / 100 GPa), the inverse
     frequency of the cell of a solid with that modulus.
 

@@ -7,8 +7,8 @@ Drautz, Phys. Rev. B 99, 014104 (2019))
 
 are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational
 invariants of these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2
-with a third) feed a linear readout and a two-layer tanh net of the element, beside a linear pair term. A soft wall, zero at
-all distances seen in training, keeps atoms apart.
+with a third) feed a linear readout and a two-layer tanh net of the element, and a linear pair term. A soft wall, zero
+at all distances seen in training, keeps atoms apart.
 
 Everything per edge is rational in (x, y, z): no square root, exponential or table, hence smooth down to r = 0.
 """
@@ -309,7 +309,7 @@ def couple_tensors(left: Float[Array, "5 p n"], right: Float[Array, "5 p n"]) ->
     ]
 
 
-def initialize(model: Perovskite, key: Array, dtype: np.typing.DTypeLike = np.float32) -> Params:
+def initialize(model: Perovskite, key: Array, dtype: jax.typing.DTypeLike = np.float32) -> Params:
     """Random parameters whose energy is zero (readouts start at zero), without a wall."""
     e, d, h = len(model.elements), model.features, model.hidden
     keys = jax.random.split(key, 3)

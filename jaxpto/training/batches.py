@@ -47,7 +47,7 @@ class Batch:
         return self.vectors, self.senders, self.energies, self.forces, self.virials
 
 
-def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: np.typing.DTypeLike) -> Batch:
+def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike) -> Batch:
     """Build the edges of all frames (of one composition) and move everything to the device."""
     n = len(frames.numbers)
 

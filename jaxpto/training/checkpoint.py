@@ -19,7 +19,7 @@ def checkpoint(path: Path, state: Any, meta: dict[str, Any]) -> None:
     leaves = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}
     temporary = path.with_suffix(".tmp.npz")
     with open(temporary, "wb") as file:
-        np.savez(file, meta=json.dumps(meta), **leaves)
+        np.savez(file, **leaves | {"meta": np.array(json.dumps(meta))})  # ty: ignore[invalid-argument-type]
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -66,9 +66,9 @@ def loss(
         (weights.forces, (forces - forces0) / weights.forces_scale),
         (weights.virial, virial_error / (atoms * weights.virial_scale)),
     )
-    return sum(w * robust_square(x, weights.robust).mean() for w, x in terms)
+    return jnp.stack([w * robust_square(x, weights.robust).mean() for w, x in terms]).sum()
 
 
-def one_hot(numbers: np.ndarray, species: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+def one_hot(numbers: np.ndarray, species: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.ndarray:
     """One-hot species [n, t] of atomic numbers [n]."""
     return (numbers[:, None] == np.array(species)[None, :]).astype(dtype)

@@ -37,7 +37,7 @@ class TrainState:
     errors: Float[Array, 4]
 
 
-def initial_raw(model: Perovskite, key: Array, dtype: np.typing.DTypeLike) -> Params:
+def initial_raw(model: Perovskite, key: Array, dtype: jax.typing.DTypeLike) -> Params:
     """Random raw weights (on independent, whitened inputs) whose energy is zero."""
     params = initialize(model, key, dtype)
     d = len(independent(model))
@@ -48,6 +48,12 @@ def initial_raw(model: Perovskite, key: Array, dtype: np.typing.DTypeLike) -> Pa
 def make_optimizer(matrix_rate: float, other_rate: float, steps: int, warmup: int) -> optax.GradientTransformation:
     """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) for matrices, Adam for the rest; cosine rates."""
 
+    matrices = {
+        "mix": contrib.MuonDimensionNumbers(3, 2),
+        "weight1": contrib.MuonDimensionNumbers(1, 2),
+        "weight2": contrib.MuonDimensionNumbers(1, 2),
+    }
+
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, steps // 2), steps, peak * 0.01)
 
@@ -55,14 +61,7 @@ def make_optimizer(matrix_rate: float, other_rate: float, steps: int, warmup: in
         schedule(matrix_rate),
         adam_learning_rate=schedule(other_rate),
         adam_b2=0.99,
-        muon_weight_dimension_numbers=lambda params: {
-            k: {
-                "mix": contrib.MuonDimensionNumbers(3, 2),
-                "weight1": contrib.MuonDimensionNumbers(1, 2),
-                "weight2": contrib.MuonDimensionNumbers(1, 2),
-            }.get(k)
-            for k in params
-        },
+        muon_weight_dimension_numbers={k: matrices.get(k) for k in (*PAIRWISE, *ATOMWISE)},
     )
 
 
@@ -148,8 +147,7 @@ def make_step(
         (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(raw, index, arrays)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), gradient)
         updates, moments = optimizer.update(gradient, moments, raw)
-        updates = updates | {"wall": jnp.zeros_like(raw["wall"])}
-        raw = optax.apply_updates(raw, updates)
+        raw = jax.tree.map(jnp.add, raw, updates) | {"wall": raw["wall"]}
         average = jax.tree.map(lambda a, r: ema * a + (1.0 - ema) * r, average, raw)
         recent = jnp.concatenate([value[None], errors])
         return TrainState(
