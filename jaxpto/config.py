@@ -52,7 +52,7 @@ class SweepConfig:
     supercell: tuple[int, int, int] = (5, 5, 5)
     temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
     ensemble: Literal["npt", "nvt", "nve"] = "npt"
-    steps: int = 8_000
+    steps: int = 5_000
     timestep: float = 2.0
     pressure: float = 0.0
     stress: tuple[float, float, float, float, float, float] | None = None

@@ -1,4 +1,4 @@
-"""Strict JAX for every test: 64-bit on, no implicit rank promotion, shapes of jaxpto's signatures checked at run time."""
+"""Strict JAX for every test: 64-bit on, no implicit rank promotion, shapes of signatures checked at run time."""
 
 import os
 import pathlib

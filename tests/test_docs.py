@@ -1,4 +1,4 @@
-"""The Python code blocks of README and docs run, in order, one namespace a page; bash blocks name real commands and options."""
+"""The Python blocks of README and docs run, one namespace a page; bash blocks name real commands and options."""
 
 import pathlib
 import re

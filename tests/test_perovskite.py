@@ -64,7 +64,8 @@ def test_random_weights_obey(law, random_potential: Potential, crystal: ase.Atom
 @pytest.mark.parametrize("law", [contract.rotation, contract.forces_are_gradients], ids=lambda law: law.__name__)
 def test_shipped_weights_obey(law, shipped: Potential) -> None:
     places = [[0, 0, 0], [0.5, 0.5, 0.54], [0.5, 0.5, 0.11], [0.5, 0, 0.62], [0, 0.5, 0.62]]
-    atoms = ase.Atoms("PbTiO3", scaled_positions=places, cell=[[3.9, 0.1, 0], [0, 3.85, -0.1], [0, 0.05, 4.2]], pbc=True)
+    cell = [[3.9, 0.1, 0], [0, 3.85, -0.1], [0, 0.05, 4.2]]
+    atoms = ase.Atoms("PbTiO3", scaled_positions=places, cell=cell, pbc=True)
     atoms.rattle(0.05, seed=5)
     law(shipped, atoms)
 
@@ -175,9 +176,9 @@ def test_second_derivatives_of_the_moments() -> None:
     np.testing.assert_allclose(backward, numeric, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("pair", ["PbO", "TiO", "OO", "PbPb", "PbTi", "TiTi", "MgIn"])
+@pytest.mark.parametrize("pair", ["PbO", "TiO", "O2", "Pb2", "PbTi", "Ti2"])
 def test_the_wall_of_shipped_weights_keeps_atoms_apart(shipped: Potential, pair: str) -> None:
-    """From 0.8 of the wall distance inwards every pair repels, ever more strongly: no hole to fall into."""
+    """From 0.95 of the wall distance inwards every pair repels, ever more strongly: no hole to fall into."""
     first, second = ase.Atoms(pair).numbers
     known = shipped.elements
     wall = float(shipped.params["wall"][known.index(first), known.index(second)])
@@ -185,7 +186,7 @@ def test_the_wall_of_shipped_weights_keeps_atoms_apart(shipped: Potential, pair:
     near = ase.Atoms(pair, [[0, 0, 0], [0.3, 0, 0]], cell=[30.0] * 3, pbc=True)
     layout = contract.layout_of(shipped, ase.Atoms(pair, [[0, 0, 0], [0.5, 0, 0]], cell=[30.0] * 3, pbc=True))
     energies = []
-    for distance in np.linspace(0.8, 0.3, 20) * wall:
+    for distance in np.linspace(0.95, 0.3, 20) * wall:
         near.positions[1, 0] = distance
         energies.append(float(contract.predict(shipped, near, layout).energy))
     assert (np.diff(energies) > 0).all()

@@ -9,6 +9,7 @@ from pathlib import Path
 import ase
 import ase.io
 import jax
+import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
 import pytest
@@ -171,9 +172,8 @@ def test_fold_and_unfold_are_inverse() -> None:
     d = len(whitening.independent(model))
     generator = np.random.default_rng(2)
     scales = whitening.Whitening(
-        generator.normal(size=(2, 2, 4, 4)), generator.normal(size=(2, d)), generator.normal(size=(2, d, d))
+        *(jnp.asarray(generator.normal(size=shape)) for shape in ((2, 2, 4, 4), (2, d), (2, d, d)))
     )
-    scales = jax.tree.map(jax.numpy.asarray, scales)
     again = whitening.unfold(model, whitening.fold(model, raw, scales), scales)
     for name, value in raw.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-7, atol=1e-7, err_msg=name)
@@ -230,8 +230,8 @@ def test_a_wrong_frame_pulls_little(folder: Path, tmp_path: Path) -> None:
     """The robust loss grows linearly: an error of 1000 scales counts less than 1/100 of its square."""
     from jaxpto.training.loss import robust_square
 
-    np.testing.assert_allclose(robust_square(np.array([0.01, 0.1]), 3.0), [1e-4, 1e-2], rtol=1e-3)
-    assert robust_square(np.array(1000.0), 3.0) < 1000.0**2 / 100
+    np.testing.assert_allclose(robust_square(jnp.array([0.01, 0.1]), 3.0), [1e-4, 1e-2], rtol=1e-3)
+    assert robust_square(jnp.array(1000.0), 3.0) < 1000.0**2 / 100
 
 
 BAD = {
@@ -300,7 +300,7 @@ def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     (found,) = data.read(folder)
     batch = batches.prepare(found[np.arange(2)], {8: 0.0, 12: 0.0}, 5.0, np.float64)
     known = [model.elements.index(z) for z in batch.species]
-    own = jax.numpy.asarray(one_hot(batch.numbers, batch.species, np.float64))
+    own = jnp.asarray(one_hot(batch.numbers, batch.species, np.float64))
     energy, forces, virial = predict(
         model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.slots
     )

@@ -201,5 +201,5 @@ def wall_distances(compositions: list[Composition], elements: tuple[int, ...]) -
                 found = closest[batch.numbers == own, end - size : end].min()
                 pair = elements.index(own), elements.index(other)
                 shortest[pair] = shortest[pair[::-1]] = min(shortest[pair], found)
-    seen = shortest < 1.5 * (radii[:, None] + radii[None, :])
+    seen = shortest < 1.75 * (radii[:, None] + radii[None, :])
     return np.where(seen, 0.97 * shortest, 0.8 * (radii[:, None] + radii[None, :]))
