@@ -120,7 +120,7 @@ def main() -> int:
 
 def _preset(argv: list[str]) -> SweepConfig:
     """The defaults that a `--preset` on the command line stands for."""
-    for word, value in zip(argv, [*argv[1:], ""], strict=True):
+    for word, value in zip(argv, [*argv[1:], ""], strict=False):
         name = value if word == "--preset" else word.removeprefix("--preset=")
         if (word == "--preset" or word.startswith("--preset=")) and name in PRESETS:
             return PRESETS[name]

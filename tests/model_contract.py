@@ -87,7 +87,7 @@ def other_cell_vectors(potential: Potential, atoms: ase.Atoms) -> None:
     assert_same(predict(potential, sheared), predict(potential, atoms))
 
 
-def forces_are_gradients(potential: Potential, atoms: ase.Atoms, step: float = 1e-5) -> None:
+def forces_are_gradients(potential: Potential, atoms: ase.Atoms, step: float = 2e-6) -> None:
     """Forces and stress against central differences of the energy, along random displacements and strains."""
     generator = np.random.default_rng(3)
     base = predict(potential, atoms)

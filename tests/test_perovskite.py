@@ -92,7 +92,8 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
                     if i == j and not s.any():
                         continue
                     r = positions[j] + jnp.asarray(s, float) @ cell - positions[i]
-                    if float(jnp.linalg.norm(r)) > model.cutoff:
+                    there = atoms.positions[j] + s @ atoms.cell.array - atoms.positions[i]
+                    if np.linalg.norm(there) > model.cutoff:
                         continue
                     u = jnp.sum(r**2) / model.cutoff**2
                     q = 1.0 / (u + perovskite.WARP)

@@ -33,7 +33,7 @@ from jaxpto.system import System
 
 OBSERVABLES = {
     "potential_energy": Observable((), "eV"),
-    "stress": Observable((3, 3), "eV Angstrom-3"),
+    "static_stress": Observable((3, 3), "eV Angstrom-3"),
     "polarization": Observable((3,), "C m-2"),
     "quality": Observable((), ""),
 }
@@ -56,7 +56,7 @@ def make_frames(first: int, count: int, n: int = 5, dtype: type = np.float32) ->
         "position": draw(n, 3) * 20,
         "cell": np.eye(3, dtype=dtype)[None] * 4 + 0.1 * draw(3, 3),
         "potential_energy": draw(),
-        "stress": draw(3, 3),
+        "static_stress": draw(3, 3),
         "polarization": draw(3),
         "quality": draw(),
     }
@@ -64,7 +64,7 @@ def make_frames(first: int, count: int, n: int = 5, dtype: type = np.float32) ->
 
 def assert_holds(path: Path, count: int, n: int = 5, dtype: type = np.float32) -> None:
     stored, expected = read_trajectory(path), make_frames(0, count, n, dtype)
-    assert stored.positions.dtype == stored.cells.dtype == stored.observables["stress"].dtype == dtype
+    assert stored.positions.dtype == stored.cells.dtype == stored.observables["static_stress"].dtype == dtype
     np.testing.assert_array_equal(stored.step, expected["step"])
     np.testing.assert_array_equal(stored.time, expected["time"])
     np.testing.assert_array_equal(stored.positions, expected["position"])
@@ -91,7 +91,12 @@ def test_trajectory_returns_what_was_written_bit_for_bit(tmp_path: Path, dtype: 
     stored = read_trajectory(path)
     np.testing.assert_array_equal(stored.numbers, [82, 22, 8, 8, 8])
     np.testing.assert_array_equal(stored.masses, make_system(dtype=dtype).masses)
-    assert stored.units == {"potential_energy": "eV", "stress": "eV Angstrom-3", "polarization": "C m-2", "quality": ""}
+    assert stored.units == {
+        "potential_energy": "eV",
+        "static_stress": "eV Angstrom-3",
+        "polarization": "C m-2",
+        "quality": "",
+    }
     assert os.listdir(tmp_path) == ["300K.h5md"]
 
 
@@ -139,7 +144,7 @@ def test_finalize_cuts_to_the_valid_frames(tmp_path: Path, count: int) -> None:
     assert_holds(path, count)
     with h5py.File(path) as file:
         assert file["particles/atoms/position/value"].shape == (count, 5, 3)
-        assert file["observables/stress/step"].shape == (count,)
+        assert file["observables/static_stress/step"].shape == (count,)
     with pytest.raises(ValueError, match="fewer than"):
         finalize_trajectory(path, count + 1)
     if count:
@@ -170,7 +175,7 @@ def test_file_follows_h5md_1_1(tmp_path: Path) -> None:
             assert len(element["value"]) == 2
         assert atoms["position/time"].attrs["unit"] == "fs"
         assert atoms["position/value"].attrs["unit"] == atoms["box/edges/value"].attrs["unit"] == "Angstrom"
-        assert file["observables/stress/value"].attrs["unit"] == "eV Angstrom-3"
+        assert file["observables/static_stress/value"].attrs["unit"] == "eV Angstrom-3"
 
 
 def test_mdanalysis_reads_positions_cell_time_and_observables(tmp_path: Path) -> None:
@@ -188,7 +193,7 @@ def test_mdanalysis_reads_positions_cell_time_and_observables(tmp_path: Path) ->
         np.testing.assert_allclose(moment.dimensions, expected, rtol=1e-6)
         assert moment.time == pytest.approx(frames["time"][frame] / 1000)  # MDAnalysis counts ps
         assert moment.data["step"] == frames["step"][frame]
-        np.testing.assert_array_equal(moment.data["stress"], frames["stress"][frame])
+        np.testing.assert_array_equal(moment.data["static_stress"], frames["static_stress"][frame])
 
 
 def test_sigkill_at_any_moment_loses_no_frame(tmp_path: Path, child: Children) -> None:
@@ -352,7 +357,7 @@ def test_export_to_ase_formats(trajectory: Path, name: str) -> None:
         np.testing.assert_allclose(atoms.cell.array, frames["cell"][frame], atol=1e-7)
         np.testing.assert_allclose(atoms.positions, frames["position"][frame], atol=1e-8)
         assert atoms.get_potential_energy() == pytest.approx(frames["potential_energy"][frame], abs=1e-8)
-        stress = frames["stress"][frame]
+        stress = frames["static_stress"][frame]
         symmetric = (stress + stress.T) / 2
         np.testing.assert_allclose(atoms.get_stress(voigt=False), symmetric, atol=1e-8)
     assert sorted(os.listdir(out.parent)) == sorted([trajectory.name, name])
