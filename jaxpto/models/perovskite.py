@@ -27,7 +27,9 @@ from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
 WARP = 0.2  # of q = 1 / (u + WARP): makes w = (1 + WARP) u q fine where bonds are, and |r| q / cutoff close to one
-WALL_HEIGHT = 30_000.0  # eV; a pair at 98 % of its wall distance costs 1.9 eV, at 95 % 28 eV, at 90 % 206 eV
+WALL_HEIGHT = (
+    500.0  # eV; soft, so that a time step of 2 fs resolves a collision: at 95 % of the distance 0.5 eV, at 80 % 23 eV
+)
 
 Params = dict[str, Array]
 
