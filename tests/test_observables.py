@@ -410,3 +410,47 @@ def test_short_runs_are_reported_as_such() -> None:
         assert word in row.warnings
         assert row.phase == "tetragonal"
         assert math.isnan(row.Pz)
+
+
+def turning(seed: int) -> ReplicaRecord:
+    """Polar along z for 19 ps of production, then along -x for 11 ps."""
+    before = record(500.0, TETRAGONAL, seed=seed)
+    after = record(500.0, (4.10, 3.90, 3.90), seed=seed)
+    assert before.polarization is not None
+    assert after.polarization is not None
+    early = before.time_ps < 29.0
+    return dataclasses.replace(
+        before,
+        cell=np.where(early[:, None, None], before.cell, after.cell),
+        polarization=np.where(early[:, None], before.polarization, after.polarization * [-1.0, 1.0, 1.0]),
+    )
+
+
+def test_a_polar_axis_that_turns_is_still_tetragonal() -> None:
+    [row] = summarize([turning(0)], REPEATS, 0.25)
+    assert (row.phase, row.polar_axis) == ("tetragonal", "turns")
+    assert row.tetragonality == pytest.approx(4.10 / 3.90, abs=0.002)
+    assert (row.a_plane, row.c_polar) == pytest.approx((3.90, 4.10), abs=0.005)
+    assert abs(row.P - 2.0) < 0.02
+    assert row.a == pytest.approx(3.90 + 0.2 * 11 / 30, abs=0.01)  # a, b, c stay with x, y, z
+    assert "turned after 29.0 ps" in row.warnings
+
+
+def test_a_cubic_lattice_that_fluctuates_slowly_stays_cubic() -> None:
+    """The longest axis of a cubic crystal changes all the time; that is no polar axis."""
+    base = record(700.0, CUBIC)
+    noise = 0.012 * np.stack([autoregressive(400, 0.9, seed) for seed in range(3)], axis=1)
+    shaken = dataclasses.replace(base, cell=base.cell * (1.0 + noise[:, None, :] / 3.96))
+    [row] = summarize([shaken], REPEATS, 0.25)
+    assert (row.phase, row.polar_axis) == ("cubic", "none")
+    assert row.tetragonality < 1.01
+
+
+def test_one_stray_block_does_not_turn_the_axis() -> None:
+    time = 0.1 * np.arange(100)
+    lengths = np.tile([3.9, 3.9, 4.1], (100, 1))
+    lengths[40:50] = [3.95, 3.95, 3.95]
+    np.testing.assert_array_equal(phases.polar_axis_in_time(time, lengths), 2)
+    cubic = np.tile([3.95, 3.95, 3.95], (100, 1))
+    cubic[:10, 0] = cubic[50:60, 1] = 4.1
+    assert len(set(phases.polar_axis_in_time(time, cubic).tolist())) == 1

@@ -6,13 +6,15 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxpto.observables.lattice import tetragonality
 
 CUBIC_BELOW = 1.01  # longest axis over the mean of the others
 SUPERTETRAGONAL_FROM = 1.15  # between PbTiO3's 1.06 (experiment) and the 1.23 of the PBE functional's spurious phase
 AXES_EQUAL_WITHIN = 1.01  # ratio of the two shorter axes
+POLAR_FROM = 1.02  # stretch of a block's mean lattice that names its polar axis; noise of a cubic crystal stays below
+BLOCK_PS = 1.0  # length of these blocks; shorter than the stay of a polar axis, longer than a period of the cell
 UPRIGHT_WITHIN = 1.0  # degrees by which an averaged angle may miss 90
 NONPOLAR_FRACTION = 0.25  # of the largest polarization of the ladder
 NONPOLAR_BELOW = 0.05  # C/m^2, below this a ladder holds no polar phase at all
@@ -36,6 +38,33 @@ def lattice_phase(lengths: Float[np.ndarray, 3], angles: Float[np.ndarray, 3]) -
     if stretch < CUBIC_BELOW:
         return "cubic"
     return "supertetragonal" if stretch >= SUPERTETRAGONAL_FROM else "tetragonal"
+
+
+def polar_axis_in_time(time_ps: Float[np.ndarray, " t"], lengths: Float[np.ndarray, "t 3"]) -> Int[np.ndarray, " t"]:
+    """Index of the polar axis at each time, all equal unless the polar axis turned during the run.
+
+    Near the transition a small crystal turns its polar axis now and then, and the average over time looks cubic. The
+    run is cut into blocks of 1 ps; one whose mean lattice has a stretch of 1.02 or more (see `lattice_phase`) is polar
+    along its longest axis. If at least half of the blocks are polar, not all along one axis, each other block takes
+    the axis of the polar one before it. Otherwise the longest axis of the whole run's mean holds throughout.
+
+    Args:
+        time_ps: times of the samples, ps.
+        lengths: a, b, c of each sample, Angstrom.
+    """
+    overall = np.full(len(time_ps), int(np.argmax(lengths.mean(axis=0))))
+    block_of = ((time_ps - time_ps[0]) / BLOCK_PS).astype(int)
+    block_of = np.minimum(block_of, max(0, block_of[-1] - 1))  # the last, shorter one joins the one before it
+    axes = []
+    for block in range(block_of[-1] + 1):
+        mean = lengths[block_of == block].mean(axis=0) if (block_of == block).any() else np.ones(3)
+        axes.append(int(np.argmax(mean)) if tetragonality(mean) >= POLAR_FROM else -1)
+    polar = [axis for axis in axes if axis >= 0]
+    if len(set(polar)) < 2 or 2 * len(polar) < len(axes):
+        return overall
+    present = polar[0]
+    held = [present := axis if axis >= 0 else present for axis in axes]
+    return np.asarray(held)[block_of]
 
 
 def polar_labels(polarizations: list[float]) -> list[str]:

@@ -64,13 +64,14 @@ class TemperatureSummary:
         status: "ok", "partial" (some replicas failed), or "molten" or "failed" (all did).
         phase: label of the time-averaged lattice ("polar", "nonpolar" where its shape is fixed), "molten" or "failed".
         replica_phases: label of every replica, as in "tetragonal 2, cubic 1".
-        polar_axis: longest axis, "x", "y" or "z"; "none" if cubic; "mixed" if replicas differ; "" if all failed.
+        polar_axis: longest axis, "x", "y" or "z"; "turns" if it changed during a run; "none" if cubic; "mixed" if
+            replicas differ; "" if all failed.
         n_replicas, n_ok: replicas run, and averaged over.
         measured_temperature_K: kinetic temperature.
         a, b, c: along the supercell vectors x, y, z, per 5-atom cell, Angstrom.
         alpha, beta, gamma: degrees.
         c_over_a: c / ((a + b) / 2), c along z as in the paper.
-        tetragonality: longest axis over the mean of the two others, of each replica's time averages.
+        tetragonality: polar axis over the mean of the two others, of each replica's time averages.
         a_plane, c_polar: mean of the two axes across the polar axis, and the one along it (z if cubic), Angstrom.
         volume: per 5-atom cell, Angstrom^3.
         Px, Py, Pz: polarization, C/m^2.
@@ -142,7 +143,8 @@ class ReplicaAverages:
     estimates: dict[str, Estimate]
     angles: np.ndarray
     phase: str
-    axis: int | None  # longest axis, None if cubic
+    axis: str  # polar axis, "turns" or "none"
+    turns_ps: tuple[float, ...]  # when the polar axis turned, since the start of the run
     fixed_shape: bool  # only the volume changes, or nothing: nvt, or the isotropic mask
     conserved_drift: float
     settling_time_ps: float
@@ -168,29 +170,35 @@ def average_replica(record: ReplicaRecord, repeats: tuple[int, int, int], equili
     kept = slice(production_start(record.time_ps, equilibration), None)
     time = np.asarray(record.time_ps[kept], np.float64)
     lattice = lattice_parameters(record.cell[kept], repeats)
-    lengths = lattice.lengths.mean(axis=0)
+    polar = phases.polar_axis_in_time(time, lattice.lengths)
+    # columns: the axes in cyclic order behind the polar one, then the polar one
+    ordered = np.take_along_axis(lattice.lengths, (polar[:, None] + np.array([1, 2, 3])[None, :]) % 3, axis=1)
     angles = lattice.angles.mean(axis=0)
-    phase = phases.lattice_phase(lengths, angles)
-    axis = None if phase == "cubic" else int(np.argmax(lengths))
-    along = 2 if axis is None else axis
-    across = [k for k in range(3) if k != along]
+    phase = phases.lattice_phase(ordered.mean(axis=0), angles)
+    turns = np.flatnonzero(np.diff(polar)) + 1
+    axis = "none" if phase == "cubic" else "turns" if len(turns) else AXIS_NAMES[int(polar[0])]
+    if phase == "cubic":
+        ordered = lattice.lengths
 
     estimates = {name: estimate(lattice.lengths[:, k]) for k, name in enumerate("abc")}
     estimates["c_over_a"] = estimate(lattice.c_over_a)
     # fluctuations of this ratio with fixed numerator and denominator axes: unbiased, unlike the per-frame maximum
-    polar_ratio = estimate(lattice.lengths[:, along] / lattice.lengths[:, across].mean(axis=1))
-    estimates["tetragonality"] = dataclasses.replace(polar_ratio, mean=tetragonality(lengths))
+    polar_ratio = estimate(ordered[:, 2] / ordered[:, :2].mean(axis=1))
+    estimates["tetragonality"] = dataclasses.replace(polar_ratio, mean=tetragonality(ordered.mean(axis=0)))
     # the error bar in the plane is that of a single axis, as in the paper, not of the mean of two
-    plane = estimate(lattice.lengths[:, across].mean(axis=1))
-    single = math.sqrt(0.5 * sum(estimates["abc"[k]].std ** 2 for k in across))
-    estimates["a_plane"] = dataclasses.replace(plane, std=single)
-    estimates["c_polar"] = estimates["abc"[along]]
+    plane = estimate(ordered[:, :2].mean(axis=1))
+    estimates["a_plane"] = dataclasses.replace(plane, std=float(np.sqrt(0.5 * ordered[:, :2].var(axis=0).sum())))
+    estimates["c_polar"] = estimate(ordered[:, 2])
     estimates["volume"] = estimate(lattice.volume)
     estimates["measured_temperature_K"] = estimate(record.temperature[kept])
     if record.polarization is not None:
         vectors = np.asarray(record.polarization[kept], np.float64)
         for k, name in enumerate(("Px", "Py", "Pz")):
             estimates[name] = estimate(vectors[:, k])
+        if len(turns):  # along the same axes as the lattice, and positive along the polar one during each stay
+            vectors = np.take_along_axis(vectors, (polar[:, None] + np.array([1, 2, 3])[None, :]) % 3, axis=1)
+            for stay in np.split(np.arange(len(vectors)), turns):
+                vectors[stay, 2] *= -1.0 if vectors[stay, 2].mean() < 0.0 else 1.0
         mean = vectors.mean(axis=0)
         length = float(np.linalg.norm(mean))
         along_mean = estimate(vectors @ (mean / length if length > 0.0 else np.eye(3)[2]))
@@ -207,6 +215,7 @@ def average_replica(record: ReplicaRecord, repeats: tuple[int, int, int], equili
         angles=angles,
         phase=phase,
         axis=axis,
+        turns_ps=tuple(time[turns].tolist()),
         fixed_shape=len(time) > 1 and _keeps_shape(record.cell[kept]),
         conserved_drift=drift,
         settling_time_ps=float(time[min(settled, len(time) - 1)] - time[0]),
@@ -275,8 +284,7 @@ def _row(group: list[ReplicaRecord], repeats: tuple[int, int, int], equilibratio
         # of labels that tie, the one of the first replica in the file's order: no preference for either side
         phase = "" if fixed_shape else next(r.phase for r in replicas if labels[r.phase] == most)
     axes = {replica.axis for replica in replicas}
-    axis_names = {"none" if axis is None else AXIS_NAMES[axis] for axis in axes}
-    polar_axis = "mixed" if len(axes) > 1 else "".join(axis_names)
+    polar_axis = "mixed" if len(axes) > 1 else "".join(axes)
 
     counts = ([] if fixed_shape else labels.most_common()) + lost.most_common()
 
@@ -330,6 +338,9 @@ def _warnings(
         if abs(total.drift) > LARGEST_DRIFT * total.drift_sem:
             change = f"{total.drift:+.4f} {unit}".rstrip()
             found.append(f"{label}: drifts by {change} between the halves of the production part")
+    turns = [f"{t:.1f}" for replica in replicas for t in replica.turns_ps]
+    if turns and not fixed_shape:
+        found.append(f"the polar axis turned after {', '.join(turns)} ps; a, b, c average over its directions")
     if len(labels) > 1 and not fixed_shape:
         found.append("replicas ended in different phases; the averages mix them")
     return found
