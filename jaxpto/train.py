@@ -21,7 +21,7 @@ from jaxpto.errors import InputError
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
 from jaxpto.training import data, optimizer
-from jaxpto.training.batches import Composition, group, reference_energies, share_of, wall_distances
+from jaxpto.training.batches import Composition, group, reference_energies, share_of, shortest_distances
 from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.loss import LossWeights
 from jaxpto.training.whitening import Whitening, fold, unfold
@@ -157,10 +157,10 @@ def set_up(config: Config) -> Task:
     compositions = group(trajectories, probability, reference, model.cutoff)
     batches = [c.train for c in compositions]
     raw = optimizer.initial_raw(model, jax.random.key(config.seed), np.float32)
-    scales = optimizer.measure_whitening(model, raw if params is None else params, batches, folded=params is not None)
     if params is None:
-        raw["wall"] = jnp.asarray(wall_distances(compositions, elements), np.float32)
-    else:
+        raw["trusted"], raw["wall"] = map(jnp.float32, shortest_distances(compositions, elements))
+    scales = optimizer.measure_whitening(model, raw if params is None else params, batches, folded=params is not None)
+    if params is not None:
         raw = unfold(model, params, scales)
     return Task(model, reference, compositions, scales, raw)
 
@@ -296,7 +296,7 @@ def describe(
 
 def main() -> None:
     """Run the command."""
-    sys.exit(run_command("train", Config, run))
+    sys.exit(run_command("jaxpto.train", Config, run))
 
 
 if __name__ == "__main__":

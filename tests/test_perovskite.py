@@ -26,7 +26,8 @@ def random_potential() -> Potential:
         name: value + 0.1 * jax.random.normal(key, value.shape, np.float64)
         for (name, value), key in zip(sorted(params.items()), keys, strict=True)
     }
-    return Potential(params | {"wall": jnp.full((4, 4), 1.9)}, MODEL, "random")
+    wall = jnp.asarray(1.9 + 0.1 * np.add.outer(np.arange(4), np.arange(4)))
+    return Potential(params | {"wall": wall, "trusted": 1.1 * wall}, MODEL, "random")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
     kind = [model.elements.index(z) for z in atoms.numbers]
     cell = jnp.asarray(atoms.cell.array)
     shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    faded = []
 
     def energy(positions: jax.Array) -> jax.Array:
         total = 0.0
@@ -96,6 +98,12 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
                     if np.linalg.norm(there) > model.cutoff:
                         continue
                     u = jnp.sum(r**2) / model.cutoff**2
+                    depth = jnp.maximum(0.0, 1.0 - u * model.cutoff**2 / params["wall"][a, b] ** 2)
+                    least = (params["trusted"][a, b] / model.cutoff) ** 2
+                    v = jnp.clip((1.0 - u / least) / perovskite.FADE, 0.0, 1.0)
+                    inside = 1.0 - float(there @ there) / float(params["trusted"][a, b]) ** 2
+                    faded.append(min(max(inside, 0.0) / perovskite.FADE, 1.0))
+                    u = jnp.maximum(u, least) - perovskite.FADE * least * (v - v**3 + v**4 / 2)
                     q = 1.0 / (u + perovskite.WARP)
                     w = (1.0 + perovskite.WARP) * u * q
                     f = jnp.stack([jnp.cos(k * jnp.arccos(2 * w - 1)) for k in range(model.radial)]) * (1 - u) ** 3
@@ -112,7 +120,6 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
                     angular = jnp.concatenate([jnp.stack([jnp.ones(()), x, y, z]), tensor])
                     channels += (params["mix"][a, b] @ f)[:, None] * angular[None, :]
                     pair += params["pair"][a, b] @ f
-                    depth = jnp.maximum(0.0, 1.0 - u * model.cutoff**2 / params["wall"][a, b] ** 2)
                     wall += 0.5 * perovskite.WALL_HEIGHT * depth**3
             c = model.channels
             vectors, tensors = channels[:, 1:4], channels[:, 4:9]
@@ -134,7 +141,9 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
             total += second @ params["weight3"][a] + d @ params["linear"][a] + pair + wall + params["offset"][a]
         return total
 
-    return jax.value_and_grad(energy)(jnp.asarray(atoms.positions))
+    result = jax.value_and_grad(energy)(jnp.asarray(atoms.positions))
+    assert {0.0, 1.0} < set(faded), "the atoms do not meet every branch"
+    return result
 
 
 def tensor_basis() -> np.ndarray:
@@ -162,10 +171,10 @@ def test_against_naive_formula_and_its_autodiff(random_potential: Potential, cry
 def test_second_derivatives_of_the_moments() -> None:
     """The written-out first derivative can itself be differentiated, forwards and backwards (Hessians, training)."""
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)) * 2.0)
-    wall = jnp.full((2, 2), 2.5)
+    wall, trusted = jnp.full((2, 2), 2.5), jnp.full((2, 2), 3.0)
 
     def scalar(v: jax.Array) -> jax.Array:
-        moment, energy = moments(v, wall, 6.0, 5, (1, 3))
+        moment, energy = moments(v, trusted, wall, 6.0, 5, (1, 3))
         return jnp.sum(jnp.sin(moment)) + jnp.sum(energy)
 
     slope = jax.grad(scalar)

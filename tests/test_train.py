@@ -297,6 +297,7 @@ def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     params = optimizer.initialize(model, jax.random.key(0), np.float64)
     params = {k: v + 0.2 * np.random.default_rng(1).normal(size=v.shape) for k, v in params.items()}
     params["wall"] = params["wall"] * 0.0 + 1.0
+    params["trusted"] = params["trusted"] * 0.0 + 1.2
     (found,) = data.read(folder)
     batch = batches.prepare(found[np.arange(2)], {8: 0.0, 12: 0.0}, 5.0, np.float64)
     known = [model.elements.index(z) for z in batch.species]

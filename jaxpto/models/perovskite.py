@@ -7,8 +7,10 @@ Drautz, Phys. Rev. B 99, 014104 (2019))
 
 are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational
 invariants of these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2
-with a third) feed a linear readout and a two-layer tanh net of the element, and a linear pair term. A soft wall, zero
-at all distances seen in training, keeps atoms apart.
+with a third) feed a linear readout and a two-layer tanh net of the element, and a linear pair term.
+
+Where data are few, polynomials of r are wild: from a trusted distance of each element pair inwards u fades smoothly
+into a constant, so that the learned part never sees a distance it did not learn. Still further in, a soft wall repels.
 
 Everything per edge is rational in (x, y, z): no square root, exponential or table, hence smooth down to r = 0.
 """
@@ -27,9 +29,9 @@ from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
 WARP = 0.2  # of q = 1 / (u + WARP): makes w = (1 + WARP) u q fine where bonds are, and |r| q / cutoff close to one
-WALL_HEIGHT = (
-    500.0  # eV; soft, so that a time step of 2 fs resolves a collision: at 95 % of the distance 0.5 eV, at 80 % 23 eV
-)
+FADE = 0.1  # of u, relative to the trusted distance: within it (5 % of the distance) u becomes constant
+# eV; soft, so that a time step of 2 fs resolves a collision: at 95 % of the distance 0.5 eV, at 80 % 23 eV
+WALL_HEIGHT = 500.0
 
 Params = dict[str, Array]
 
@@ -88,7 +90,7 @@ class Perovskite:
             slots: sizes of the t blocks.
         """
         n, species = own.shape
-        moment, wall = moments(vectors, own @ params["wall"], self.cutoff, self.radial, slots)
+        moment, wall = moments(vectors, own @ params["trusted"], own @ params["wall"], self.cutoff, self.radial, slots)
         # Mix with every species' coefficients, then pick the atom's own: one dense product beats a gather of matrices.
         # From here on atoms come last, where the vector units want them; the barrier keeps XLA from reading transposed.
         table = jnp.swapaxes(params["mix"], 1, 2).reshape(species * self.channels, -1)
@@ -144,7 +146,7 @@ class Perovskite:
 
 
 # Leaves that have an axis for the neighbour's element behind the atom's own.
-PAIRWISE = ("wall", "mix", "pair")
+PAIRWISE = ("trusted", "wall", "mix", "pair")
 # Leaves that belong to one element.
 ATOMWISE = ("weight1", "bias1", "weight2", "bias2", "weight3", "linear", "offset")
 
@@ -182,9 +184,10 @@ def harmonics(x: Array, y: Array, z: Array) -> list[Array]:
     ]  # fmt: skip
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def moments(
     vectors: Float[Array, "n s 3"],
+    trusted: Float[Array, "n t"],
     wall: Float[Array, "n t"],
     cutoff: float,
     radial: int,
@@ -194,12 +197,13 @@ def moments(
 
     Args:
         vectors: edge vectors, Angstrom, slots sorted into blocks, empty ones beyond the cutoff.
+        trusted: shortest distance to neighbours of each block that the radial functions follow, Angstrom.
         wall: distance below which the atom repels neighbours of each block, Angstrom.
         cutoff: Angstrom.
         radial: number of radial functions.
         slots: sizes of the blocks.
     """
-    return _moments_forward(vectors, wall, cutoff, radial, slots)[0]
+    return _moments_forward(vectors, trusted, wall, cutoff, radial, slots)[0]
 
 
 def _blocks(slots: tuple[int, ...]) -> list[slice]:
@@ -207,23 +211,28 @@ def _blocks(slots: tuple[int, ...]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, slots, strict=True)]
 
 
-def _moments_forward(vectors, wall, cutoff, radial, slots):
+def _moments_forward(vectors, trusted, wall, cutoff, radial, slots):
     """M = sum_j h_k (gap Y_lm) with h_k = T_k gap^2 and gap = 1 - u: the derivative needs no other radial function."""
     kept, moment, energies = [], [], []
     for t, block in enumerate(_blocks(slots)):
         x, y, z = (vectors[:, block, a] * (1.0 / cutoff) for a in range(3))
         u = x * x + y * y + z * z
         u = jnp.where(u > 1.0, jnp.ones_like(u), u)  # every radial function and its slope vanish there
+        start = (wall[:, t] * (1.0 / cutoff))[:, None] ** 2
+        depth = jnp.where(u < start, start - u, jnp.zeros_like(u)) / start
+        # twice differentiable at both ends: du changes from 1 to 0 as 1 - 3 fade^2 + 2 fade^3
+        least = (trusted[:, t] * (1.0 / cutoff))[:, None] ** 2
+        fade = jnp.clip((least - u) / (FADE * least), 0.0, 1.0)
+        u = jnp.maximum(u, least) - (FADE * least) * (fade - fade**3 + 0.5 * fade**4)
         q = 1.0 / (u + WARP)
         gap = 1.0 - u
         h = jnp.stack([f * (gap * gap) for f in chebyshev((2.0 * (1.0 + WARP)) * u * q - 1.0, radial)], axis=1)
         angular = jnp.stack([gap * f for f in harmonics(x * q, y * q, z * q)], axis=1)
-        start = (wall[:, t] * (1.0 / cutoff))[:, None] ** 2
-        depth = jnp.where(u < start, start - u, jnp.zeros_like(u)) / start
         moment.append(jnp.einsum("nms,nks->nmk", angular, h))
         # each pair counts twice, once from either side
         energies.append((0.5 * WALL_HEIGHT) * (depth * depth * depth).sum(axis=1))
-        kept.append((x, y, z, u, q, h, (-1.5 * WALL_HEIGHT) * depth * depth / start))
+        dwall = (-1.5 * WALL_HEIGHT) * depth * depth / start
+        kept.append((x, y, z, u, q, h, 1.0 - fade * fade * (3.0 - 2.0 * fade), dwall))
     return (jnp.stack(moment, axis=1), sum(energies)), kept
 
 
@@ -234,7 +243,7 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
     both = jnp.concatenate([dmoment, (dmoment.reshape(-1, radial) @ slopes).reshape(dmoment.shape)], axis=2)
     r3 = np.sqrt(3.0).item()
     gradients = []
-    for t, (x, y, z, u, q, h, dwall) in enumerate(kept):
+    for t, (x, y, z, u, q, h, slope_of_u, dwall) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h)
         gap = 1.0 - u
         a, b, d = x * q, y * q, z * q
@@ -243,15 +252,16 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
         value = sum(c[:, m] * angular[m] for m in range(9))
         slope = sum(c[:, m + 9] * angular[m] for m in range(9))
         dt = (2.0 * (1.0 + WARP) * WARP) * q * q
-        du = slope * gap * dt - 3.0 * value + dwall * denergy[:, None]  # of f = T gap^3 = h gap
+        du = slope * gap * dt - 3.0 * value  # of f = T gap^3 = h gap
         ga = g[1] + r3 * (g[4] * b + g[7] * d + g[8] * a) - g[6] * a
         gb = g[2] + r3 * (g[4] * a + g[5] * d - g[8] * b) - g[6] * b
         gd = g[3] + r3 * (g[5] * b + g[7] * a) + 2.0 * g[6] * d
-        radial_part = 2.0 * (du - q * (ga * a + gb * b + gd * d))
+        du = (du - q * (ga * a + gb * b + gd * d)) * slope_of_u + dwall * denergy[:, None]
+        radial_part = 2.0 * du
         gradients.append(
             jnp.stack([ga * q + radial_part * x, gb * q + radial_part * y, gd * q + radial_part * z], axis=2)
         )
-    return jnp.concatenate(gradients, axis=1) * (1.0 / cutoff), None
+    return jnp.concatenate(gradients, axis=1) * (1.0 / cutoff), None, None
 
 
 moments.defvjp(_moments_forward, _moments_backward)
@@ -316,6 +326,7 @@ def initialize(model: Perovskite, key: Array, dtype: jax.typing.DTypeLike = np.f
     e, d, h = len(model.elements), model.features, model.hidden
     keys = jax.random.split(key, 3)
     return {
+        "trusted": jnp.full((e, e), 1e-3, dtype),
         "wall": jnp.full((e, e), 1e-3, dtype),
         "mix": jax.random.normal(keys[0], (e, e, model.channels, model.radial), dtype) / np.sqrt(model.radial).item(),
         "pair": jnp.zeros((e, e, model.radial), dtype),

@@ -147,7 +147,7 @@ def make_step(
         (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(raw, index, arrays)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), gradient)
         updates, moments = optimizer.update(gradient, moments, raw)
-        raw = jax.tree.map(jnp.add, raw, updates) | {"wall": raw["wall"]}
+        raw = jax.tree.map(jnp.add, raw, updates) | {k: raw[k] for k in ("trusted", "wall")}
         average = jax.tree.map(lambda a, r: ema * a + (1.0 - ema) * r, average, raw)
         recent = jnp.concatenate([value[None], errors])
         return TrainState(
@@ -197,8 +197,11 @@ def measure_whitening(
         known = known_elements(model, batch)
         own = one_hot(batch.numbers, batch.species, dtype)
         chosen = np.unique(np.linspace(0, len(batch.energies) - 1, samples).astype(int))
-        wall = jnp.zeros((len(batch.numbers), len(known)), dtype) + 1e-3
-        sample = jax.vmap(lambda v, w=wall, b=batch: moments(v, w, model.cutoff, k, b.slots)[0])(batch.vectors[chosen])
+        none = jnp.zeros((len(batch.numbers), len(known)), dtype) + 1e-3
+        trusted = jnp.asarray(own) @ weights["trusted"][known][:, known]
+        sample = jax.vmap(lambda v, r=trusted, w=none, b=batch: moments(v, r, w, model.cutoff, k, b.slots)[0])(
+            batch.vectors[chosen]
+        )
         sample = np.asarray(sample, np.float64)  # [f, n, t, 9, k]
         square = np.einsum("fntmk,fntml->ntkl", sample, sample, optimize=True) / (9 * len(chosen))
         for a, i in enumerate(known):
