@@ -35,7 +35,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     from jaxpto import dynamics, simulation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
-    from jaxpto.neighbors import allocate, build, needs_rebuild
+    from jaxpto.neighbors import build, needs_rebuild
     from jaxpto.system import from_ase
 
     set_up_jax("float32")
@@ -48,7 +48,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     schedule = dynamics.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
     system = from_ase(setup.atoms)
     potential = setup.potential
-    layout = allocate([system], potential.cutoff, config.skin, by_species=potential.model.by_species)
+    layout = potential.allocate([system], potential.usual_skin)
     mesh = dynamics.replica_mesh(replicas)
     states, watch = dynamics.pad_replicas(*jax.jit(lambda: simulation.start(setup, layout))(), mesh)
 

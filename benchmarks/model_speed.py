@@ -69,7 +69,7 @@ def run(config: Config) -> dict[str, Any]:
         image = crystal.copy()
         image.rattle(0.1, seed=seed)
         systems.append(from_ase(image))
-    layout = neighbors.allocate(systems, potential.cutoff, config.skin, by_species=potential.model.by_species)
+    layout = potential.allocate(systems, config.skin)
     one = systems[0]
     found = jax.jit(neighbors.build, static_argnames="layout")(one, layout)
     batch = stack(systems)

@@ -15,8 +15,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxpto.catalogue import load_potential
 from jaxpto.errors import InputError
-from jaxpto.neighbors import Neighbors, allocate, build, needs_rebuild
-from jaxpto.potential import Potential, Prediction
+from jaxpto.neighbors import Neighbors, build, needs_rebuild
+from jaxpto.potential import Potential, Prediction, SiteModel
 from jaxpto.structures import check_elements
 from jaxpto.system import System, check_cell, from_ase
 
@@ -29,8 +29,15 @@ def _evaluate(potential: Potential, system: System, neighbors: Neighbors) -> tup
     return potential.evaluate(system, neighbors), needs_rebuild(neighbors, system)
 
 
+@jax.jit
+def _site_properties(potential: Potential, system: System, neighbors: Neighbors) -> dict[str, jax.Array]:
+    return potential.site_properties(system, neighbors)
+
+
 class JaxptoCalculator(Calculator):
     """ASE calculator of a potential: energy and free energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3.
+
+    Models that know energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these too, when asked.
 
     The neighbour list is kept between calls and rebuilt when the atoms have moved by more than the skin allows, so that
     molecular dynamics and relaxations compile once. Double precision needs no global flag: it is switched on inside
@@ -39,7 +46,7 @@ class JaxptoCalculator(Calculator):
     Args:
         model: a potential, or what `load_potential` takes.
         dtype: "float32" or "float64".
-        skin: extra distance of the neighbour list, Angstrom.
+        skin: extra distance of the neighbour list, Angstrom; by default what suits the model.
 
     Raises:
         InputError: unknown model, other dtype or negative skin; on calculation, an unknown element or a structure that
@@ -48,17 +55,19 @@ class JaxptoCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012, the way of ASE
 
-    def __init__(self, model: Potential | str | Path, dtype: str = "float64", skin: float = 0.5) -> None:
+    def __init__(self, model: Potential | str | Path, dtype: str = "float64", skin: float | None = None) -> None:
         super().__init__()
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype {dtype}; choose float32 or float64")
-        if not skin >= 0:
+        if skin is not None and not skin >= 0:
             raise InputError(f"skin {skin} A; give a distance of at least 0")
         self.dtype = np.dtype(dtype)
-        self.skin = float(skin)
         with self._precision():
             potential = model if isinstance(model, Potential) else load_potential(model, self.dtype)
             self.potential = potential.replace(params=jax.tree.map(self._cast, potential.params))  # ty: ignore[missing-attribute]
+        self.skin = self.potential.usual_skin if skin is None else float(skin)
+        if isinstance(potential.model, SiteModel):
+            self.implemented_properties = [*self.implemented_properties, *potential.model.site_quantities]
         self._system: System | None = None
         self._neighbors: Neighbors | None = None
 
@@ -68,16 +77,21 @@ class JaxptoCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Compute all properties of atoms (ASE calls this)."""
-        super().calculate(atoms, properties or ["energy"], system_changes)
+        """Compute energy, forces and stress of atoms, and what `properties` asks of single atoms (ASE calls this)."""
+        properties = properties or ["energy"]
+        super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         with self._precision():
             prediction = jax.device_get(self._predict(self.atoms))
+            site = {}
+            if set(properties) & (set(self.implemented_properties) - {"energy", "free_energy", "forces", "stress"}):
+                site = jax.device_get(_site_properties(self.potential, self._system, self._neighbors))
         energy = float(prediction.energy)
         self.results = {"energy": energy, "free_energy": energy, "forces": np.asarray(prediction.forces, np.float64)}
         stress = full_3x3_to_voigt_6_stress(np.asarray(prediction.stress, np.float64))
         if not np.isnan(stress).all():  # a wrapped ASE calculator may have none
             self.results["stress"] = stress
+        self.results |= {name: np.asarray(values, np.float64) for name, values in site.items()}
 
     def _predict(self, atoms: ase.Atoms) -> Prediction:
         if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
@@ -86,6 +100,7 @@ class JaxptoCalculator(Calculator):
         check_cell(atoms)
         positions, cell = jnp.asarray(atoms.positions, self.dtype), jnp.asarray(atoms.cell.array, self.dtype)
         system: System = self._system.replace(positions=positions, cell=cell)  # ty: ignore[missing-attribute]
+        self._system = system
         if self._neighbors is not None:
             prediction, stale = _evaluate(self.potential, system, self._neighbors)
             if not stale:
@@ -101,13 +116,7 @@ class JaxptoCalculator(Calculator):
         from_ase(atoms, self.dtype)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
         headroom = 1.25
         for _ in range(_MAXIMUM_REGROWS):
-            layout = allocate(
-                [system],
-                self.potential.cutoff,
-                self.skin,
-                by_species=self.potential.model.by_species,
-                headroom=headroom,
-            )
+            layout = self.potential.allocate([system], self.skin, headroom)
             neighbors = _build(system, layout)
             if not neighbors.overflow:
                 return neighbors

@@ -43,7 +43,7 @@ class SweepConfig:
         sample_every: steps between two samples (thermo row and trajectory frame).
         checkpoint_every: seconds between two checkpoints; what an interrupt can cost.
         charges: Born charges of the polarization: authors, lda or nominal.
-        skin: extra reach of the neighbour list, Angstrom.
+        skin: extra reach of the neighbour list, Angstrom; by default 0.3, or 0.1 for models with angles.
         devices: devices to spread the replicas over; 0 takes all (on CPU: one per core).
     """
 
@@ -71,7 +71,7 @@ class SweepConfig:
     sample_every: int = 50
     checkpoint_every: float = 20.0
     charges: Literal["authors", "lda", "nominal"] = "authors"
-    skin: float = 0.3
+    skin: float | None = None
     devices: int = 0
 
 
@@ -132,7 +132,7 @@ def check(config: SweepConfig) -> None:
     require(_positive(config.friction), "friction", config.friction, "must be above 0 per fs; 0.001 to 0.02 is usual")
     require(0.0 <= config.equilibration < 1.0, "equilibration", config.equilibration, "must be in [0, 1)")
     require(config.sample_every >= 1, "sample-every", config.sample_every, "must be at least 1 step")
-    require(_positive(config.skin), "skin", config.skin, "must be above 0 A; 0.3 to 1 is usual")
+    require(config.skin is None or _positive(config.skin), "skin", config.skin, "must be above 0 A; 0.3 is usual")
     require(config.devices >= 0, "devices", config.devices, "must be 0 (all) or more")
 
 

@@ -33,7 +33,7 @@ FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Energy, forces and stress of every frame of structure files, written at full precision in eV and Angstrom."""
+    """Energy, forces, stress (and what else a model knows) of every frame, at full precision in eV and Angstrom."""
 
     structures: tyro.conf.Positional[tuple[str, ...]]
     """Files in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
@@ -120,7 +120,7 @@ def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command("evaluate", EvaluateConfig, run, argv)
+    return run_command("jaxpto.evaluate", EvaluateConfig, run, argv)
 
 
 def _single_point(atoms: ase.Atoms, calculator: JaxptoCalculator) -> ase.Atoms:
@@ -131,7 +131,7 @@ def _single_point(atoms: ase.Atoms, calculator: JaxptoCalculator) -> ase.Atoms:
         if name not in bare.arrays and values.dtype.kind in "fib" and values.ndim <= 2:
             bare.set_array(name, values)
     bare.info = {key: value for key, value in atoms.info.items() if isinstance(value, str | bool | int | float)}
-    calculator.calculate(bare)
+    calculator.calculate(bare, calculator.implemented_properties)
     bare.calc = SinglePointCalculator(bare, **calculator.results)
     return bare
 
@@ -140,14 +140,14 @@ def _extxyz(atoms: ase.Atoms) -> str:
     """One frame as extended XYZ; ASE's own writer keeps only eight decimals of positions and forces."""
     assert atoms.calc is not None
     results = dict(atoms.calc.results)
-    forces = results.pop("forces")
+    per_atom = {name: results.pop(name) for name in ("forces", "energies", "magmoms") if name in results}
     if "stress" in results:
         results["stress"] = atoms.get_stress(voigt=False)
     described = atoms.copy()
     described.info |= results
     arrays = {"symbols": np.array(atoms.get_chemical_symbols()), "positions": atoms.positions}
     arrays |= {name: values for name, values in atoms.arrays.items() if name not in ("numbers", "positions")}
-    arrays["forces"] = forces
+    arrays |= per_atom
     comment, _, _, row = output_column_format(described, list(arrays), arrays)
     row = row.replace("%16.8f", "%24.17g")
     columns = [column for values in arrays.values() for column in values.reshape(len(atoms), -1).T]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jaxpto.neighbors import Neighbors, edge_vectors
+from jaxpto.neighbors import Layout, Neighbors, allocate, edge_vectors
 from jaxpto.system import Leaf, System, volume
 
 
@@ -38,13 +38,39 @@ class Model(Protocol):
 
     @property
     def by_species(self) -> bool:
-        """Whether `energy` wants the dense, species-sorted neighbour layout."""
+        """Whether `energy` wants the dense, species-sorted neighbour layout; otherwise it gets a packed list."""
         ...
 
     def energy(
         self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV as a function of the edge vectors alone (positions and cell enter through nothing else)."""
+        ...
+
+
+@runtime_checkable
+class AngularModel(Protocol):
+    """A model that wants `Neighbors.angles`."""
+
+    @property
+    def angle_cutoff(self) -> float:
+        """Longest bond that angles are made of, Angstrom; 0 for no angles."""
+        ...
+
+
+@runtime_checkable
+class SiteModel(Protocol):
+    """A model that says something about each atom besides its force."""
+
+    @property
+    def site_quantities(self) -> tuple[str, ...]:
+        """Names, as ASE has them: "energies" (eV), "magmoms" (Bohr magnetons)."""
+        ...
+
+    def site_properties(
+        self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> dict[str, Array]:
+        """Values [n] of each of these quantities."""
         ...
 
 
@@ -83,9 +109,38 @@ class Potential:
         """Atomic numbers the model knows."""
         return self.model.elements
 
+    @property
+    def usual_skin(self) -> float:
+        """Skin that suits the model, Angstrom: angles of edges in the skin are dear, a new list is cheap."""
+        return 0.1 if isinstance(self.model, AngularModel) else 0.3
+
+    def allocate(self, systems: list[System], skin: float, headroom: float = 1.25) -> Layout:
+        """The neighbour layout that the model wants, with room for the given systems; see `neighbors.allocate`.
+
+        Args:
+            systems: unbatched systems of the same composition.
+            skin: Angstrom.
+            headroom: factor on the largest counts found.
+        """
+        return allocate(
+            systems,
+            self.cutoff,
+            skin,
+            by_species=self.model.by_species,
+            packed=not self.model.by_species,
+            angle_cutoff=self.model.angle_cutoff if isinstance(self.model, AngularModel) else 0.0,
+            headroom=headroom,
+        )
+
     def energy(self, system: System, neighbors: Neighbors) -> Float[Array, ""]:
         """Energy of one system, eV; differentiable in positions, cell and params."""
         return self.model.energy(self.params, system, neighbors, edge_vectors(system, neighbors))
+
+    def site_properties(self, system: System, neighbors: Neighbors) -> dict[str, Array]:
+        """What a `SiteModel` says about each atom of one system; nothing for other models."""
+        if not isinstance(self.model, SiteModel):
+            return {}
+        return self.model.site_properties(self.params, system, neighbors, edge_vectors(system, neighbors))
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Prediction:
         """Energy, forces and stress of one system from a single backward pass.

@@ -34,7 +34,7 @@ from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
-from jaxpto.neighbors import Layout, allocate, build
+from jaxpto.neighbors import Layout, build
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
 from jaxpto.progress import Progress
@@ -243,22 +243,13 @@ def simulate(setup: Setup, folder: Path, console: Console) -> None:
 def _begin(setup: Setup, paths: list[Path]) -> Position:
     """The run at step 0, with empty trajectories."""
     system = from_ase(setup.atoms, np.dtype(setup.config.dtype))
-    model = setup.potential.model
     # Thermal disorder brings in shells that the perfect lattice has just outside; better to make room at the start.
     shaken = [setup.atoms.copy() for _ in range(2)]
     for seed, atoms in enumerate(shaken):
         atoms.rattle(0.2, seed=seed)
-    layout = allocate(
-        [
-            system,
-            *(dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken),
-        ],
-        model.cutoff,
-        setup.config.skin,
-        by_species=model.by_species,
-        packed=not model.by_species,
-        headroom=1.1,
-    )
+    moved = [dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken]
+    skin = setup.config.skin or setup.potential.usual_skin
+    layout = setup.potential.allocate([system, *moved], skin, headroom=1.1)
     paths[0].parent.mkdir(exist_ok=True)
     for path in paths:
         create_trajectory(path, system, setup.schedule.n_samples, OBSERVABLES)

@@ -25,7 +25,7 @@ _evaluate = jax.jit(lambda potential, system, found: potential.evaluate(system, 
 def layout_of(potential: Potential, atoms: ase.Atoms) -> neighbors.Layout:
     """Layout with room for the edges of atoms."""
     system = from_ase(atoms, np.float64)
-    return neighbors.allocate([system], potential.cutoff, SKIN, by_species=potential.model.by_species)
+    return potential.allocate([system], SKIN)
 
 
 def predict(potential: Potential, atoms: ase.Atoms, layout: neighbors.Layout | None = None) -> Prediction:

@@ -89,9 +89,9 @@ def test_double_precision_needs_no_flag(noble):
 
 def test_neighbour_list_is_reused_and_rebuilt(noble, monkeypatch):
     built, allocated = [], []
-    real_build, real_allocate = calculator_module._build, calculator_module.allocate
+    real_build, real_allocate = calculator_module._build, Potential.allocate
     monkeypatch.setattr(calculator_module, "_build", lambda *a, **k: built.append(1) or real_build(*a, **k))
-    monkeypatch.setattr(calculator_module, "allocate", lambda *a, **k: allocated.append(1) or real_allocate(*a, **k))
+    monkeypatch.setattr(Potential, "allocate", lambda *a, **k: allocated.append(1) or real_allocate(*a, **k))
     atoms = triclinic()
     atoms.calc = JaxptoCalculator(noble, skin=0.5)
     atoms.get_potential_energy()

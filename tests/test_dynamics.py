@@ -10,7 +10,6 @@ import pytest
 from jaxpto import dynamics, simulation, units
 from jaxpto.config import SweepConfig
 from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.neighbors import allocate
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
@@ -55,9 +54,7 @@ def make(
 
 def begin(setup: simulation.Setup, headroom: float = 1.5):
     system = from_ase(setup.atoms, np.float64)
-    layout = allocate(
-        [system], setup.potential.cutoff, 0.4, by_species=setup.potential.model.by_species, headroom=headroom
-    )
+    layout = setup.potential.allocate([system], 0.4, headroom)
     return jax.jit(lambda: simulation.start(setup, layout))()
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from jaxpto import neighbors as module
 from jaxpto.neighbors import Layout, Neighbors, allocate, build, edge_vectors, grow, heights, needs_rebuild, refresh
+from jaxpto.neighbors import lists as module
 from jaxpto.system import System, from_ase, stack
 
 LAYOUTS = {"dense": {}, "by_species": {"by_species": True}, "packed": {"packed": True}}

@@ -1,0 +1,22 @@
+"""Periodic neighbour lists on the device: every image of every pair within cutoff + skin.
+
+`allocate` chooses static sizes (a `Layout`) on the host; `build` makes a `Neighbors` for one system inside a compiled
+program; `needs_rebuild` and `refresh` keep those of many replicas valid; `edge_vectors` reads the geometry off it.
+"""
+
+from jaxpto.neighbors.angles import Angles
+from jaxpto.neighbors.layout import Layout, grow, heights
+from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_vectors, needs_rebuild, refresh
+
+__all__ = [
+    "Angles",
+    "Layout",
+    "Neighbors",
+    "allocate",
+    "build",
+    "edge_vectors",
+    "grow",
+    "heights",
+    "needs_rebuild",
+    "refresh",
+]

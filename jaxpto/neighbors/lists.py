@@ -1,0 +1,264 @@
+"""The neighbour list of a system: allocate its layout, build it, know when it is stale, read vectors off it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from jaxpto.neighbors import search
+from jaxpto.neighbors.angles import Angles, build_angles
+from jaxpto.neighbors.layout import WORD, Layout, choose_bins, image_vectors, whole_words
+from jaxpto.neighbors.search import inverse, matmul
+from jaxpto.system import Leaf, System
+
+
+@struct.dataclass
+class Neighbors:
+    """Directed edges sender -> receiver: r = positions[sender] + shift @ cell - positions[receiver].
+
+    Attributes:
+        senders: [e] index of the neighbouring atom; n (the number of atoms) marks an empty slot.
+        images: [e] which lattice translation of the layout the sender has once all atoms are wrapped by `wraps`.
+        wraps: [n, 3] lattice translations that wrapped the atoms into the cell when the list was built.
+        packed_receivers: [e] index of the central atom (n in an empty slot) of a packed list, [0] of a dense one.
+        reference_positions, reference_cell: where the list was built, Angstrom.
+        overflow: true once some capacity of `layout` was too small; edges or angles are then incomplete.
+        angles: bonds and angles, if the layout has an angle cutoff.
+        layout: static sizes.
+    """
+
+    senders: Int[Leaf, "*batch e"]
+    images: Int[Leaf, "*batch e"]
+    wraps: Int[Leaf, "*batch n 3"]
+    packed_receivers: Int[Leaf, "*batch p"]
+    reference_positions: Float[Leaf, "*batch n 3"]
+    reference_cell: Float[Leaf, "*batch 3 3"]
+    overflow: Bool[Leaf, "*batch"]
+    angles: Angles | None
+    layout: Layout = struct.field(pytree_node=False)
+
+    @property
+    def receivers(self) -> Int[Array, " e"]:
+        """Index of the central atom of every slot of one system; n in the empty slots of a packed list."""
+        if self.layout.edges:
+            return self.packed_receivers
+        return jnp.repeat(jnp.arange(self.wraps.shape[0], dtype=jnp.int32), sum(self.layout.slots))
+
+    @property
+    def shifts(self) -> Int[Array, "e 3"]:
+        """Lattice translations of the senders of one system, for unwrapped positions; 0 in empty slots."""
+        images = jnp.asarray(image_vectors(self.layout), jnp.int32)[self.images]
+        unwrap = self.wraps.at[self.receivers].get(mode="clip") - self.wraps.at[self.senders].get(mode="clip")
+        return jnp.where((self.senders < self.wraps.shape[0])[:, None], images + unwrap, 0)
+
+
+def allocate(
+    systems: list[System],
+    cutoff: float,
+    skin: float,
+    *,
+    by_species: bool = False,
+    packed: bool = False,
+    angle_cutoff: float = 0.0,
+    headroom: float = 1.25,
+) -> Layout:
+    """Choose capacities that hold the edges and angles of all given systems, with headroom (on the host, outside jit).
+
+    Args:
+        systems: unbatched systems of the same composition.
+        cutoff, skin: Angstrom.
+        by_species: one block of slots for each species present, so that a slot's species is known statically.
+        packed: pack the edges of all atoms together instead of giving each atom its own slots.
+        angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for none. Angles need a packed list.
+        headroom: factor on the largest count found.
+
+    Raises:
+        ValueError: both `by_species` and `packed`, or angles without `packed`, or an angle cutoff beyond the cutoff.
+    """
+    if by_species and packed:
+        raise ValueError("by_species=True needs slots of each atom, packed=True has none; choose one of them")
+    if angle_cutoff and (not packed or angle_cutoff > cutoff):
+        raise ValueError(f"angles up to {angle_cutoff} A need packed=True and a cutoff ({cutoff} A) at least as long")
+    bins, stencil = choose_bins(np.stack([np.asarray(s.cell) for s in systems]), cutoff + skin)
+    species = tuple(dict.fromkeys(np.asarray(systems[0].numbers).tolist())) if by_species else ()
+    layout = Layout(float(cutoff), float(skin), bins, stencil, (), species, ())
+    n_candidates = np.max([jax.device_get(_count_candidates(s, layout)) for s in systems], axis=0)
+    # When the stencil covers the cell a whole number of times every bin has the same candidates, for good.
+    fixed = all((2 * s + 1) % b == 0 for b, s in zip(bins, stencil, strict=True))
+    layout = dataclasses.replace(
+        layout, candidates=tuple(whole_words(c * (1.0 if fixed else headroom)) for c in n_candidates.tolist())
+    )
+    counts = [jax.device_get(_count_edges(system, layout)) for system in systems]
+    if packed:
+        layout = dataclasses.replace(layout, edges=math.ceil(max(int(c.sum()) for c in counts) * headroom) + 1)
+        return _allocate_angles(systems, layout, angle_cutoff, headroom) if angle_cutoff else layout
+    most = np.max([c.max(axis=1) for c in counts], axis=0).tolist()
+    return dataclasses.replace(layout, slots=tuple(math.ceil(m * headroom) + 1 for m in most))
+
+
+def build(system: System, layout: Layout) -> Neighbors:
+    """Build the neighbour list of one system (traceable and vmappable; `layout` is static)."""
+    n = system.positions.shape[0]
+    words, codes, bin_of, wraps, overflow = search.adjacency(system, layout)
+    counts = [search.edge_counts(block) for block in search.split_blocks(words, layout)]
+    if layout.edges:
+        receivers, word_index, rank, filled = search.packed_slots(words, layout.edges)
+        overflow |= sum(c.sum() for c in counts) > layout.edges
+        word = words[receivers, word_index]
+    else:
+        slots = [
+            search.dense_slots(b, s) for b, s in zip(search.split_blocks(words, layout), layout.slots, strict=True)
+        ]
+        overflow |= jnp.stack([c.max() > s for c, s in zip(counts, layout.slots, strict=True)]).any()
+        first_words = np.cumsum([0, *layout.candidates]) // WORD
+        word_index = jnp.concatenate([s[0] + int(first) for s, first in zip(slots, first_words, strict=False)], axis=1)
+        rank, word, filled = (jnp.concatenate([s[part] for s in slots], axis=1) for part in (1, 2, 3))
+        receivers = jnp.arange(n, dtype=jnp.int32)[:, None]
+    bit = search.select_bit(word, rank)
+    code = codes.at[bit, bin_of[receivers], word_index].get(mode="promise_in_bounds")
+    neighbors = Neighbors(
+        senders=jnp.where(filled, code % n, n).reshape(-1),
+        images=jnp.where(filled, code // n, 0).astype(jnp.int16).reshape(-1),
+        wraps=wraps,
+        packed_receivers=jnp.where(filled, receivers, n) if layout.edges else jnp.zeros(0, jnp.int32),
+        reference_positions=system.positions,
+        reference_cell=system.cell,
+        overflow=overflow,
+        angles=None,
+        layout=layout,
+    )
+    if not layout.angle_cutoff:
+        return neighbors
+    angles = build_angles(
+        neighbors.senders,
+        neighbors.receivers,
+        neighbors.images,
+        edge_vectors(system, neighbors),
+        n,
+        len(image_vectors(layout)),
+        layout.angle_cutoff + layout.skin,
+        (layout.bonds, layout.angles),
+    )
+    return dataclasses.replace(neighbors, angles=angles, overflow=overflow | angles.overflow)
+
+
+def needs_rebuild(neighbors: Neighbors, system: System) -> Bool[Array, ""]:
+    """Whether some pair outside the list may have come within the cutoff since it was built.
+
+    With F the deformation from the reference cell to the present one, x = F (x_ref + u), a pair now at distance r was
+    at |F^-1 r - (u_j - u_i)| <= r |F^-1| + |u_j| + |u_i| with the spectral norm of F^-1; the list stays complete while
+    that is below cutoff + skin. False if something is not a number: no list would help.
+    """
+    layout = neighbors.layout
+    back_strain = matmul(inverse(system.cell), neighbors.reference_cell)
+    moved = matmul(system.positions, back_strain) - neighbors.reference_positions
+    moved = moved - moved.mean(0)[None, :]  # a common drift moves no pair
+    squares = jnp.sum(moved**2, axis=-1)
+    farthest = jnp.max(squares)
+    second = jnp.max(jnp.where(jnp.arange(squares.shape[0]) == jnp.argmax(squares), 0.0, squares))
+    strain = back_strain - jnp.eye(3, dtype=back_strain.dtype)
+    # |1 + E|^2 = 1 + largest eigenvalue of E + E^T + E E^T
+    stretch = jnp.sqrt(1.0 + _largest_eigenvalue(strain + strain.T + matmul(strain, strain.T)))
+    return layout.cutoff * stretch + jnp.sqrt(farthest) + jnp.sqrt(second) > layout.cutoff + layout.skin
+
+
+def refresh(systems: System, coming: System, neighbors: Neighbors, active: Bool[Array, " r"]) -> Neighbors:
+    """Rebuild the lists of those replicas that need it; the one decision is outside of any `vmap`.
+
+    A replica's list depends on its own trajectory only. Replicas that are not active are left as they are.
+
+    Args:
+        systems: batched, where lists are built.
+        coming: batched, where the lists must still hold (`systems` itself, or positions extrapolated to the next step).
+        neighbors: batched; its overflow flags stay raised once they are.
+        active: [r] replicas that run.
+    """
+    needed = active & jax.vmap(needs_rebuild)(neighbors, coming)
+
+    # A loop of mostly no turns: unlike a branch that is not taken (`lax.cond`) it does not copy the lists.
+    def some(carry: tuple[Neighbors, Array]) -> Array:
+        return jnp.any(carry[1])
+
+    def turn(carry: tuple[Neighbors, Array]) -> tuple[Neighbors, Array]:
+        # A CPU builds one list after another, so that only those in need cost anything; others build all at once.
+        return jax.lax.platform_dependent(systems, *carry, cpu=_rebuild_first, default=_rebuild_all)
+
+    return jax.lax.while_loop(some, turn, (neighbors, needed))[0]
+
+
+def edge_vectors(system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
+    """Vectors receiver -> sender of every slot, Angstrom; empty slots hold a vector longer than cutoff + skin.
+
+    The filler keeps padded slots finite, away from r = 0 and outside every cutoff, for values and gradients alike.
+    """
+    n = system.positions.shape[0]
+    layout = neighbors.layout
+    wrapped = system.positions - matmul(neighbors.wraps.astype(system.cell.dtype), system.cell)
+    # One gather of rows from a table of all images is 18 times as fast as a product of shifts and cell for each edge.
+    translations = matmul(jnp.asarray(image_vectors(layout), system.cell.dtype), system.cell)
+    table = (translations[:, None, :] + wrapped[None, :, :]).reshape(-1, 3)
+    senders = table.at[neighbors.images.astype(jnp.int32) * n + neighbors.senders].get(mode="clip")
+    if layout.edges:
+        vectors = senders - wrapped.at[neighbors.packed_receivers].get(mode="clip")
+    else:
+        vectors = (senders.reshape(n, -1, 3) - wrapped[:, None, :]).reshape(-1, 3)
+    filler = jnp.asarray([2.0 * (layout.cutoff + layout.skin), 0.0, 0.0], vectors.dtype)
+    return jnp.where((neighbors.senders < n)[:, None], vectors, filler[None, :])
+
+
+def _rebuild_first(systems: System, neighbors: Neighbors, needed: Bool[Array, " r"]) -> tuple[Neighbors, Array]:
+    first = jnp.argmax(needed)
+    new = _rebuild(*jax.tree.map(lambda leaf: leaf[first], (systems, neighbors)))
+    return jax.tree.map(lambda leaf, part: leaf.at[first].set(part), neighbors, new), needed.at[first].set(False)
+
+
+def _rebuild_all(systems: System, neighbors: Neighbors, needed: Bool[Array, " r"]) -> tuple[Neighbors, Array]:
+    def pick(need: Array, system: System, old: Neighbors) -> Neighbors:
+        return jax.tree.map(lambda a, b: jnp.where(need, a, b), _rebuild(system, old), old)
+
+    return jax.vmap(pick)(needed, systems, neighbors), jnp.zeros_like(needed)
+
+
+def _rebuild(system: System, old: Neighbors) -> Neighbors:
+    new = build(system, old.layout)
+    return new.replace(overflow=old.overflow | new.overflow)  # ty: ignore[missing-attribute]
+
+
+def _largest_eigenvalue(symmetric: Float[Array, "3 3"]) -> Float[Array, ""]:
+    """Upper bound (exact for uniaxial and isotropic matrices, at most a third too large) q + 2 p of the closed form
+    q + 2 p cos(phi), with q = tr(A) / 3 and 6 p^2 = |A - q|^2."""
+    q = jnp.trace(symmetric) / 3.0
+    return q + 2.0 * jnp.sqrt(jnp.sum((symmetric - q * jnp.eye(3, dtype=symmetric.dtype)) ** 2) / 6.0)
+
+
+def _allocate_angles(systems: list[System], layout: Layout, angle_cutoff: float, headroom: float) -> Layout:
+    reach = angle_cutoff + layout.skin
+    most = np.max([jax.device_get(_count_angles(system, layout, reach)) for system in systems], axis=0)
+    bonds, angles = (math.ceil(m * headroom) + 1 for m in most.tolist())
+    return dataclasses.replace(layout, angle_cutoff=float(angle_cutoff), bonds=bonds, angles=angles)
+
+
+@jax.jit(static_argnames=("layout", "reach"))
+def _count_angles(system: System, layout: Layout, reach: float) -> Int32[Array, "2"]:
+    neighbors = build(system, layout)
+    short = jnp.sum(edge_vectors(system, neighbors) ** 2, axis=1) < reach**2
+    number = jnp.zeros(system.positions.shape[0], jnp.int32).at[neighbors.receivers].add(short, mode="drop")
+    return jnp.stack([number, number * (number - 1)]).sum(axis=1, dtype=jnp.int32)
+
+
+@jax.jit(static_argnames="layout")
+def _count_candidates(system: System, layout: Layout) -> Int32[Array, " k"]:
+    number = search.sort_into_bins(system, layout)[-1]
+    return number[:, search.stencil_tables(layout)[0]].sum(axis=2, dtype=jnp.int32).max(axis=1)
+
+
+@jax.jit(static_argnames="layout")
+def _count_edges(system: System, layout: Layout) -> Int32[Array, "k n"]:
+    words = search.adjacency(system, layout)[0]
+    return jnp.stack([search.edge_counts(block) for block in search.split_blocks(words, layout)])
