@@ -7,6 +7,7 @@ from rich.table import Table
 
 from jaxpto import __version__
 from jaxpto.catalogue import list_models, user_folder
+from jaxpto.manifest import read_manifest
 
 COMMANDS = {
     "sweep": "batched molecular dynamics of a temperature ladder (the main job)",
@@ -35,12 +36,19 @@ def main() -> None:
             continue
         header = info.header
         conservative = "yes" if header["conservative"] else "no"
-        elements = " ".join(header["elements"])
+        many = len(header["elements"]) > 20
+        elements = f"{len(header['elements'])} elements" if many else " ".join(header["elements"])
         models.add_row(info.name, elements, f"{header['cutoff']:g}", f"{header['n_parameters']:,}", conservative)
     if found:
         console.print(models)
     else:
         console.print("no model is installed")
+    missing = [entry for name, entry in read_manifest().items() if name not in {info.name for info in found}]
+    if missing:
+        published = Table("published model", "made by", title="to be converted first", title_justify="left")
+        for entry in missing:
+            published.add_row(entry.name, entry.command)
+        console.print(published)
     console.print(
         f"your own models: {user_folder()} (JAXPTO_MODELS); any ASE calculator: ase:package.module:factory",
         soft_wrap=True,

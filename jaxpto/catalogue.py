@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 
 from jaxpto import ase_potential
 from jaxpto.errors import InputError
+from jaxpto.manifest import read_manifest
 from jaxpto.potential import Potential
 from jaxpto.structures import check_elements
 
@@ -38,7 +39,10 @@ SHIPPED = Path(__file__).parent / "weights"
 
 # architecture name in model.json -> module and class of its hyperparameters, imported only when it is needed
 ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "chgnet": ("jaxpto.models.chgnet", "CHGNet"),
+    "gptff": ("jaxpto.models.gptff", "GPTFF"),
     "lennard_jones": ("jaxpto.models.lennard_jones", "LennardJones"),
+    "m3gnet": ("jaxpto.models.m3gnet", "M3GNet"),
     "perovskite": ("jaxpto.models.perovskite", "Perovskite"),
 }
 
@@ -169,7 +173,7 @@ def find_model(name: str | Path) -> Path:
     """Folder of the model `name` (a path, a shipped model or an installed one).
 
     Raises:
-        InputError: there is none; the message lists the known ones.
+        InputError: there is none; the message lists the known ones, or is the command that converts a published one.
     """
     for folder in (Path(name), SHIPPED / name, user_folder() / name):
         if (folder / HEADER).is_file():
@@ -178,6 +182,9 @@ def find_model(name: str | Path) -> Path:
         raise InputError(
             f"model folder {name} holds no {HEADER}; give a folder written by jaxpto.train or save_potential"
         )
+    published = read_manifest().get(str(name))
+    if published is not None:
+        raise InputError(f"model {name} is not converted yet; run: {published.command}")
     known = [info.name for info in list_models()]
     close = difflib.get_close_matches(str(name), known, n=1)
     guess = f"did you mean {close[0]}? " if close else ""

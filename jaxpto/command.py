@@ -37,7 +37,7 @@ def run_command(
     traceback. `--dtype float64`, where the command has it, switches JAX to 64 bit before anything is computed.
 
     Args:
-        name: the command's name, as in `python -m jaxpto.NAME`.
+        name: the module, as in `python -m NAME`.
         config_type: the command's configuration, a dataclass; its fields are the arguments.
         run: called with the configuration.
         argv: arguments; those of the process if None.
@@ -46,7 +46,7 @@ def run_command(
     Returns:
         0 done, 2 bad input, 130 interrupted, 1 anything else.
     """
-    program = f"python -m jaxpto.{name}"
+    program = f"python -m {name}"
     config = None
     try:
         config = _parse(program, config_type, sys.argv[1:] if argv is None else argv, defaults)
@@ -142,7 +142,7 @@ def _parse(program: str, config_type: type[Config], argv: Sequence[str], default
 
 
 def _complain(name: str, message: str) -> None:
-    print(f"jaxpto.{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _describe(error: Exception) -> str:

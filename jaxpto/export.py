@@ -103,7 +103,7 @@ def _format(out: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command("export", ExportConfig, _report, argv)
+    return run_command("jaxpto.export", ExportConfig, _report, argv)
 
 
 def _report(config: ExportConfig) -> None:

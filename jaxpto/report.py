@@ -311,7 +311,7 @@ def run(config: ReportConfig) -> None:
 
 def main() -> int:
     """Entry point of `python -m jaxpto.report`."""
-    return run_command("report", ReportConfig, run)
+    return run_command("jaxpto.report", ReportConfig, run)
 
 
 def _experiment(formula: str, rows: list[TemperatureSummary]) -> figures.Experiment | None:

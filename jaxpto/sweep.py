@@ -115,7 +115,7 @@ def _headline(setup: Setup) -> str:
 
 def main() -> int:
     """Entry point of `python -m jaxpto.sweep`."""
-    return run_command("sweep", SweepConfig, run, defaults=_preset(sys.argv[1:]))
+    return run_command("jaxpto.sweep", SweepConfig, run, defaults=_preset(sys.argv[1:]))
 
 
 def _preset(argv: list[str]) -> SweepConfig:

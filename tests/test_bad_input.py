@@ -113,12 +113,12 @@ def test_exit_codes(capsys, monkeypatch, error, code, text):
         raise error
 
     arguments = ["x", "--model", "m", "--out", "o"]
-    assert run_command("evaluate", evaluate.EvaluateConfig, fail, arguments) == code
+    assert run_command("jaxpto.evaluate", evaluate.EvaluateConfig, fail, arguments) == code
     stderr = capsys.readouterr().err
     assert text in stderr
     assert len(stderr.splitlines()) == 1
     monkeypatch.setenv("JAXPTO_TRACEBACK", "1")
-    run_command("evaluate", evaluate.EvaluateConfig, fail, arguments)
+    run_command("jaxpto.evaluate", evaluate.EvaluateConfig, fail, arguments)
     assert ("Traceback" in capsys.readouterr().err) == (code == 1)
 
 
@@ -132,7 +132,7 @@ def test_help_is_no_error(capsys):
 def test_defaults_give_way_to_arguments():
     seen = []
     defaults = evaluate.EvaluateConfig(("a",), "m", evaluate.Path("o"), dtype="float32")
-    assert run_command("evaluate", evaluate.EvaluateConfig, seen.append, ["--model", "other"], defaults) == 0
+    assert run_command("jaxpto.evaluate", evaluate.EvaluateConfig, seen.append, ["--model", "other"], defaults) == 0
     assert seen == [evaluate.EvaluateConfig(("a",), "other", evaluate.Path("o"), dtype="float32")]
 
 

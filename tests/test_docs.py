@@ -38,7 +38,7 @@ def test_bash_blocks_name_real_options():
     for page in PAGES:
         for line in "".join(blocks(page, "bash")).splitlines():
             words = shlex.split(line, comments=True)
-            if words[:2] != ["python", "-m"] or not words[2].startswith("jaxpto."):
+            if words[:2] != ["python", "-m"] or not words[2].startswith(("jaxpto.", "converters.")):
                 continue
             options = known.setdefault(words[2], options_of(words[2]))
             used = {word.partition("=")[0] for word in words[3:] if word.startswith("--")}

@@ -44,7 +44,7 @@ def argon(tmp_path_factory) -> list[str]:
 
 
 def command(*arguments: str) -> int:
-    return run_command("sweep", SweepConfig, sweep.run, list(arguments))
+    return run_command("jaxpto.sweep", SweepConfig, sweep.run, list(arguments))
 
 
 def frames(folder: pathlib.Path) -> list:

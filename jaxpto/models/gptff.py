@@ -1,0 +1,298 @@
+"""GPTFF (Xie, Lu, Meng & Wang, Sci. Bull. 69, 3525 (2024)): a graph network with bond angles, and attention over atoms.
+
+Three properties of the published model are worth knowing, all reproduced here:
+
+- It is not size-extensive: the readout is a nonlinear function of the sum of all atoms' features, and in version 2
+  every atom attends to every other one at any distance.
+- It is discontinuous: where a pair crosses 5 A or a bond of an angle 3.5 A, its term jumps, because the maps of the
+  radial functions, which vanish there, have a bias.
+- The weights were trained without edges between an atom and its own periodic images; the released program has counted
+  them since June 2026. `self_images` chooses. They exist only where a lattice translation is shorter than 5 A.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxpto.models.layers import add_up, gather, layer_norm, linear, linear_term, product
+from jaxpto.models.passes import row_pass, select_rows
+from jaxpto.neighbors import Neighbors
+from jaxpto.system import System
+
+RADIAL = 16  # the first function, a sine of frequency zero, vanishes
+HEADS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTFF:
+    """Hyperparameters of GPTFF; the number of blocks, and whether they have attention, is that in the parameters.
+
+    Attributes:
+        elements: atomic numbers; parameters have a row for each atomic number up to the largest.
+        cutoff: of the edges, Angstrom.
+        angle_cutoff: of the two bonds of an angle, Angstrom.
+        self_images: whether an atom and its own periodic images share edges.
+        by_species: whether the neighbour layout is in blocks by species (not needed here).
+    """
+
+    elements: tuple[int, ...] = tuple(range(1, 95))
+    cutoff: float = 5.0
+    angle_cutoff: float = 3.5
+    self_images: bool = True
+    by_species: bool = False
+
+    def energy(
+        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> Float[Array, ""]:
+        """Energy in eV from edge vectors [e, 3] Angstrom; the parameters are those that converters/gptff.py makes."""
+        n = system.positions.shape[0]
+        index, radial, count, angles = _graph(self, neighbors, vectors)
+        rows = params["atom_embedding"][system.numbers]
+        length = jnp.sqrt(jnp.sum(rows**2, axis=-1, keepdims=True))
+        atoms = jnp.where(length > 1.0, rows / (length + 1e-7), rows)
+
+        start = _with_radial_weights(params["edge_embedding"])
+        ends = {name: linear_term(start["mix"], atoms, part) for part, name in enumerate(("receivers", "senders"))}
+        edges, _ = row_pass(embed_edges, "receivers", n, start, ends, index, {"radial": radial}, count)
+
+        def update(features: tuple[Array, Array], block: dict[str, Any]) -> tuple[tuple[Array, Array], None]:
+            atoms, edges = features
+            tables = {
+                "receivers": project_atoms(block, atoms, 0),
+                "senders": project_atoms(block, atoms, 1),
+                "bonds": three_body(_with_radial_weights(block["three_body"]), atoms, edges, angles),
+            }
+            streams = {"edges": edges, "radial": radial}
+            pair = {name: _with_radial_weights(block[name]) for name in ("edge", "node")}
+            edges, messages = row_pass(update_edges, "receivers", n, pair, tables, index, streams, count)
+            atoms = atoms + messages
+            return (attention(block["attention"], atoms) if "attention" in block else atoms, edges), None
+
+        (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"])
+        total = jnp.sum(atoms, axis=0)
+        for name in ("0", "1"):
+            total = jax.nn.silu(linear(params["readout"][name], total))
+        return add_up(linear(params["readout"]["2"], total)[0], params["reference"][system.numbers])
+
+
+class Bonds(NamedTuple):
+    """Edges [b] short enough to take part in angles, and the angles [s] between them.
+
+    Attributes:
+        edges: [b] index of each bond among the selected edges; one beyond their end for padding.
+        receivers, senders: [b] the atom in the middle, and the one at the end.
+        radial: [b, 16] radial functions; all zero for padding, and for a bond that is too long by now.
+        index: [s] the two bonds, "first" and "second", of each angle, sorted by the first one.
+        cosines: [s, 1] of each angle, times 1 - 1e-6.
+        count: number of angles.
+    """
+
+    edges: Int[Array, " b"]
+    receivers: Int[Array, " b"]
+    senders: Int[Array, " b"]
+    radial: Float[Array, "b 16"]
+    index: dict[str, Int[Array, " s"]]
+    cosines: Float[Array, "s 1"]
+    count: Int[Array, ""]
+
+
+def _graph(
+    model: GPTFF, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+) -> tuple[dict[str, Array], Float[Array, "s 16"], Int[Array, ""], Bonds]:
+    """Index, radial functions and number of the edges within the cutoff, and the bonds and angles among them."""
+    n, angles = neighbors.wraps.shape[0], neighbors.angles
+    assert angles is not None, "the neighbour list needs the model's angle cutoff"
+    distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # empty slots are long, so no zero reaches the root
+    inside = distance <= model.cutoff
+    if not model.self_images:
+        inside = inside & (neighbors.senders != neighbors.receivers)
+    selected, count = select_rows(inside)
+    length = distance.at[selected].get(mode="fill", fill_value=2.0 * model.cutoff)
+    place = jnp.where(inside, jnp.cumsum(inside, dtype=jnp.int32) - 1, selected.shape[0])
+    n_bonds = angles.bonds.shape[0]
+    bond_of_edge = jnp.full(inside.shape, n_bonds, jnp.int32)
+    bond_of_edge = bond_of_edge.at[angles.bonds].set(jnp.arange(n_bonds, dtype=jnp.int32), mode="drop")
+    index = {
+        "senders": neighbors.senders.at[selected].get(mode="fill", fill_value=n),
+        "receivers": neighbors.receivers.at[selected].get(mode="fill", fill_value=n),
+        "bonds": bond_of_edge.at[selected].get(mode="fill", fill_value=n_bonds),
+    }
+    radial = radial_basis(length, model.cutoff)
+
+    edges = place.at[angles.bonds].get(mode="fill", fill_value=selected.shape[0])
+    length = length.at[edges].get(mode="fill", fill_value=2.0 * model.cutoff)
+    short = length <= model.angle_cutoff
+    chosen, n_angles = select_rows(_picked(short, angles.first) & _picked(short, angles.second))
+    pair = {
+        "first": angles.first.at[chosen].get(mode="fill", fill_value=n_bonds),
+        "second": angles.second.at[chosen].get(mode="fill", fill_value=n_bonds),
+    }
+    unit = gather(vectors, angles.bonds) / length[:, None]
+    units = {"first": unit, "second": unit}
+    cosines, _ = row_pass(angle_cosines, "first", n_bonds, {}, units, pair, {}, n_angles)
+    bonds = Bonds(
+        edges=edges,
+        receivers=neighbors.receivers.at[angles.bonds].get(mode="fill", fill_value=n),
+        senders=neighbors.senders.at[angles.bonds].get(mode="fill", fill_value=n),
+        radial=radial_basis(length, model.angle_cutoff),
+        index=pair,
+        cosines=cosines,
+        count=n_angles,
+    )
+    return index, radial, count, bonds
+
+
+def _picked(flags: Bool[Array, " b"], index: Int[Array, " a"]) -> Bool[Array, " a"]:
+    return flags.at[index].get(mode="fill", fill_value=False)
+
+
+def angle_cosines(
+    params: dict[str, Any], rows: dict[str, Any], streams: dict[str, Any]
+) -> tuple[Float[Array, "s 1"], None]:
+    """(1 - 1e-6) cos of the angle between two unit vectors (a function for `row_pass`)."""
+    cosines = jnp.sum(rows["first"] * rows["second"], axis=-1, keepdims=True)
+    return jnp.clip(cosines, -1.0, 1.0) * (1.0 - 1e-6), None
+
+
+def radial_basis(distance: Float[Array, " e"], cutoff: float) -> Float[Array, "e 16"]:
+    """sqrt(2 / c) sin(n pi r / c) / r for n = 1 to 15, behind a column of ones; all zero where r > c.
+
+    The original's function n = 0 is zero. The column in its place carries the bias of the maps (see
+    `_with_radial_weights`), so that a map of the functions is exactly zero for an edge that does not count.
+    """
+    inside = distance <= cutoff
+    r = jnp.where(inside, distance, cutoff)
+    phase = (math.pi / cutoff) * r
+    # Sine and cosine of multiples by addition theorems: two calls in place of 30, as accurate as the phase itself.
+    sines, cosines = [jnp.sin(phase)], [jnp.cos(phase)]
+    for multiple in range(2, RADIAL):
+        i, j = (multiple + 1) // 2 - 1, multiple // 2 - 1
+        sines.append(sines[i] * cosines[j] + cosines[i] * sines[j])
+        cosines.append(cosines[i] * cosines[j] - sines[i] * sines[j])
+    columns = [jnp.ones_like(r), *[math.sqrt(2.0 / cutoff) / r * sine for sine in sines]]
+    return jnp.where(inside[:, None], jnp.stack(columns, axis=-1), 0.0)
+
+
+def _with_radial_weights(layers: dict[str, Any]) -> dict[str, Any]:
+    """The same layers, those of radial functions as one matrix [d, 16] whose first column is the bias."""
+    fold = lambda layer: jnp.concatenate([layer["bias"][:, None], layer["weight"][:, 1:]], axis=1)  # noqa: E731
+    return {name: fold(layer) if name.startswith("radial") else layer for name, layer in layers.items()}
+
+
+def embed_edges(
+    params: dict[str, Any], rows: dict[str, Any], edge: dict[str, Array]
+) -> tuple[Float[Array, "e d"], None]:
+    """W (a_i, a_j, W_b B + b_b) + b, times a map of the radial functions (a function for `row_pass`).
+
+    Args:
+        params: mix (linear [d, 3 d]), radial_features and radial_weight [d, 16].
+        rows: the terms of a_i (with the bias) and of a_j, [e, d].
+        edge: radial functions.
+    """
+    mixed = linear_term(params["mix"], product(edge["radial"], params["radial_features"]), 2)
+    return (mixed + rows["receivers"] + rows["senders"]) * product(edge["radial"], params["radial_weight"]), None
+
+
+def three_body(
+    params: dict[str, Any], atoms: Float[Array, "n d"], edges: Float[Array, "e d"], bonds: Bonds
+) -> Float[Array, "b1 d"]:
+    """What each bond p learns from the other bonds q of the same atom i, with k at the end of q.
+
+    It is a sum over q, zero in one more row at the end:
+    sum_q sigmoid(W_1 h) silu(W_2 h) (W_j B(p)) (W_k B(q)) (W_a cos + b_a), h = silu(W (a_i, a_j, a_k, e_p, e_q) + b).
+
+    Args:
+        params: features [d, 5 d], gate and value [d, d] and angle [d, 1], all linear; radial_first, radial_second
+            [d, 16].
+        atoms, edges: features.
+        bonds: of the system.
+    """
+    features = params["features"]
+    own = gather(edges, bonds.edges)
+    first = linear_term(features, own, 3) + gather(linear_term(features, atoms, 0), bonds.receivers)
+    first = first + gather(linear_term(features, atoms, 1), bonds.senders)
+    second = linear_term(features, own, 4) + gather(linear_term(features, atoms, 2), bonds.senders)
+    tables = {
+        "first": first,
+        "second": {"features": second, "radial": product(bonds.radial, params["radial_second"])},
+    }
+    layers = {name: params[name] for name in ("gate", "value", "angle")}
+    streams = {"cosines": bonds.cosines}
+    _, sums = row_pass(angle_terms, "first", own.shape[0], layers, tables, bonds.index, streams, bonds.count)
+    learned = sums * product(bonds.radial, params["radial_first"])
+    return jnp.concatenate([learned, jnp.zeros_like(learned[:1])])  # the last row serves edges that are no bonds
+
+
+def angle_terms(
+    params: dict[str, Any], rows: dict[str, Any], streams: dict[str, Array]
+) -> tuple[None, Float[Array, "s d"]]:
+    """The terms of the sum in `three_body`, without the factor common to all of them (a function for `row_pass`)."""
+    hidden = jax.nn.silu(rows["first"] + rows["second"]["features"])
+    terms = jax.nn.sigmoid(linear(params["gate"], hidden)) * jax.nn.silu(linear(params["value"], hidden))
+    return None, terms * rows["second"]["radial"] * linear(params["angle"], streams["cosines"])
+
+
+def project_atoms(block: dict[str, Any], atoms: Float[Array, "n d"], part: int) -> dict[str, Array]:
+    """The terms of the atoms' features in the first layers of the edge update and of the messages.
+
+    Args:
+        block: parameters of a block.
+        atoms: features.
+        part: 0 for receivers, with the bias; 1 for senders.
+    """
+    layers = {name: block["edge"][name] for name in ("value", "gate")} | {"message": block["node"]["features"]}
+    return {name: linear_term(layer, atoms, part) for name, layer in layers.items()}
+
+
+def update_edges(
+    params: dict[str, Any], rows: dict[str, Any], edge: dict[str, Array]
+) -> tuple[Float[Array, "e d"], Float[Array, "e d"]]:
+    """New features of each edge, and its message to its receiver (a function for `row_pass`).
+
+    With x = (a_i, a_j, e), where e holds what the edge learnt from its angles:
+    e += silu(W_3 (silu(W_1 x) * sigmoid(W_2 x))) * W_r B, and with the new e and y = silu(W x) the message is
+    silu(W_1' y) * sigmoid(W_2' y) * W_r' B.
+
+    Args:
+        params: edge with value and gate [d, 3 d] and out [d, d], node with features [2 d, 3 d], value and gate
+            [d, 2 d], all linear; both with radial [d, 16].
+        rows: of receivers and senders, what `project_atoms` gives; of the bonds, the result of `three_body`.
+        edge: features edges [e, d], and the radial functions.
+    """
+    pair, node = params["edge"], params["node"]
+    terms = {name: rows["receivers"][name] + rows["senders"][name] for name in ("value", "gate", "message")}
+    edges = edge["edges"] + rows["bonds"]
+    value = jax.nn.silu(linear_term(pair["value"], edges, 2) + terms["value"])
+    gate = jax.nn.sigmoid(linear_term(pair["gate"], edges, 2) + terms["gate"])
+    edges = edges + jax.nn.silu(linear(pair["out"], value * gate)) * product(edge["radial"], pair["radial"])
+    y = jax.nn.silu(linear_term(node["features"], edges, 2) + terms["message"])
+    message = jax.nn.silu(linear(node["value"], y)) * jax.nn.sigmoid(linear(node["gate"], y))
+    return edges, message * product(edge["radial"], node["radial"])
+
+
+def attention(params: dict[str, Any], atoms: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """One post-norm transformer layer over all atoms, without positions or distances, between two more norms.
+
+    u = norm(a); y = norm(u + softmax(q k / sqrt(32)) v); z = norm(y + W_2 gelu(W_1 y)); result u + norm(z).
+
+    Args:
+        params: norms before, after_heads, after_feed, after; linear layers project [3 d, d] (rows of queries, keys,
+            values), heads [d, d], feed [4 d, d] and out [d, 4 d].
+        atoms: features.
+    """
+    n, width = atoms.shape
+    u = layer_norm(params["before"], atoms)
+    projected = linear(params["project"], u).reshape(n, 3, HEADS, width // HEADS)
+    queries, keys, values = projected[:, 0], projected[:, 1], projected[:, 2]
+    highest = jax.lax.Precision.HIGHEST
+    scores = jnp.einsum("nhc,mhc->hnm", queries, keys, precision=highest) / math.sqrt(width // HEADS)
+    mixed = jnp.einsum("hnm,mhc->nhc", jax.nn.softmax(scores, axis=-1), values, precision=highest)
+    y = layer_norm(params["after_heads"], u + linear(params["heads"], mixed.reshape(n, width)))
+    fed = linear(params["out"], jax.nn.gelu(linear(params["feed"], y), approximate=False))
+    return u + layer_norm(params["after"], layer_norm(params["after_feed"], y + fed))

@@ -1,0 +1,265 @@
+"""M3GNet (Chen & Ong, Nat. Comput. Sci. 2, 718 (2022)) as in the weights M3GNet-MP-2021.2.8-PES.
+
+These weights belong to the original layout of messages: they are summed at the end d of an edge s -> d, while the sum
+over third atoms is around s, from where the edge is seen. In this program's lists d is an edge's receiver and s its
+sender.
+
+The original's sum over triplets, b_p = f(r_p) sum_{q != p} R_ln(r_q) Y_l(cos(p, q)) g(q) f(r_q), needs no list of
+triplets here: by the addition theorem of spherical harmonics it is a product of the harmonics of p with moments summed
+once over all q around s, less the term q = p. The cost is that of the edges. The released program numbers its triplets
+by one list of edges and applies the numbers to another one, so that its sum depends on the order of atoms; this one is
+the sum as published (differences up to 3e-5 eV/atom), which later versions of the original program also compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Array, Float
+
+from jaxpto.models.layers import add_up, linear, linear_term, product
+from jaxpto.models.passes import row_pass, select_rows
+from jaxpto.neighbors import Neighbors
+from jaxpto.system import System
+
+RADIAL, ANGULAR = 3, 3  # radial functions of each angular momentum, and angular momenta 0, 1, 2
+BASIS = RADIAL * ANGULAR
+ORDERS = (slice(0, 1), slice(1, 4), slice(4, 9))  # the harmonics of each angular momentum
+# positive zeros of the spherical Bessel functions j_0, j_1, j_2
+ZEROS = (
+    (math.pi, 2.0 * math.pi, 3.0 * math.pi),
+    (4.493409457909064, 7.725251836937707, 10.904121659428899),
+    (5.763459196894550, 9.095011330476355, 12.322940970566582),
+)
+CHEBYSHEV = 23  # terms for which the radial functions are exact to the last digit of a double
+
+
+@dataclasses.dataclass(frozen=True)
+class M3GNet:
+    """Hyperparameters of M3GNet; the number of blocks is that in the parameters.
+
+    Attributes:
+        elements: atomic numbers, in the order of the parameters.
+        cutoff: of the edges, Angstrom.
+        three_body_cutoff: of the edges that see a third atom, Angstrom.
+        by_species: whether the neighbour layout is in blocks by species (not needed here).
+        angle_cutoff: 0.0, no list of angles is needed.
+    """
+
+    elements: tuple[int, ...] = (*range(1, 84), *range(89, 95))
+    cutoff: float = 5.0
+    three_body_cutoff: float = 4.0
+    by_species: bool = False
+    angle_cutoff: float = 0.0
+
+    def energy(
+        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> Float[Array, ""]:
+        """Energy in eV from edge vectors [e, 3] Angstrom; `initialize` says what params hold."""
+        n = system.positions.shape[0]
+        table = np.zeros(119, np.int32)
+        table[list(self.elements)] = np.arange(len(self.elements))
+        species = jnp.asarray(table)[system.numbers]
+
+        close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
+        selected, count = select_rows(close)
+        index = {
+            "senders": neighbors.senders.at[selected].get(mode="fill", fill_value=n),
+            "receivers": neighbors.receivers.at[selected].get(mode="fill", fill_value=n),
+        }
+        vectors = vectors.at[selected].get(mode="fill", fill_value=2.0 * self.cutoff)
+        distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # padding is long, so no zero reaches the root
+        geometry = {
+            "radial": radial_basis(distance, self.cutoff),
+            "spherical": harmonics(vectors / distance[:, None]),
+            "envelope": three_body_envelope(distance / self.three_body_cutoff)[:, None],
+        }
+        atoms = params["atom_embedding"][species]
+        edges, _ = row_pass(embed_edges, "receivers", n, params["edge_embedding"], {}, index, geometry, count)
+
+        def update(features: tuple[Array, Array], block: dict[str, Any]) -> tuple[tuple[Array, Array], None]:
+            atoms, edges = features
+            gates = jax.nn.sigmoid(linear(block["three_body"]["atom"], atoms))
+            ends = {"receivers": {"gates": gates}}
+            _, moments = row_pass(edge_moments, "senders", n, {}, ends, index, geometry, count)
+            by_sender, by_receiver = project_atoms(block, atoms)
+            tables = {
+                "senders": {"atoms": by_sender, "moments": moments},
+                "receivers": {"atoms": by_receiver, "gates": gates},
+            }
+            streams = geometry | {"edges": edges}
+            edges, messages = row_pass(update_edges, "receivers", n, block, tables, index, streams, count)
+            return (atoms + messages, edges), None
+
+        (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"])
+        value, gate = params["readout"]["value"], params["readout"]["gate"]
+        energies = chain(value, linear(value["0"], atoms)) * jax.nn.sigmoid(chain(gate, linear(gate["0"], atoms)))
+        return add_up(params["scale"] * jnp.sum(energies) + params["shift"], params["offset"][species])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def radial_basis(distance: Float[Array, " e"], cutoff: float) -> Float[Array, "e 9"]:
+    """sqrt(2 / c^3) j_l(z_ln r / c) / |j_{l+1}(z_ln)| for r <= c, else 0; column 3 l + n, z_ln the zeros of j_l.
+
+    They and their derivatives are summed as Chebyshev series: no division, and so no cancellation at small distances;
+    and no error of a derivative taken of rounded terms, which would be the same for equal bonds and add up.
+    """
+    return _series(distance, cutoff, 0)
+
+
+@radial_basis.defjvp
+def _radial_basis_jvp(cutoff: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (distance,), (tangent,) = primals, tangents
+    return radial_basis(distance, cutoff), _series(distance, cutoff, 1) * tangent[:, None]
+
+
+def _series(distance: Float[Array, " e"], cutoff: float, derivative: int) -> Float[Array, "e 9"]:
+    """The radial functions (derivative 0) or their derivatives (1)."""
+    inside = distance <= cutoff
+    x = jnp.where(inside, distance, 0.0) / cutoff
+    u = 2.0 * x**2 - 1.0
+    terms = [jnp.ones_like(u), u]
+    for _ in range(CHEBYSHEV - 2):
+        terms.append(2.0 * u * terms[-1] - terms[-2])
+    coefficients = jnp.asarray(_chebyshev_coefficients(cutoff, derivative), x.dtype)
+    series = product(jnp.stack(terms, axis=-1), coefficients)
+    powers = jnp.stack([x**power for power in _powers(derivative)], axis=-1)
+    return jnp.where(inside[:, None], series * jnp.repeat(powers, RADIAL, axis=-1), 0.0)
+
+
+def _powers(derivative: int) -> tuple[int, int, int]:
+    """Powers of x for l = 0, 1, 2 over which the functions, or their derivatives, are smooth in x^2."""
+    return (1, 0, 1) if derivative else (0, 1, 2)
+
+
+@functools.cache
+def _chebyshev_coefficients(cutoff: float, derivative: int) -> np.ndarray:
+    """Coefficients [9, CHEBYSHEV] in u = 2 x^2 - 1, where x = r / cutoff, over the powers of x."""
+    angles = math.pi * (np.arange(CHEBYSHEV) + 0.5) / CHEBYSHEV
+    x = np.cos(0.5 * angles)
+    project = np.cos(np.arange(CHEBYSHEV)[:, None] * angles) * (2.0 / CHEBYSHEV)
+    project[0] *= 0.5
+    rows = []
+    for order, power in enumerate(_powers(derivative)):
+        for zero in ZEROS[order]:
+            norm = math.sqrt(2.0 / cutoff**3) / abs(scipy.special.spherical_jn(order + 1, zero))
+            values = norm * scipy.special.spherical_jn(order, zero * x, bool(derivative)) / x**power
+            rows.append(project @ (values * (zero / cutoff) ** derivative))
+    return np.stack(rows)
+
+
+def harmonics(unit: Float[Array, "e 3"]) -> Float[Array, "e 9"]:
+    """Real harmonics of l = 0, 1, 2 of unit vectors, normalized to sum_m y_lm(a) y_lm(b) = P_l(a . b)."""
+    x, y, z = unit[:, 0], unit[:, 1], unit[:, 2]
+    root = math.sqrt(3.0)
+    tensor = [root * x * y, root * y * z, 1.5 * z**2 - 0.5, root * x * z, 0.5 * root * (x**2 - y**2)]
+    return jnp.stack([jnp.ones_like(x), x, y, z, *tensor], axis=-1)
+
+
+def three_body_envelope(x: Float[Array, " e"]) -> Float[Array, " e"]:
+    """1 - 10 x^3 + 15 x^4 - 6 x^5 for x <= 1, else 0."""
+    x = jnp.minimum(x, 1.0)
+    return 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
+
+
+def embed_edges(
+    layer: dict[str, Array], rows: dict[str, Any], edge: dict[str, Array]
+) -> tuple[Float[Array, "e d"], None]:
+    """First features of each edge, from its length (a function for `row_pass`)."""
+    return jax.nn.silu(linear(layer, edge["radial"])), None
+
+
+def edge_moments(params: Any, rows: dict[str, Any], edge: dict[str, Array]) -> tuple[None, Float[Array, "e 27"]]:
+    """R_ln(r) f(r) g y_lm of each edge as seen from its sender (a function for `row_pass`)."""
+    own = _own_terms(rows, edge)
+    terms = [edge["spherical"][:, m, None] * own[:, order, None, :] for order, m in enumerate(ORDERS)]
+    return None, jnp.concatenate(terms, axis=1).reshape(-1, 3 * BASIS)
+
+
+def _own_terms(rows: dict[str, Any], edge: dict[str, Array]) -> Float[Array, "e 3 3"]:
+    """R_ln(r) f(r) g [e, l, n] of each edge, with g the gates of the third atom, its receiver."""
+    return (edge["radial"] * rows["receivers"]["gates"] * edge["envelope"]).reshape(-1, ANGULAR, RADIAL)
+
+
+def received_sums(rows: dict[str, Any], edge: dict[str, Array]) -> Float[Array, "e 9"]:
+    """Sum over the other edges of the sender of R_ln(r) f(r) g Y_l(cos of the angle with this edge).
+
+    Args:
+        rows: of the senders, moments [e, 27]: the sums of `edge_moments`; of the receivers, gates [e, 9].
+        edge: radial, spherical [e, 9] and envelope [e, 1].
+    """
+    own = _own_terms(rows, edge)
+    around = rows["senders"]["moments"].reshape(-1, BASIS, RADIAL)
+    sums = []
+    for order, m in enumerate(ORDERS):
+        others = jnp.sum(edge["spherical"][:, m, None] * around[:, m], axis=1) - own[:, order]
+        sums.append(math.sqrt((2 * order + 1) / (4.0 * math.pi)) * others)
+    return jnp.concatenate(sums, axis=-1)
+
+
+def project_atoms(block: dict[str, Any], atoms: Float[Array, "n d"]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Terms of the senders' and of the receivers' features in the first layer of each gated chain, [n, d] each."""
+
+    def terms(part: int) -> dict[str, Any]:
+        return {
+            name: {kind: linear_term(block[name][kind]["0"], atoms, part) for kind in ("value", "gate")}
+            for name in ("edge", "node")
+        }
+
+    return terms(0), terms(1)
+
+
+def update_edges(
+    block: dict[str, Any], rows: dict[str, Any], edge: dict[str, Array]
+) -> tuple[Float[Array, "e d"], Float[Array, "e d"]]:
+    """New features of each edge, and its message to its receiver (a function for `row_pass`).
+
+    Args:
+        block: parameters three_body (value and gate: linear [d, 9] without bias), edge and node (see `gated`).
+        rows: of senders and receivers, what `project_atoms` gives; of the senders, moments [e, 27]; of the receivers,
+            gates [e, 9].
+        edge: features edges [e, d], and radial, spherical [e, 9] and envelope [e, 1].
+    """
+    received = received_sums(rows, edge) * edge["envelope"]
+    learned = block["three_body"]
+    learned = jax.nn.silu(linear(learned["value"], received)) * jax.nn.sigmoid(linear(learned["gate"], received))
+    edges = edge["edges"] + learned
+    ends = (rows["senders"]["atoms"], rows["receivers"]["atoms"])
+    from_atoms = jax.tree.map(jnp.add, *ends)
+    edges = edges + gated(block["edge"], from_atoms["edge"], edges, edge["radial"])
+    return edges, gated(block["node"], from_atoms["node"], edges, edge["radial"])
+
+
+def gated(
+    params: dict[str, Any],
+    from_atoms: dict[str, Float[Array, "e d"]],
+    edges: Float[Array, "e d"],
+    radial: Float[Array, "e 9"],
+) -> Float[Array, "e d"]:
+    """silu(value chain) * sigmoid(gate chain) of (a_s, a_d, e), times a map of the radial functions.
+
+    Args:
+        params: value and gate (three linear layers each, the first one [d, 3 d]) and weight (linear [d, 9], no bias).
+        from_atoms: for value and gate, the terms of a_s, a_d and bias in the first layer.
+        edges: features.
+        radial: radial functions of each edge.
+    """
+    first = {kind: from_atoms[kind] + linear_term(params[kind]["0"], edges, 2) for kind in ("value", "gate")}
+    value = jax.nn.silu(chain(params["value"], first["value"]))
+    gate = jax.nn.sigmoid(chain(params["gate"], first["gate"]))
+    return value * gate * linear(params["weight"], radial)
+
+
+def chain(layers: dict[str, Any], first: Float[Array, "*batch d"]) -> Float[Array, "*batch out"]:
+    """All but the first of a chain of linear layers "0", "1", ..., whose first output is given; silu in between."""
+    x = first
+    for index in range(1, len(layers)):
+        x = linear(layers[str(index)], jax.nn.silu(x))
+    return x
