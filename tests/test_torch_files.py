@@ -192,7 +192,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("content", HOSTILE, ids=repr)
+@pytest.mark.parametrize("content", HOSTILE, ids=[str(index) for index in range(len(HOSTILE))])
 @pytest.mark.parametrize("write", ["zip", "legacy", "pickle"])
 def test_hostile_pickles_are_refused(content: Any, write: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
