@@ -158,7 +158,7 @@ def set_up(config: Config) -> Task:
     batches = [c.train for c in compositions]
     raw = optimizer.initial_raw(model, jax.random.key(config.seed), np.float32)
     if params is None:
-        raw["trusted"], raw["wall"] = map(jnp.float32, shortest_distances(compositions, elements))
+        raw["trusted"], raw["wall"] = map(jnp.float32, shortest_distances(compositions, elements, model.cutoff))
     scales = optimizer.measure_whitening(model, raw if params is None else params, batches, folded=params is not None)
     if params is not None:
         raw = unfold(model, params, scales)

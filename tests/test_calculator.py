@@ -20,6 +20,7 @@ from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import allocate, build
+from jaxpto.potential import Potential
 from jaxpto.system import from_ase, stack
 
 CUTOFF, ONSET = 6.0, 5.0
