@@ -84,7 +84,8 @@ class JaxptoCalculator(Calculator):
         with self._precision():
             prediction = jax.device_get(self._predict(self.atoms))
             site = {}
-            if set(properties) & (set(self.implemented_properties) - {"energy", "free_energy", "forces", "stress"}):
+            model = self.potential.model
+            if isinstance(model, SiteModel) and set(properties) & set(model.site_quantities):
                 site = jax.device_get(_site_properties(self.potential, self._system, self._neighbors))
         energy = float(prediction.energy)
         self.results = {"energy": energy, "free_energy": energy, "forces": np.asarray(prediction.forces, np.float64)}

@@ -8,6 +8,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxpto", "beartype.beartype")
 
+import ase  # noqa: E402
 import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
@@ -25,3 +26,13 @@ def shared() -> pathlib.Path:
     if not (SHARED / "README.md").exists():
         pytest.skip(f"no reference data at {SHARED}; set JAXPTO_SHARED to the folder that holds it")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def crystal() -> ase.Atoms:
+    """A triclinic, rattled five-atom cell, smaller than the cutoff, its species interleaved."""
+    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
+    cell = [[3.9, 0.1, 0.0], [0.2, 3.85, -0.1], [-0.1, 0.15, 4.2]]
+    atoms = ase.Atoms("PbOOSrTi", scaled_positions=places, cell=cell, pbc=True)
+    atoms.rattle(0.08, seed=5)
+    return atoms

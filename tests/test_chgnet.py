@@ -22,7 +22,8 @@ from converters.pickles import CheckpointError
 from jaxpto import neighbors
 from jaxpto.catalogue import check_supports, load_potential, read_header
 from jaxpto.errors import InputError
-from jaxpto.models.chgnet import angular_basis, total
+from jaxpto.models.chgnet import angular_basis
+from jaxpto.models.layers import add_up
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase
@@ -42,16 +43,6 @@ def _published(version: str, dtype: type = np.float64) -> Potential:
 @pytest.fixture(scope="module")
 def published() -> Potential:
     return _published("0.3.0")
-
-
-@pytest.fixture(scope="module")
-def crystal() -> ase.Atoms:
-    """A triclinic, rattled five-atom cell, smaller than the cutoff, its species interleaved."""
-    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
-    cell = [[3.9, 0.1, 0.0], [0.2, 3.85, -0.1], [-0.1, 0.15, 4.2]]
-    atoms = ase.Atoms("PbOOSrTi", scaled_positions=places, cell=cell, pbc=True)
-    atoms.rattle(0.08, seed=5)
-    return atoms
 
 
 @pytest.mark.parametrize("law", [contract.permutation, contract.capacity], ids=lambda law: law.__name__)
@@ -170,8 +161,8 @@ def test_straight_angles_keep_their_digits() -> None:
 def test_total_is_rounded_once() -> None:
     energies = np.random.default_rng(0).normal(-8.0, 3.0, 3000).astype(np.float32)
     exact = energies.astype(np.float64).sum()
-    assert abs(float(total(jnp.asarray(energies))) - exact) <= 0.51 * np.spacing(np.float32(abs(exact)))
-    np.testing.assert_array_equal(jax.grad(total)(jnp.asarray(energies)), 1.0)
+    assert abs(float(add_up(jnp.asarray(energies))) - exact) <= 0.51 * np.spacing(np.float32(abs(exact)))
+    np.testing.assert_array_equal(jax.grad(add_up)(jnp.asarray(energies)), 1.0)
 
 
 def test_unknown_elements_are_refused_by_name(published: Potential) -> None:

@@ -44,16 +44,6 @@ def published(shared: pathlib.Path) -> Potential:
     return _cast(_convert(shared, "v2"), np.float64)
 
 
-@pytest.fixture(scope="module")
-def crystal() -> ase.Atoms:
-    """A triclinic, rattled five-atom cell, smaller than the cutoff, its species interleaved."""
-    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
-    cell = [[3.9, 0.1, 0.0], [0.2, 3.85, -0.1], [-0.1, 0.15, 4.2]]
-    atoms = ase.Atoms("PbOOSrTi", scaled_positions=places, cell=cell, pbc=True)
-    atoms.rattle(0.08, seed=5)
-    return atoms
-
-
 def _compare(shared: pathlib.Path, names: set[str], *, self_images: bool = True) -> None:
     """The named structures (all, if none) in both precisions.
 

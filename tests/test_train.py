@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ase
 import ase.io
+import ase.neighborlist
 import jax
 import jax.numpy as jnp
 import model_contract as contract
@@ -310,3 +311,21 @@ def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     np.testing.assert_allclose(energy, expected.energy, rtol=1e-10)
     np.testing.assert_allclose(forces, expected.forces, atol=1e-10)
     np.testing.assert_allclose(virial, -expected.stress * atoms.get_volume(), atol=1e-10)
+
+
+def test_trusted_distances_and_walls() -> None:
+    """Of many distances a hundred are shorter than the trusted one, of few one in a thousand; never met: from radii."""
+    made = [dataclasses.replace(_as_frames(frames(count, seed=count)), name=str(count)) for count in (10, 400)]
+    for some in made:
+        found = batches.group([some], np.ones(1), dict.fromkeys((8, 12, 20), 0.0), 5.0)
+        trusted, wall = batches.shortest_distances(found, (8, 12, 20), 5.0)
+        lengths = []
+        for positions, cell in zip(some.positions, some.cells, strict=True):
+            atoms = ase.Atoms(numbers=some.numbers, positions=positions, cell=cell, pbc=True)
+            i, j, d = ase.neighborlist.neighbor_list("ijd", atoms, 5.0)
+            lengths += d[(atoms.numbers[i] == 8) & (atoms.numbers[j] == 12)].tolist()
+        shorter = np.sum(np.array(lengths) < trusted[0, 1] - 1e-4)
+        assert shorter == min(100, len(lengths) // 1000) - 1 if len(lengths) >= 1000 else shorter == 0
+        np.testing.assert_allclose(wall[0, 1], 0.98 * min(lengths), rtol=1e-5)
+        np.testing.assert_allclose(trusted[0, 2], 0.8 * (0.66 + 1.76), rtol=1e-6)
+        np.testing.assert_array_equal(trusted, trusted.T)

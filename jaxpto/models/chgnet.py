@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.layers import gather, layer_norm, linear, product, row, sum_edges
+from jaxpto.models.layers import add_up, gather, layer_norm, linear, product, row, sum_edges
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -57,7 +57,7 @@ class CHGNet:
     ) -> Float[Array, ""]:
         """Energy in eV from edge vectors [e, 3] Angstrom."""
         network, _, references = self._sites(params, system, neighbors, vectors)
-        return total(jnp.concatenate([network, references]))
+        return add_up(jnp.concatenate([network, references]))
 
     @property
     def site_quantities(self) -> tuple[str, ...]:
@@ -181,19 +181,6 @@ def angular_basis(
     phase = theta[:, None] * frequencies[None, :]
     constant = jnp.full_like(phase[:, :1], 1.0 / math.sqrt(2.0))
     return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / math.sqrt(math.pi)
-
-
-def total(energies: Float[Array, " n"]) -> Float[Array, ""]:
-    """Sum of energies, rounded once: parts on a grid, whose sum is exact (up to 256 eV each), and the small rest.
-
-    In float32 a running sum would lose 1e-6 eV for every atom.
-
-    Args:
-        energies: [n] eV.
-    """
-    grid = 2.0 ** (math.ceil(math.log2(energies.shape[0])) + 8 - 23)
-    coarse = jax.lax.stop_gradient(jnp.round(energies / grid) * grid)
-    return jnp.sum(coarse) + jnp.sum(energies - coarse)
 
 
 def _featurize(model: CHGNet, params: Params, neighbors: Neighbors, vectors: Float[Array, "e 3"]) -> _Graph:

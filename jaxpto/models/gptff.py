@@ -78,7 +78,7 @@ class GPTFF:
         total = jnp.sum(atoms, axis=0)
         for name in ("0", "1"):
             total = jax.nn.silu(linear(params["readout"][name], total))
-        return add_up(linear(params["readout"]["2"], total)[0], params["reference"][system.numbers])
+        return add_up(jnp.concatenate([linear(params["readout"]["2"], total), params["reference"][system.numbers]]))
 
 
 class Bonds(NamedTuple):

@@ -101,7 +101,8 @@ class M3GNet:
         (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"])
         value, gate = params["readout"]["value"], params["readout"]["gate"]
         energies = chain(value, linear(value["0"], atoms)) * jax.nn.sigmoid(chain(gate, linear(gate["0"], atoms)))
-        return add_up(params["scale"] * jnp.sum(energies) + params["shift"], params["offset"][species])
+        network = params["scale"] * jnp.sum(energies) + params["shift"]
+        return add_up(jnp.concatenate([network[None], params["offset"][species]]))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
