@@ -24,7 +24,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
-from jaxpto.models.layers import add_up, linear, linear_term, product
+from jaxpto.models.layers import add_up, linear, linear_term
 from jaxpto.models.passes import row_pass, select_rows
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -38,7 +38,8 @@ ZEROS = (
     (4.493409457909064, 7.725251836937707, 10.904121659428899),
     (5.763459196894550, 9.095011330476355, 12.322940970566582),
 )
-CHEBYSHEV = 23  # terms for which the radial functions are exact to the last digit of a double
+KNOTS = 512  # distances up to the cutoff about which the radial functions are expanded
+TAYLOR_TERMS = {"float32": 4, "float64": 7}  # highest power, for which derivatives are exact to the last digit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,55 +106,48 @@ class M3GNet:
         return add_up(jnp.concatenate([network[None], params["offset"][species]]))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def radial_basis(distance: Float[Array, " e"], cutoff: float) -> Float[Array, "e 9"]:
     """sqrt(2 / c^3) j_l(z_ln r / c) / |j_{l+1}(z_ln)| for r <= c, else 0; column 3 l + n, z_ln the zeros of j_l.
 
-    They and their derivatives are summed as Chebyshev series: no division, and so no cancellation at small distances;
-    and no error of a derivative taken of rounded terms, which would be the same for equal bonds and add up.
+    Taylor polynomials about the nearest of many distances, which derivatives follow. The closed forms cancel at small
+    distances; and in single precision their rounding, the same for all equal bonds of a crystal, would add up.
     """
-    return _series(distance, cutoff, 0)
-
-
-@radial_basis.defjvp
-def _radial_basis_jvp(cutoff: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (distance,), (tangent,) = primals, tangents
-    return radial_basis(distance, cutoff), _series(distance, cutoff, 1) * tangent[:, None]
-
-
-def _series(distance: Float[Array, " e"], cutoff: float, derivative: int) -> Float[Array, "e 9"]:
-    """The radial functions (derivative 0) or their derivatives (1)."""
+    terms = TAYLOR_TERMS[distance.dtype.name]
     inside = distance <= cutoff
-    x = jnp.where(inside, distance, 0.0) / cutoff
-    u = 2.0 * x**2 - 1.0
-    terms = [jnp.ones_like(u), u]
-    for _ in range(CHEBYSHEV - 2):
-        terms.append(2.0 * u * terms[-1] - terms[-2])
-    coefficients = jnp.asarray(_chebyshev_coefficients(cutoff, derivative), x.dtype)
-    series = product(jnp.stack(terms, axis=-1), coefficients)
-    powers = jnp.stack([x**power for power in _powers(derivative)], axis=-1)
-    return jnp.where(inside[:, None], series * jnp.repeat(powers, RADIAL, axis=-1), 0.0)
-
-
-def _powers(derivative: int) -> tuple[int, int, int]:
-    """Powers of x for l = 0, 1, 2 over which the functions, or their derivatives, are smooth in x^2."""
-    return (1, 0, 1) if derivative else (0, 1, 2)
+    r = jnp.where(inside, distance, 0.0)
+    nearest = jnp.round(jax.lax.stop_gradient(r) * (KNOTS / cutoff)).astype(jnp.int32)
+    spacing = cutoff / KNOTS  # a power of two times the cutoff's digits: for 5 Angstrom, r - knot is exact
+    x = (r - nearest.astype(r.dtype) * spacing)[:, None]
+    row = jnp.asarray(_taylor_table(cutoff, terms, r.dtype.name))[nearest]
+    series = row[:, 0]
+    for term in range(1, terms):
+        series = series * x + row[:, term]
+    return jnp.where(inside[:, None], series * x + row[:, terms] + row[:, terms + 1], 0.0)
 
 
 @functools.cache
-def _chebyshev_coefficients(cutoff: float, derivative: int) -> np.ndarray:
-    """Coefficients [9, CHEBYSHEV] in u = 2 x^2 - 1, where x = r / cutoff, over the powers of x."""
-    angles = math.pi * (np.arange(CHEBYSHEV) + 0.5) / CHEBYSHEV
-    x = np.cos(0.5 * angles)
-    project = np.cos(np.arange(CHEBYSHEV)[:, None] * angles) * (2.0 / CHEBYSHEV)
-    project[0] *= 0.5
-    rows = []
-    for order, power in enumerate(_powers(derivative)):
-        for zero in ZEROS[order]:
+def _taylor_table(cutoff: float, terms: int, dtype: str) -> np.ndarray:
+    """Taylor coefficients [knots, terms + 2, 9] from the highest power down; of the values what rounding left, too."""
+    knots = np.arange(KNOTS + 1) / KNOTS
+    coefficients = np.zeros((KNOTS + 1, terms + 1, BASIS))
+    for order in range(ANGULAR):
+        for index, zero in enumerate(ZEROS[order]):
             norm = math.sqrt(2.0 / cutoff**3) / abs(scipy.special.spherical_jn(order + 1, zero))
-            values = norm * scipy.special.spherical_jn(order, zero * x, bool(derivative)) / x**power
-            rows.append(project @ (values * (zero / cutoff) ** derivative))
-    return np.stack(rows)
+            bessel = [scipy.special.spherical_jn(k, zero * knots) for k in range(order + terms + 1)]
+            weights = np.zeros(order + terms + 2)
+            weights[order] = norm
+            for power in range(terms + 1):
+                value = sum(weight * function for weight, function in zip(weights, bessel, strict=False))
+                coefficients[:, terms - power, RADIAL * order + index] = value
+                # j_k' = (k j_{k-1} - (k + 1) j_{k+1}) / (2 k + 1)
+                slope = np.zeros_like(weights)
+                for k in range(len(bessel)):
+                    slope[max(k - 1, 0)] += weights[k] * k / (2 * k + 1)
+                    slope[k + 1] -= weights[k] * (k + 1) / (2 * k + 1)
+                weights = slope * (zero / cutoff) / (power + 1)
+    rounded = coefficients.astype(dtype)
+    rest = (coefficients[:, -1:] - rounded[:, -1:]).astype(dtype)
+    return np.concatenate([rounded[:, :-1], rest, rounded[:, -1:]], axis=1)
 
 
 def harmonics(unit: Float[Array, "e 3"]) -> Float[Array, "e 9"]:
