@@ -1,0 +1,64 @@
+"""What equivariant networks share: spherical harmonics, Wigner 3j tables, and e3nn's normalized activation.
+
+Conventions are those of e3nn, in which published weights are written: real harmonics, (x, y, z) for l = 1, with y the
+polar axis.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+SILU_NORM = 1.6791767923989418  # e3nn's normalize2mom(silu): 1 / sqrt(mean of silu(x)^2 for normal x), as sampled there
+
+
+@functools.cache
+def wigner_3j(l1: int, l2: int, l3: int) -> Float[np.ndarray, "a b c"]:
+    """Real Wigner 3j symbols [2 l1 + 1, 2 l2 + 1, 2 l3 + 1], of Frobenius norm 1, in e3nn's basis."""
+    import e3nn_jax  # takes seconds, which only users of these models should wait for
+
+    return np.asarray(e3nn_jax.clebsch_gordan(l1, l2, l3), np.float64)
+
+
+def spherical_harmonics(unit: Float[Array, "*batch 3"], highest: int) -> Float[Array, "*batch m"]:
+    """Real harmonics of l = 0 ... highest (at most 3), of squared norm 2 l + 1 each, one after another.
+
+    Args:
+        unit: [..., 3] unit vectors.
+        highest: largest l.
+
+    Raises:
+        ValueError: l > 3, which no published model here uses.
+    """
+    if not 0 <= highest <= 3:
+        raise ValueError(f"spherical harmonics up to l = {highest} are not there; the highest is 3")
+    x, y, z = unit[..., 0], unit[..., 1], unit[..., 2]
+    blocks = [[jnp.ones_like(x)]]
+    if highest > 0:
+        blocks.append([3.0**0.5 * component for component in (x, y, z)])
+    if highest > 1:
+        xz, diagonal = 3.0**0.5 * x * z, 0.5 * 3.0**0.5 * (z**2 - x**2)
+        second = [xz, 3.0**0.5 * x * y, y**2 - 0.5 * (x**2 + z**2), 3.0**0.5 * y * z, diagonal]
+        blocks.append([5.0**0.5 * component for component in second])
+    if highest > 2:
+        axial = 4.0 * y**2 - x**2 - z**2
+        third = [
+            (5.0 / 6.0) ** 0.5 * (xz * z + diagonal * x),
+            5.0**0.5 * xz * y,
+            (3.0 / 8.0) ** 0.5 * axial * x,
+            0.5 * y * (2.0 * y**2 - 3.0 * (x**2 + z**2)),
+            (3.0 / 8.0) ** 0.5 * axial * z,
+            5.0**0.5 * diagonal * y,
+            (5.0 / 6.0) ** 0.5 * (diagonal * z - xz * x),
+        ]
+        blocks.append([7.0**0.5 * component for component in third])
+    return jnp.stack([component for block in blocks for component in block], axis=-1)
+
+
+def normalized_silu(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """silu(x) times the constant that gives it unit second moment for normal x."""
+    return SILU_NORM * jax.nn.silu(x)
