@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 from jaxpto import ase_potential
 from jaxpto.errors import InputError
 from jaxpto.manifest import read_manifest
-from jaxpto.potential import Potential
+from jaxpto.potential import Potential, SelectiveModel
 from jaxpto.structures import check_elements
 
 FORMAT_VERSION = 1
@@ -228,9 +228,20 @@ def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structu
         stress: whether stress will be needed (any simulation with a moving cell).
 
     Raises:
-        InputError: an element the model does not know, or a calculator behind `ase:` that cannot give what is needed.
+        InputError: elements the model does not know, or not together; or a calculator behind `ase:` that cannot give
+            what is needed.
     """
     check_elements(atoms, potential.elements, potential.name, where)
+    if isinstance(potential.model, SelectiveModel):
+        present = set(atoms.numbers.tolist())
+        symbols = ase.data.chemical_symbols
+        strangers = [pair for pair in potential.model.strangers if present.issuperset(pair)]
+        pairs = [f"{symbols[a]} with {symbols[b]}" for a, b in strangers]
+        if pairs:
+            raise InputError(
+                f"{where} has {', '.join(pairs)}, which the data of model {potential.name} never held together; "
+                "leave one of them out, choose another model, or train it on data with both"
+            )
     if isinstance(potential.model, ase_potential.HostCalculator):
         ase_potential.probe(potential.model, atoms, where, stress=stress)
 

@@ -75,6 +75,16 @@ class SiteModel(Protocol):
 
 
 @runtime_checkable
+class SelectiveModel(Protocol):
+    """A model that knows some of its elements only apart from each other."""
+
+    @property
+    def strangers(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of atomic numbers that it must not be asked about together."""
+        ...
+
+
+@runtime_checkable
 class DirectModel(Protocol):
     """An architecture that gives forces and stress itself, in place of the derivatives of its energy."""
 

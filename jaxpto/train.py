@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -41,6 +42,7 @@ class Config:
         steps: optimization steps, one frame each.
         matrix_rate: peak learning rate of Muon on the weight matrices.
         other_rate: peak learning rate of Adam on everything else.
+        matrix_decay: rate at which the weight matrices shrink, relative to the learning rate; keeps the nets smooth.
         ema: decay of the average of the weights that is exported.
         weights: weights and scales of the loss.
         hidden: width of the nets.
@@ -62,6 +64,7 @@ class Config:
     steps: int = 100_000
     matrix_rate: float = 3e-3
     other_rate: float = 1e-3
+    matrix_decay: float = 0.1
     ema: float = 0.999
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     hidden: int = 32
@@ -92,6 +95,10 @@ def check(config: Config) -> None:
         raise InputError(f"quartic = {config.quartic}: it must lie between 0 and channels ({config.channels})")
     if config.radial < 3:
         raise InputError(f"radial = {config.radial}: at least 3 radial functions are needed")
+    if not 0 <= config.matrix_decay < 1 / config.matrix_rate:
+        raise InputError(
+            f"matrix_decay = {config.matrix_decay}: it must lie in [0, 1 / matrix_rate = {1 / config.matrix_rate:g})"
+        )
     if not 0 <= config.ema < 1:
         raise InputError(f"ema = {config.ema}: it must lie in [0, 1)")
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
@@ -146,14 +153,16 @@ def set_up(config: Config) -> Task:
     trajectories = load_frames(config)
     probability = share_of(trajectories, config.shares)
     elements = tuple(sorted({int(z) for t in trajectories for z in t.numbers}))
+    params = None
     if config.initial is None:
-        model, params = (
-            Perovskite(elements, config.cutoff, config.radial, config.channels, config.quartic, config.hidden),
-            None,
-        )
+        model = Perovskite(elements, config.cutoff, config.radial, config.channels, config.quartic, config.hidden)
+        strangers = itertools.combinations(elements, 2)
         reference = dict(zip(elements, reference_energies(trajectories, elements).tolist(), strict=True))
     else:
         model, params, reference = initial_model(config.initial, elements)
+        strangers = model.strangers
+    met = {pair for t in trajectories for pair in itertools.combinations(sorted(set(t.numbers.tolist())), 2)}
+    model = dataclasses.replace(model, strangers=tuple(pair for pair in strangers if pair not in met))
     compositions = group(trajectories, probability, reference, model.cutoff)
     batches = [c.train for c in compositions]
     raw = optimizer.initial_raw(model, jax.random.key(config.seed), np.float32)
@@ -193,7 +202,9 @@ def run(config: Config) -> Potential:
     check(config)
     task = set_up(config)
     model, compositions, scales = task.model, task.compositions, task.scales
-    rule = optimizer.make_optimizer(config.matrix_rate, config.other_rate, config.steps, warmup=200)
+    rule = optimizer.make_optimizer(
+        config.matrix_rate, config.other_rate, config.matrix_decay, config.steps, warmup=200
+    )
     # two copies, for the step gives the memory of its arguments to its results
     average, raw = (jax.tree.map(jnp.copy, task.raw) for _ in range(2))
     state = optimizer.TrainState(raw, average, rule.init(raw), jnp.zeros(4, np.float32))

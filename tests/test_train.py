@@ -17,13 +17,13 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxpto import train
-from jaxpto.catalogue import load_potential
+from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.training import batches, data, optimizer, whitening
 from jaxpto.training.batches import reference_energies, share_of
 from jaxpto.training.checkpoint import checkpoint, restore
 
-ENERGY_OF = {12: -100.0, 8: -430.0}
+ENERGY_OF = {11: -60.0, 12: -100.0, 8: -430.0}
 
 
 def label(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
@@ -58,11 +58,10 @@ def frames(count: int, symbols: str = "MgOMgO", seed: int = 0) -> list[ase.Atoms
     return made
 
 
-def write_deepmd(folder: Path, images: list[ase.Atoms]) -> None:
+def write_deepmd(folder: Path, images: list[ase.Atoms], kinds: dict[str, int] = {"O": 0, "Mg": 1}) -> None:  # noqa: B006
     """DeePMD npy folder of labelled images."""
     (folder / "set.000").mkdir(parents=True)
-    kinds = {"O": 0, "Mg": 1}
-    (folder / "type_map.raw").write_text("O Mg\n")
+    (folder / "type_map.raw").write_text(" ".join(kinds) + "\n")
     (folder / "type.raw").write_text("\n".join(str(kinds[s]) for s in images[0].get_chemical_symbols()))
     energies, forces, virials = zip(*(label(a) for a in images), strict=True)
     columns = {
@@ -166,6 +165,33 @@ def test_fine_tuning_starts_where_the_model_is(folder: Path, trained: Path, tmp_
     contract.assert_same(contract.predict(cast(tuned), atoms), contract.predict(cast(before), atoms), 1e-3)
 
 
+def test_elements_never_together_are_strangers(folder: Path, tmp_path: Path) -> None:
+    """Oxides of Mg and Na teach nothing about Mg next to Na; data that hold both do."""
+    write_deepmd(tmp_path / "Na2O", frames(8, "NaONaO"), {"O": 0, "Na": 1})
+    short = {"steps": 2, "validate_every": 2}
+    model = train.run(config(folder, tmp_path / "apart", data=(folder, tmp_path / "Na2O"), **short))
+    assert model.model.strangers == ((11, 12),)
+    check_supports(model, frames(1)[0])
+    with pytest.raises(InputError, match="Na with Mg"):
+        check_supports(model, frames(1, "NaOMgO")[0])
+    write_deepmd(tmp_path / "both", frames(8, "NaOMgO"), {"O": 0, "Na": 1, "Mg": 2})
+    taught = train.run(
+        config(folder, tmp_path / "together", data=(tmp_path / "both",), initial=tmp_path / "apart", **short)
+    )
+    assert taught.model.strangers == ()
+
+
+def test_matrices_decay_and_nothing_else() -> None:
+    model = optimizer.Perovskite((8, 12), radial=4, channels=3, quartic=2, hidden=5)
+    raw = jax.tree.map(jnp.ones_like, optimizer.initial_raw(model, jax.random.key(0), np.float64))
+    rule = optimizer.make_optimizer(1e-2, 1e-2, 0.5, steps=10, warmup=1)
+    updates, state = rule.update(jax.tree.map(jnp.zeros_like, raw), rule.init(raw), raw)
+    updates, _ = rule.update(jax.tree.map(jnp.zeros_like, raw), state, raw)
+    for name, update in updates.items():
+        expected = -0.5 * 1e-2 if name in ("mix", "weight1", "weight2") else 0.0
+        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=name)
+
+
 def test_fold_and_unfold_are_inverse() -> None:
     model = optimizer.Perovskite((8, 12), radial=4, channels=3, quartic=2, hidden=5)
     raw = optimizer.initial_raw(model, jax.random.key(0), np.float64)
@@ -242,6 +268,7 @@ BAD = {
     "quartic": {"quartic": 9},
     "radial": {"radial": 2},
     "rate": {"matrix_rate": -1.0},
+    "decay": {"matrix_decay": -0.1},
     "ema": {"ema": 1.0},
     "resume from nothing": {"resume": True},
 }

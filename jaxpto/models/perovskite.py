@@ -48,6 +48,7 @@ class Perovskite:
         quartic: how many channels enter the four-body invariants.
         hidden: width of the two layers of each element's net.
         by_species: the neighbour list is dense, with one block of slots per species of the neighbour.
+        strangers: pairs of atomic numbers that no data held together, so that nothing was learned of their bonds.
     """
 
     elements: tuple[int, ...]
@@ -57,6 +58,7 @@ class Perovskite:
     quartic: int = 4
     hidden: int = 32
     by_species: bool = True
+    strangers: tuple[tuple[int, int], ...] = ()
 
     @property
     def features(self) -> int:

@@ -45,8 +45,14 @@ def initial_raw(model: Perovskite, key: Array, dtype: jax.typing.DTypeLike) -> P
     return params | {"weight1": params["weight1"][:, :d] * scale, "linear": params["linear"][:, :d]}
 
 
-def make_optimizer(matrix_rate: float, other_rate: float, steps: int, warmup: int) -> optax.GradientTransformation:
-    """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) for matrices, Adam for the rest; cosine rates."""
+def make_optimizer(
+    matrix_rate: float, other_rate: float, matrix_decay: float, steps: int, warmup: int
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) for matrices, Adam for the rest; cosine rates.
+
+    Muon's updates all have the same size, so that without decay the matrices grow as long as training lasts, and the
+    nets end as sums of steep steps: right between the data, and rugged where a hot crystal leaves them.
+    """
 
     matrices = {
         "mix": contrib.MuonDimensionNumbers(3, 2),
@@ -59,6 +65,7 @@ def make_optimizer(matrix_rate: float, other_rate: float, steps: int, warmup: in
 
     return contrib.muon(
         schedule(matrix_rate),
+        weight_decay=matrix_decay,
         adam_learning_rate=schedule(other_rate),
         adam_b2=0.99,
         muon_weight_dimension_numbers={k: matrices.get(k) for k in (*PAIRWISE, *ATOMWISE)},

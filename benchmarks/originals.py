@@ -1,0 +1,165 @@
+"""jaxpto against the original programs: energy, forces and stress through ASE, one core, float32, in turns.
+
+    python -m benchmarks.originals chgnet-0.3.0 [m3gnet-mp-2021.2.8 gptff-v2 ...] [--sizes 135 625] [--rounds 3]
+
+Each original runs in an environment of its own, made here under --environments (PyTorch and the original's package,
+from the package index). Each measurement is a process of its own, bound to one core; jaxpto and the original take turns
+(A B A B ...), so that a machine that drifts drifts for both. The structure is rattled PbTiO3, moved before each call,
+so that each builds its neighbour lists or graphs as in molecular dynamics. Medians over all calls; peak memory of the
+whole process, libraries included. Models of jaxpto must have been converted (`python -m jaxpto` lists them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxpto.provenance import provenance
+
+TORCH = "torch==2.13.0"
+REPEATS = {5: (1, 1, 1), 40: (2, 2, 2), 135: (3, 3, 3), 625: (5, 5, 5)}
+TIMING = Path(__file__).with_name("calculator_timing.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """How to get and call an original program.
+
+    Attributes:
+        factory: name of the function in calculator_timing.py.
+        packages: what to install.
+        without_dependencies: what to install after that without its dependencies.
+    """
+
+    factory: str
+    packages: tuple[str, ...]
+    without_dependencies: tuple[str, ...] = ()
+
+
+ORIGINALS = {
+    "chgnet": Original("chgnet", (TORCH, "chgnet==0.4.2")),
+    "m3gnet": Original("m3gnet", (TORCH, "dgl==2.1.0", "ase", "pymatgen"), ("matgl==2.0.4",)),
+    "gptff": Original("gptff", (TORCH, "ase", "pymatgen", "cython", "setuptools", "psutil", "tqdm")),
+    "7net": Original("sevennet", (TORCH, "sevenn==0.13.0")),
+    "mace": Original("mace", (TORCH, "mace-torch==0.3.16")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """jaxpto against the original programs.
+
+    Attributes:
+        models: converted models, such as chgnet-0.3.0.
+        sizes: numbers of atoms: 5, 40, 135 or 625.
+        rounds: processes of each program and size.
+        calls: timed calls in each process.
+        core: the processor core that all are bound to.
+        environments: folder for the originals' environments.
+        checkpoints: files for originals whose package holds none, as MODEL=PATH (m3gnet, gptff, mace).
+        gptff_source: checkout of the GPTFF repository, built in place with its setup.py (it is in no package).
+        out: JSON file; models already in it are kept.
+    """
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    sizes: tuple[int, ...] = (135, 625)
+    rounds: int = 3
+    calls: int = 3
+    core: int = 0
+    environments: Path = Path.home() / ".cache" / "jaxpto" / "originals"
+    checkpoints: tuple[str, ...] = ()
+    gptff_source: Path | None = None
+    out: Path = Path("benchmarks/results/originals.json")
+
+
+def python_of(original: Original, folder: Path) -> Path:
+    """Interpreter of an original's environment, which is made if it is not there."""
+    place = folder / original.factory
+    python, stamp = place / "bin" / "python", place / ".complete"
+    if not stamp.exists():
+        print(f"making the environment of {original.factory} in {place} ...", flush=True)
+        venv.create(place, with_pip=True, clear=True)
+        install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*install, *original.packages], check=True)
+        if original.without_dependencies:
+            subprocess.run([*install, "--no-deps", *original.without_dependencies], check=True)
+        stamp.touch()
+    return python
+
+
+def time_once(python: Path, factory: str, model: str, size: int, config: Config) -> dict[str, Any]:
+    """One process of one program."""
+    checkpoints = dict(item.split("=", 1) for item in config.checkpoints)
+    command = [str(python), str(TIMING), factory, "--model", model, "--calls", str(config.calls)]
+    command += ["--core", str(config.core), "--repeats", *map(str, REPEATS[size])]
+    command += ["--checkpoint", checkpoints.get(model, ""), "--source", str(config.gptff_source or "")]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise SystemExit(f"{factory} with {model} failed:\n{answer.stderr[-2000:]}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def compare(model: str, size: int, config: Config) -> dict[str, Any]:
+    """jaxpto and the original in turns; ratios above 1 say that jaxpto is faster, or smaller."""
+    original = ORIGINALS[model.split("-")[0]]
+    programs = {
+        "jaxpto": (Path(sys.executable), "jaxpto"),
+        "original": (python_of(original, config.environments), original.factory),
+    }
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+    for _ in range(config.rounds):
+        for name, (python, factory) in programs.items():
+            rounds[name].append(time_once(python, factory, model, size, config))
+    medians = {
+        name: {
+            "wall_s": statistics.median(value for one in ones for value in one["wall_s"]),
+            "processor_s": statistics.median(value for one in ones for value in one["processor_s"]),
+            "first_call_s": statistics.median(one["first_call_s"] for one in ones),
+            "peak_memory_MiB": statistics.median(one["peak_memory_MiB"] for one in ones),
+        }
+        for name, ones in rounds.items()
+    }
+    pairs = [
+        statistics.median(b["wall_s"]) / statistics.median(a["wall_s"]) for a, b in zip(*rounds.values(), strict=True)
+    ]
+    memory = medians["original"]["peak_memory_MiB"] / medians["jaxpto"]["peak_memory_MiB"]
+    return {
+        "atoms": size,
+        "medians": medians,
+        "times_faster": statistics.median(pairs),
+        "times_faster_of_each_pair": pairs,
+        "times_less_memory": memory,
+        "rounds": rounds,
+    }
+
+
+def run(config: Config) -> None:
+    """Measure, print a table and store everything."""
+    document = json.loads(config.out.read_text()) if config.out.exists() else {}
+    print(f"{'model':20s} atoms   original s   jaxpto s   faster   original MiB   jaxpto MiB")
+    for model in config.models:
+        entry: dict[str, Any] = {"provenance": provenance(), "dtype": "float32", "cores": 1, "sizes": []}
+        for size in config.sizes:
+            one = compare(model, size, config)
+            entry["sizes"].append(one)
+            theirs, ours = one["medians"]["original"], one["medians"]["jaxpto"]
+            print(
+                f"{model:20s} {size:5d} {theirs['wall_s']:12.3f} {ours['wall_s']:10.3f} {one['times_faster']:8.2f}"
+                f" {theirs['peak_memory_MiB']:14.0f} {ours['peak_memory_MiB']:12.0f}",
+                flush=True,
+            )
+        document[model] = entry
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Config))
