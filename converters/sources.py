@@ -50,7 +50,9 @@ class Checkpoint:
 
     def header(self) -> dict[str, Any]:
         """What `model.json` of the converted model says about its origin."""
-        source = self.model.source if self.official else f"changed checkpoint of the kind of {self.model.source}"
+        known = all(file.sha256 for file in self.model.files)
+        kind = "changed checkpoint" if known else "checkpoint given by the user,"
+        source = self.model.source if self.official else f"{kind} of the kind of {self.model.source}"
         return {
             "source": source,
             "licence": self.model.licence,
@@ -80,6 +82,12 @@ def find_checkpoint(name: str, chosen: Path | None = None) -> Checkpoint:
     model = manifest[name]
     if chosen is not None:
         return _chosen(model, chosen)
+    unpinned = [file for file in model.files if not file.sha256]
+    if unpinned:
+        raise CheckpointError(
+            f"{name}: the digest of the published {unpinned[0].name} is not known here, so that it is not downloaded; "
+            f"download {unpinned[0].url} and give it by --checkpoint PATH"
+        )
     paths = _in_weights_folders(model)
     if paths is None:
         paths = {file.name: _downloaded(model, file) for file in model.files}
@@ -106,12 +114,15 @@ def _chosen(model: PublishedModel, chosen: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"checkpoint {chosen}: no file {', '.join(missing)}; {model.name} needs it")
     digests = {name: sha256_of(path) for name, path in paths.items()}
-    changed = [file.name for file in model.files if digests[file.name] != file.sha256]
+    changed = [file.name for file in model.files if file.sha256 and digests[file.name] != file.sha256]
+    for file in model.files:
+        if not file.sha256:
+            print(f"note: {paths[file.name]} is taken as it is: the digest of the published file is not known here")
     for name in changed:
         print(
             f"note: {paths[name]} is not the published {name} (SHA-256 {digests[name][:12]}...); converted all the same"
         )
-    return Checkpoint(model, paths, digests, official=not changed)
+    return Checkpoint(model, paths, digests, official=not changed and all(file.sha256 for file in model.files))
 
 
 def _in_weights_folders(model: PublishedModel) -> dict[str, Path] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxpto.catalogue import load_potential
+from jaxpto.catalogue import check_known, load_potential
 from jaxpto.errors import InputError
 from jaxpto.neighbors import Neighbors, build, needs_rebuild
 from jaxpto.potential import Potential, Prediction, SiteModel
-from jaxpto.structures import check_elements
 from jaxpto.system import System, check_cell, from_ase
 
 _MAXIMUM_REGROWS = 3
@@ -45,7 +43,8 @@ class JaxptoCalculator(Calculator):
 
     Args:
         model: a potential, or what `load_potential` takes.
-        dtype: "float32" or "float64".
+        dtype: of parameters and network, "float32" or "float64". Positions, cell and edge vectors are in double
+            precision either way: rounding those would cost more digits than the network does.
         skin: extra distance of the neighbour list, Angstrom; by default what suits the model.
 
     Raises:
@@ -62,7 +61,7 @@ class JaxptoCalculator(Calculator):
         if skin is not None and not skin >= 0:
             raise InputError(f"skin {skin} A; give a distance of at least 0")
         self.dtype = np.dtype(dtype)
-        with self._precision():
+        with jax.enable_x64(True):
             potential = model if isinstance(model, Potential) else load_potential(model, self.dtype)
             self.potential = potential.replace(params=jax.tree.map(self._cast, potential.params))  # ty: ignore[missing-attribute]
         self.skin = self.potential.usual_skin if skin is None else float(skin)
@@ -81,7 +80,7 @@ class JaxptoCalculator(Calculator):
         properties = properties or ["energy"]
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        with self._precision():
+        with jax.enable_x64(True):
             prediction = jax.device_get(self._predict(self.atoms))
             site = {}
             model = self.potential.model
@@ -96,10 +95,10 @@ class JaxptoCalculator(Calculator):
 
     def _predict(self, atoms: ase.Atoms) -> Prediction:
         if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
-            check_elements(atoms, self.potential.elements, self.potential.name)
-            self._system, self._neighbors = from_ase(atoms, self.dtype), None
+            check_known(self.potential, atoms)
+            self._system, self._neighbors = from_ase(atoms, np.float64), None
         check_cell(atoms)
-        positions, cell = jnp.asarray(atoms.positions, self.dtype), jnp.asarray(atoms.cell.array, self.dtype)
+        positions, cell = jnp.asarray(atoms.positions, np.float64), jnp.asarray(atoms.cell.array, np.float64)
         system: System = self._system.replace(positions=positions, cell=cell)  # ty: ignore[missing-attribute]
         self._system = system
         if self._neighbors is not None:
@@ -114,7 +113,7 @@ class JaxptoCalculator(Calculator):
             neighbors = _build(system, self._neighbors.layout)
             if not neighbors.overflow:
                 return neighbors
-        from_ase(atoms, self.dtype)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
+        from_ase(atoms, np.float64)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
         headroom = 1.25
         for _ in range(_MAXIMUM_REGROWS):
             layout = self.potential.allocate([system], self.skin, headroom)
@@ -129,6 +128,3 @@ class JaxptoCalculator(Calculator):
     def _cast(self, leaf: Any) -> jax.Array:
         array = np.asarray(leaf)
         return jnp.asarray(array, self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()

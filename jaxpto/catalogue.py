@@ -43,7 +43,9 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "gptff": ("jaxpto.models.gptff", "GPTFF"),
     "lennard_jones": ("jaxpto.models.lennard_jones", "LennardJones"),
     "m3gnet": ("jaxpto.models.m3gnet", "M3GNet"),
+    "mace": ("jaxpto.models.mace", "MACE"),
     "perovskite": ("jaxpto.models.perovskite", "Perovskite"),
+    "sevennet": ("jaxpto.models.sevennet", "SevenNet"),
 }
 
 
@@ -218,6 +220,25 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def check_known(potential: Potential, atoms: ase.Atoms, where: str = "structure") -> None:
+    """Refuse elements that a potential does not know, or not together.
+
+    Raises:
+        InputError: such an element or pair of elements.
+    """
+    check_elements(atoms, potential.elements, potential.name, where)
+    if not isinstance(potential.model, SelectiveModel):
+        return
+    symbols, present = ase.data.chemical_symbols, set(atoms.numbers.tolist())
+    strangers = [pair for pair in potential.model.strangers if present.issuperset(pair)]
+    if strangers:
+        pairs = ", ".join(f"{symbols[a]} with {symbols[b]}" for a, b in strangers)
+        raise InputError(
+            f"{where} has {pairs}, which the data of model {potential.name} never held together; "
+            "leave one of them out, choose another model, or train it on data with both"
+        )
+
+
 def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structure", *, stress: bool = True) -> None:
     """Refuse a structure that a potential cannot handle, before anything is compiled or written.
 
@@ -228,20 +249,9 @@ def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structu
         stress: whether stress will be needed (any simulation with a moving cell).
 
     Raises:
-        InputError: elements the model does not know, or not together; or a calculator behind `ase:` that cannot give
-            what is needed.
+        InputError: what `check_known` refuses; or a calculator behind `ase:` that cannot give what is needed.
     """
-    check_elements(atoms, potential.elements, potential.name, where)
-    if isinstance(potential.model, SelectiveModel):
-        present = set(atoms.numbers.tolist())
-        symbols = ase.data.chemical_symbols
-        strangers = [pair for pair in potential.model.strangers if present.issuperset(pair)]
-        pairs = [f"{symbols[a]} with {symbols[b]}" for a, b in strangers]
-        if pairs:
-            raise InputError(
-                f"{where} has {', '.join(pairs)}, which the data of model {potential.name} never held together; "
-                "leave one of them out, choose another model, or train it on data with both"
-            )
+    check_known(potential, atoms, where)
     if isinstance(potential.model, ase_potential.HostCalculator):
         ase_potential.probe(potential.model, atoms, where, stress=stress)
 

@@ -31,8 +31,8 @@ class File:
 
     Attributes:
         name: without folder.
-        sha256: digest of the published file.
-        size: in bytes.
+        sha256: digest of the published file; "" where nobody has seen it here, and users give the file themselves.
+        size: in bytes; 0 without a digest.
         url: official address.
         wheel: the wheel that carries it, or None.
         member: its path in the wheel.
@@ -77,8 +77,8 @@ def read_manifest() -> dict[str, PublishedModel]:
         files = tuple(
             File(
                 name=file["name"],
-                sha256=file["sha256"],
-                size=file["size"],
+                sha256=file.get("sha256", ""),
+                size=file.get("size", 0),
                 url=file["url"],
                 wheel=wheels.get(file.get("wheel", "")),
                 member=file.get("member", ""),

@@ -120,6 +120,12 @@ class Potential:
         return self.model.elements
 
     @property
+    def dtype(self) -> jnp.dtype:
+        """Precision of the parameters, in which the model is evaluated (float64 where it has none)."""
+        floating = [leaf.dtype for leaf in jax.tree.leaves(self.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return jnp.result_type(*floating) if floating else jnp.dtype("float64")
+
+    @property
     def usual_skin(self) -> float:
         """Skin that suits the model, Angstrom: angles of edges in the skin are dear, a new list is cheap."""
         return 0.1 if isinstance(self.model, AngularModel) else 0.3
@@ -143,14 +149,17 @@ class Potential:
         )
 
     def energy(self, system: System, neighbors: Neighbors) -> Float[Array, ""]:
-        """Energy of one system, eV; differentiable in positions, cell and params."""
-        return self.model.energy(self.params, system, neighbors, edge_vectors(system, neighbors))
+        """Energy of one system, eV; differentiable in positions, cell and params.
+
+        Edge vectors are taken in the precision of the system and then rounded to that of the parameters.
+        """
+        return self.model.energy(self.params, system, neighbors, self._vectors(system, neighbors))
 
     def site_properties(self, system: System, neighbors: Neighbors) -> dict[str, Array]:
         """What a `SiteModel` says about each atom of one system; nothing for other models."""
         if not isinstance(self.model, SiteModel):
             return {}
-        return self.model.site_properties(self.params, system, neighbors, edge_vectors(system, neighbors))
+        return self.model.site_properties(self.params, system, neighbors, self._vectors(system, neighbors))
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Prediction:
         """Energy, forces and stress of one system from a single backward pass.
@@ -162,7 +171,9 @@ class Potential:
             return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
         vectors = edge_vectors(system, neighbors)
-        energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, vectors)
+        rounded = self._vectors(system, neighbors)
+        energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, rounded)
+        gradient = gradient.astype(vectors.dtype)
         forces = jnp.zeros_like(system.positions)
         if neighbors.layout.edges:
             forces = forces.at[neighbors.receivers].add(gradient, mode="drop")
@@ -172,3 +183,7 @@ class Potential:
         virial = vectors.T @ gradient
         stress = (virial + virial.T) / (2.0 * volume(system.cell))
         return Prediction(energy, forces, stress)
+
+    def _vectors(self, system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
+        vectors = edge_vectors(system, neighbors)
+        return vectors.astype(min(self.dtype, vectors.dtype, key=lambda dtype: dtype.itemsize))

@@ -64,7 +64,7 @@ class Config:
     steps: int = 100_000
     matrix_rate: float = 3e-3
     other_rate: float = 1e-3
-    matrix_decay: float = 0.1
+    matrix_decay: float = 0.02
     ema: float = 0.999
     weights: LossWeights = dataclasses.field(default_factory=LossWeights)
     hidden: int = 32

@@ -9,6 +9,7 @@ import dataclasses
 
 import ase
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -29,11 +30,20 @@ def layout_of(potential: Potential, atoms: ase.Atoms) -> neighbors.Layout:
 
 
 def predict(potential: Potential, atoms: ase.Atoms, layout: neighbors.Layout | None = None) -> Prediction:
-    """Energy, forces and stress of atoms in float64."""
+    """Energy, forces and stress of atoms in float64, by the potential in the precision of its parameters."""
     system = from_ase(atoms, np.float64)
     found = _build(system, layout_of(potential, atoms) if layout is None else layout)
     assert not found.overflow
     return jax.device_get(_evaluate(potential, system, found))
+
+
+def cast(potential: Potential, dtype: type) -> Potential:
+    """The potential with parameters of a precision."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return jnp.asarray(leaf, dtype if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating) else None)
+
+    return potential.replace(params=jax.tree.map(one, potential.params))
 
 
 def expected(energy: float, forces: np.ndarray, stress: np.ndarray) -> Prediction:

@@ -52,6 +52,19 @@ class Case:
         assert force <= max(FORCE, RELATIVE * largest if largest > LARGE_FORCE else 0.0), f"{self.name}: forces {force}"
         assert stress <= STRESS, f"{self.name}: stress off by {stress:.2e} eV/A^3"
 
+    def assert_as_exact_as(self, found: Prediction, cases: list[Case]) -> None:
+        """A float32 prediction is as exact as the original's own.
+
+        Its forces and stress on this structure, where the file holds them, and on the worst one otherwise; its energy
+        on the worst one always, since the difference of two numbers with few digits vanishes now and then by accident.
+        """
+        errors = self.errors(found)
+        roundings = [(case.rounding[0] / len(case.atoms), *case.rounding[1:]) for case in cases if case.rounding]
+        worst = np.max(roundings, axis=0)
+        allowed = (worst[0], *(self.rounding[1:] if self.rounding else worst[1:]))
+        for name, error, limit in zip(("energy", "forces", "stress"), errors, allowed, strict=True):
+            assert error <= ROUNDING_FACTOR * limit, f"{self.name}: {name} {error:.2e}, the original's {limit:.2e}"
+
 
 def load_reference(shared: Path, name: str, block: str = "") -> list[Case]:
     """Every structure of reference/<name>.json.

@@ -1,0 +1,358 @@
+"""MACE (Batatia et al., NeurIPS 2022; arXiv:2401.00096): messages of many bodies, made from few neighbour sums.
+
+A layer sums harmonics of the edges times features of the neighbours around each atom (one product with radial weights
+for each coupling l1, l2 -> l3), and takes equivariant polynomials of the sums (`mace_product`). All normalizations of
+the original are inside the parameters here: widths of layers, numbers of neighbours, the constant of its activation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxpto.models.edge_blocks import Blocks, block_pass, make_blocks
+from jaxpto.models.equivariant import spherical_harmonics, wigner_3j
+from jaxpto.models.layers import add_up, product
+from jaxpto.models.mace_product import symmetric_contraction, width
+from jaxpto.neighbors import Neighbors
+from jaxpto.system import System
+
+Path = tuple[int, int, int]  # l of the neighbour's features, of the edge's harmonics, and of the result
+Features = dict[str, Array]  # for each l: [n, 2 l + 1, channels]
+
+SCREENING = (3.2, 0.9423, 0.4028, 0.2016)  # exponents of the universal repulsion
+COULOMB, BOHR = 14.3996, 0.529  # eV Angstrom and Angstrom, as the original has them
+ATOMS, ATOMS_ACCELERATOR = 16, 4096  # that go through a layer's products at once
+
+
+@dataclasses.dataclass(frozen=True)
+class MACE:
+    """Hyperparameters of MACE; the numbers of channels and of radial functions are those in the parameters.
+
+    Attributes:
+        elements: atomic numbers, in the order of the parameters.
+        radii: covalent radius of each element, Angstrom.
+        cutoff: of the edges, Angstrom.
+        cutoff_power: p of the envelope.
+        frequencies: of the radial functions sin(k x) / x, 1/Angstrom.
+        agnesi: (a, q, p) of the transform of distances, or ().
+        repulsion: (four weights, power and prefactor of the screening length, p of its envelope), or ().
+        smooth_features: whether the envelope multiplies the radial functions, and not what is made from them.
+        highest_edge: largest l of the edges' harmonics.
+        hidden: for each layer, the largest l of what it gives to the next one.
+        residual: for each layer, whether its input is added to its result; otherwise elements scale its messages.
+        density: for each layer, whether messages are divided by a learned density of neighbours.
+        orders: for each layer, the powers in its polynomials.
+        readouts: the layers that add to the energy.
+        by_species: whether the neighbour layout is in blocks by species (not needed here).
+    """
+
+    elements: tuple[int, ...]
+    radii: tuple[float, ...]
+    cutoff: float
+    cutoff_power: int
+    frequencies: tuple[float, ...]
+    agnesi: tuple[float, ...]
+    repulsion: tuple[float, ...]
+    smooth_features: bool
+    highest_edge: int
+    hidden: tuple[int, ...]
+    residual: tuple[bool, ...]
+    density: tuple[bool, ...]
+    orders: tuple[tuple[int, ...], ...]
+    readouts: tuple[int, ...]
+    by_species: bool = False
+
+    @property
+    def site_quantities(self) -> tuple[str, ...]:
+        """What `site_properties` gives."""
+        return ("energies",)
+
+    def energy(
+        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> Float[Array, ""]:
+        """Energy in eV from edge vectors [e, 3] Angstrom; `converters.mace.parameters` says what params hold."""
+        return add_up(jnp.concatenate(self._energies(params, system, neighbors, vectors)))
+
+    def site_properties(
+        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> dict[str, Array]:
+        """Energy of each atom, eV, references included."""
+        network, references = self._energies(params, system, neighbors, vectors)
+        return {"energies": network + references}
+
+    def _energies(
+        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Energies of interaction and reference energies of the atoms."""
+        n = system.positions.shape[0]
+        table = np.zeros(119, np.int32)
+        table[list(self.elements)] = np.arange(len(self.elements))
+        species = jnp.asarray(table)[system.numbers]
+
+        close = jnp.sum(vectors**2, axis=-1) < self.cutoff**2  # leaves out the skin and the padding
+        blocks = make_blocks(close, neighbors.senders, neighbors.receivers, n)
+        # the original's vectors run from sender to receiver
+        vectors = -vectors.at[blocks.edges].get(mode="fill", fill_value=2.0 * self.cutoff)
+        distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # padding is long, so no zero reaches the root
+        ends = (
+            species.at[blocks.senders].get(mode="clip"),
+            jnp.broadcast_to(species.at[blocks.receivers].get(mode="clip")[:, None], blocks.senders.shape),
+        )
+        streams = self._radial_streams(distance, ends)
+        streams["harmonics"] = spherical_harmonics(vectors / distance[..., None], self.highest_edge)
+
+        features = {"0": params["embedding"][species][:, None, :]}
+        energies = jnp.zeros_like(vectors, shape=(n,))
+        if self.repulsion:
+            pairs = jnp.sum(screened_repulsion(distance, ends, self.elements, self.radii, self.repulsion), axis=1)
+            energies = energies.at[blocks.receivers].add(pairs, mode="drop")
+        for number in range(len(self.hidden)):
+            layer = params["layers"][str(number)]
+            sums = self._messages(number, layer, features, blocks, streams)
+            features, readout = self._update(number, layer, species, features, sums)
+            energies = energies + readout
+        return params["scale"] * energies + params["shift"], params["references"][species]
+
+    def _radial_streams(
+        self, distance: Float[Array, "b w"], ends: tuple[Int[Array, "b w"], Int[Array, "b w"]]
+    ) -> dict[str, Array]:
+        """Radial functions [b, w, k] of each edge, and its envelope [b, w, 1] where it acts on what is made of them."""
+        smooth = envelope(distance / self.cutoff, self.cutoff_power)[..., None]
+        x = agnesi_transform(distance, ends, self.radii, self.agnesi) if self.agnesi else distance
+        k = jnp.asarray(self.frequencies, distance.dtype).reshape(1, 1, -1)
+        radial = jnp.sin(k * x[..., None]) / x[..., None]
+        return {"radial": radial * smooth} if self.smooth_features else {"radial": radial, "envelope": smooth}
+
+    def _messages(
+        self, number: int, layer: dict[str, Any], features: Features, blocks: Blocks, streams: dict[str, Array]
+    ) -> Features:
+        """Sums over the neighbours of each atom: for each path [n, 2 l3 + 1, channels], and the density [n, 1]."""
+        table = {key: product(x, layer["up"][key]) for key, x in features.items()}
+        messages = Messages(self.paths(number))
+        names = ("radial", "couplings", "density") if self.density[number] else ("radial", "couplings")
+        n = features["0"].shape[0]
+        return block_pass(messages, n, {name: layer[name] for name in names}, table, blocks, streams)
+
+    def paths(self, number: int) -> tuple[Path, ...]:
+        """The couplings of a layer, in the order of its radial weights."""
+        return couplings(self.hidden[number - 1] if number else 0, self.highest_edge)
+
+    def _update(
+        self, number: int, layer: dict[str, Any], species: Int[Array, " n"], features: Features, sums: Features
+    ) -> tuple[Features, Float[Array, " n"]]:
+        """New features and energies of the atoms, for a few atoms at a time."""
+        n = species.shape[0]
+        longest = ATOMS if jax.default_backend() == "cpu" else ATOMS_ACCELERATOR
+        slices = math.ceil(n / longest)
+        length = math.ceil(n / slices)
+
+        def sliced(x: Array) -> Array:
+            padding = [(0, slices * length - n)] + [(0, 0)] * (x.ndim - 1)
+            return jnp.pad(x, padding).reshape(slices, length, *x.shape[1:])
+
+        @jax.checkpoint
+        def update(_: None, atoms: Any) -> tuple[None, Any]:
+            return None, self._update_atoms(number, layer, *atoms)
+
+        _, results = jax.lax.scan(update, None, jax.tree.map(sliced, (species, features, sums)))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)
+
+    def _update_atoms(
+        self, number: int, layer: dict[str, Any], species: Int[Array, " n"], features: Features, sums: Features
+    ) -> tuple[Features, Float[Array, " n"]]:
+        mixed: Features = {}
+        for path in self.paths(number):
+            term = product(sums[path_name(path)], layer["mix"][path_name(path)])
+            key = str(path[2])
+            mixed[key] = mixed[key] + term if key in mixed else term
+        if self.density[number]:
+            mixed = {key: x / (sums["density"] + 1.0)[:, :, None] for key, x in mixed.items()}
+        if not self.residual[number]:
+            mixed = {key: by_element(layer["skip"][key], species, x) for key, x in mixed.items()}
+        channels_last = jnp.concatenate([x.transpose(1, 0, 2) for x in mixed.values()])
+        result = {}
+        for degree in range(self.hidden[number] + 1):
+            weights = layer["polynomials"][str(degree)][species]
+            x = symmetric_contraction(channels_last, weights, self.highest_edge, self.orders[number], degree)
+            x = product(x, layer["product"][str(degree)]).transpose(1, 0, 2)
+            if self.residual[number] and str(degree) in layer["skip"]:
+                x = x + by_element(layer["skip"][str(degree)], species, features[str(degree)])
+            result[str(degree)] = x
+        if number not in self.readouts:
+            return result, jnp.zeros_like(x, shape=species.shape)
+        y = product(result["0"][:, 0], layer["readout"]["0"])
+        if "1" in layer["readout"]:
+            y = product(jax.nn.silu(y), layer["readout"]["1"])
+        return result, y[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Messages:
+    """The sums over each block of edges of (radial weight) (features of the sender) (harmonics), for `block_pass`.
+
+    Attributes:
+        paths: the couplings, in the order of the radial weights.
+    """
+
+    paths: tuple[Path, ...]
+
+    def __call__(self, params: dict[str, Any], rows: Features, edge: dict[str, Array]) -> Features:
+        """Sums of each path [b, 2 l3 + 1, channels], and the density [b, 1].
+
+        Args:
+            params: radial (weights "0", "1", ... [out, in]), couplings (its last layer, for each path [channels, in])
+                and, for the density, density [1, k].
+            rows: features of the senders [b, w, 2 l + 1, channels] for each l.
+            edge: radial [b, w, k], harmonics [b, w, m], and envelope [b, w, 1] if it is not in radial.
+        """
+        blocks, edges = edge["radial"].shape[:2]
+        x = edge["radial"].reshape(blocks * edges, -1)
+        for number in range(len(params["radial"])):
+            x = jax.nn.silu(product(x, params["radial"][str(number)]))
+        if "envelope" in edge:
+            x = x * edge["envelope"].reshape(-1, 1)
+        table = jnp.asarray(coupling_table(self.paths), x.dtype)
+        coefficients = product(edge["harmonics"], table)
+        sums, column = {}, 0
+        for path in self.paths:
+            shape = (edges * (2 * path[0] + 1), 2 * path[2] + 1)
+            size = (2 * path[0] + 1) * shape[1]
+            # one map for all paths would have to be cut into pieces, whose derivatives are slow to put together
+            radial = product(x, params["couplings"][path_name(path)]).reshape(blocks, edges, 1, -1)
+            weighted = radial * rows[str(path[0])]
+            if path[1] == 0:
+                sums[path_name(path)] = jnp.sum(weighted, axis=1)
+            else:
+                coupling = coefficients[..., column : column + size].reshape(blocks, *shape)
+                sums[path_name(path)] = sum_products(coupling, weighted.reshape(blocks, shape[0], -1))
+            column += size
+        if "density" in params:
+            density = jnp.tanh(product(edge["radial"], params["density"]) ** 2)
+            sums["density"] = jnp.sum(density * edge["envelope"] if "envelope" in edge else density, axis=1)
+        return sums
+
+
+@jax.custom_vjp
+def sum_products(first: Float[Array, "b p k"], second: Float[Array, "b p c"]) -> Float[Array, "b k c"]:
+    """Sum over p of the products; its derivatives keep the channels c contiguous, which those of `einsum` do not."""
+    return _matrix_product(first, second, 1, 1)
+
+
+def _matrix_product(first: Array, second: Array, first_axis: int, second_axis: int) -> Array:
+    dimensions = (((first_axis,), (second_axis,)), ((0,), (0,)))
+    return jax.lax.dot_general(first, second, dimensions, precision=jax.lax.Precision.HIGHEST)
+
+
+def _sum_products_backward(factors: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    first, second = factors
+    return _matrix_product(second, cotangent, 2, 2), _matrix_product(first, cotangent, 2, 1)
+
+
+sum_products.defvjp(lambda first, second: (sum_products(first, second), (first, second)), _sum_products_backward)
+
+
+def couplings(highest_features: int, highest_edge: int) -> tuple[Path, ...]:
+    """All (l1, l2, l3) with l3 <= highest_edge in l1 x l2 and of parity (-1)^l3, sorted by l3, then l1, then l2."""
+    paths = [
+        (first, second, third)
+        for third in range(highest_edge + 1)
+        for first in range(highest_features + 1)
+        for second in range(highest_edge + 1)
+        if abs(first - second) <= third <= first + second and (first + second + third) % 2 == 0
+    ]
+    return tuple(paths)
+
+
+def path_name(path: Path) -> str:
+    """Name of a path in parameters and sums."""
+    return "-".join(map(str, path))
+
+
+@functools.cache
+def coupling_table(paths: tuple[Path, ...]) -> Float[np.ndarray, "t m"]:
+    """Map of harmonics to sqrt(2 l3 + 1) (3j symbols) . harmonics, one [2 l1 + 1, 2 l3 + 1] after another.
+
+    A path with l2 = 0 is there as well, though it needs no product: it is the identity.
+    """
+    harmonics = width(max(path[1] for path in paths))
+    blocks = []
+    for first, second, third in paths:
+        block = np.zeros((2 * first + 1, 2 * third + 1, harmonics))
+        symbols = math.sqrt(2 * third + 1) * wigner_3j(first, second, third)
+        block[:, :, second**2 : (second + 1) ** 2] = symbols.transpose(0, 2, 1)
+        blocks.append(block.reshape(-1, harmonics))
+    return np.concatenate(blocks)
+
+
+def by_element(
+    weights: Float[Array, "elements d c"], species: Int[Array, " n"], features: Float[Array, "n m c"]
+) -> Float[Array, "n m d"]:
+    """A linear map for each element, of features [n, m, c]."""
+    return jnp.einsum("ndc,nmc->nmd", weights[species], features, precision=jax.lax.Precision.HIGHEST)
+
+
+def envelope(x: Float[Array, "*batch"], power: int) -> Float[Array, "*batch"]:
+    """1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) for x < 1, else 0.
+
+    As (1 - x)^3 sum_k (k+1)(k+2)/2 x^k, k < p, which does not cancel near 1.
+    """
+    x = jnp.minimum(x, 1.0)
+    total = jnp.zeros_like(x)
+    for k in reversed(range(power)):
+        total = total * x + 0.5 * (k + 1) * (k + 2)
+    return (1.0 - x) ** 3 * total
+
+
+def agnesi_transform(
+    distance: Float[Array, "b w"],
+    ends: tuple[Int[Array, "b w"], Int[Array, "b w"]],
+    radii: tuple[float, ...],
+    constants: tuple[float, ...],
+) -> Float[Array, "b w"]:
+    """1 / (1 + a x^q / (1 + x^(q - p))), with x the distance in units of half the sum of both covalent radii.
+
+    Args:
+        distance: Angstrom.
+        ends: species of both atoms.
+        radii: of each species, Angstrom.
+        constants: a, q, p.
+    """
+    a, q, p = constants
+    radius = jnp.asarray(radii, distance.dtype)
+    x = distance / (0.5 * (radius[ends[0]] + radius[ends[1]]))
+    return 1.0 / (1.0 + a * x**q / (1.0 + x ** (q - p)))
+
+
+def screened_repulsion(
+    distance: Float[Array, "b w"],
+    ends: tuple[Int[Array, "b w"], Int[Array, "b w"]],
+    elements: tuple[int, ...],
+    radii: tuple[float, ...],
+    constants: tuple[float, ...],
+) -> Float[Array, "b w"]:
+    """Half of the repulsion of nuclei screened after Ziegler, Biersack and Littmark, eV; 0 beyond touching radii.
+
+    Args:
+        distance: Angstrom.
+        ends: species of both atoms.
+        elements: atomic number of each species.
+        radii: of each species, Angstrom.
+        constants: as `MACE.repulsion`.
+    """
+    *weights, power, prefactor, envelope_power = constants
+    charge = jnp.asarray(elements, distance.dtype)
+    charges = [charge[end] for end in ends]
+    powers = jnp.asarray(np.asarray(elements, np.float64) ** power, distance.dtype)
+    radius = jnp.asarray(radii, distance.dtype)
+    x = distance * (powers[ends[0]] + powers[ends[1]]) / (prefactor * BOHR)
+    screening = sum(weight * jnp.exp(-rate * x) for weight, rate in zip(weights, SCREENING, strict=True))
+    smooth = envelope(distance / (radius[ends[0]] + radius[ends[1]]), int(envelope_power))
+    return 0.5 * COULOMB * charges[0] * charges[1] / distance * screening * smooth

@@ -1,0 +1,110 @@
+"""SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)), NequIP's network for many elements."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxpto.models.edge_blocks import block_pass, make_blocks
+from jaxpto.models.equivariant import normalized_silu, spherical_harmonics
+from jaxpto.models.layers import add_up, product
+from jaxpto.models.sevennet_layers import Convolution, joined
+from jaxpto.neighbors import Neighbors
+from jaxpto.system import System
+
+Features = list[Float[Array, "n _ _"]]  # for each l: [n, 2 l + 1, channels]
+
+
+@dataclasses.dataclass(frozen=True)
+class SevenNet:
+    """Hyperparameters of SevenNet with rotations as its symmetry (no parity) and linear self-connections.
+
+    Attributes:
+        elements: atomic numbers, in the order of the parameters.
+        cutoff: Angstrom.
+        channels: of the first features and of those after each layer, the number of channels of l = 0, 1, ...
+        highest: largest l of the harmonics.
+        envelope: "polynomial" or "xplor", see `polynomial_envelope` and `xplor_envelope`.
+        envelope_parameter: power of the polynomial, or distance from which XPLOR falls, Angstrom.
+        by_species: whether the neighbour layout is in blocks by species (not needed here).
+    """
+
+    elements: tuple[int, ...]
+    cutoff: float
+    channels: tuple[tuple[int, ...], ...]
+    highest: int
+    envelope: str
+    envelope_parameter: float
+    by_species: bool = False
+
+    def energy(
+        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
+    ) -> Float[Array, ""]:
+        """Energy in eV from edge vectors [e, 3] Angstrom; `converters.sevennet.parameters` says what params hold."""
+        n = system.positions.shape[0]
+        table = np.zeros(119, np.int32)
+        table[list(self.elements)] = np.arange(len(self.elements))
+        species = jnp.asarray(table)[system.numbers]
+
+        close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
+        blocks = make_blocks(close, neighbors.senders, neighbors.receivers, n)
+        vectors = vectors.at[blocks.edges].get(mode="fill", fill_value=self.cutoff)  # padding is beyond the cutoff
+        distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        edge = {
+            "radial": self.radial_functions(params["frequencies"], distance),
+            "harmonics": spherical_harmonics(vectors / distance[..., None], self.highest),
+        }
+        features = [params["embedding"][species][:, None, :]]
+        for index, channels in enumerate(self.channels[1:]):
+            layer = params["layers"][str(index)]
+            convolution = Convolution(self.channels[index], self.highest, len(channels) - 1)
+            senders = joined(linear(layer["before"], features))
+            sums = block_pass(convolution, n, layer["radial"], senders, blocks, edge)
+            received, connected = linear(layer["after"], sums), linear(layer["connection"], features)
+            # the first features are scalars only, which no self-connection turns into vectors
+            both = [x + y for x, y in zip(received, connected, strict=False)]
+            features = gate(both + received[len(both) :], channels)
+        readout = product(features[0][:, 0], params["readout"][None, :])[:, 0]
+        return add_up(jnp.concatenate([params["scale"][species] * readout, params["shift"][species]]))
+
+    def radial_functions(self, frequencies: Float[Array, " r"], distance: Float[Array, "*b"]) -> Float[Array, "*b r"]:
+        """(2 / c) sin(b r) / r times the envelope, for trained frequencies b (1/Angstrom); zero beyond the cutoff c."""
+        inside = distance < self.cutoff
+        r = jnp.where(inside, distance, 0.5 * self.cutoff)
+        envelope = {"polynomial": polynomial_envelope, "xplor": xplor_envelope}[self.envelope]
+        height = jnp.where(inside, envelope(r, self.cutoff, self.envelope_parameter) / r, 0.0)
+        return (2.0 / self.cutoff) * height[..., None] * jnp.sin(jnp.multiply.outer(r, frequencies))
+
+
+def polynomial_envelope(r: Float[Array, "*b"], cutoff: float, power: float) -> Float[Array, "*b"]:
+    """1 - (p + 1) (p + 2) / 2 x^p + p (p + 2) x^(p + 1) - p (p + 1) / 2 x^(p + 2) with x = r / cutoff."""
+    x = r / cutoff
+    first, second, third = (power + 1.0) * (power + 2.0) / 2.0, power * (power + 2.0), power * (power + 1.0) / 2.0
+    return 1.0 - x**power * (first - second * x + third * x**2)
+
+
+def xplor_envelope(r: Float[Array, "*b"], cutoff: float, onset: float) -> Float[Array, "*b"]:
+    """1 up to the onset a, then (c^2 - r^2)^2 (c^2 + 2 r^2 - 3 a^2) / (c^2 - a^2)^3 for the cutoff c."""
+    c, a, square = cutoff**2, onset**2, r**2
+    return jnp.where(r < onset, 1.0, (c - square) ** 2 * (c + 2.0 * square - 3.0 * a) / (c - a) ** 3)
+
+
+def linear(layer: dict[str, Array], features: Any) -> Features:
+    """Maps of each l's channels, weights [out, in] by l; without those l that the layer lacks."""
+    return [product(x, layer[str(order)]) for order, x in enumerate(features) if str(order) in layer]
+
+
+def gate(features: Features, channels: tuple[int, ...]) -> Features:
+    """e3nn's gate: normalized silu of the first scalars, and vectors times that of one of the other scalars each.
+
+    Args:
+        features: of l = 0, the scalars to be kept and then the gates of the channels of l = 1, 2, ...
+        channels: how many channels of each l come out.
+    """
+    scalars = normalized_silu(features[0])
+    parts = jnp.split(scalars, np.cumsum(channels)[:-1].tolist(), axis=-1)
+    return [parts[0], *map(jnp.multiply, features[1:], parts[1:])]
