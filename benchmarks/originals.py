@@ -149,7 +149,9 @@ def run(config: Config) -> None:
     document = json.loads(config.out.read_text()) if config.out.exists() else {}
     print(f"{'model':20s} atoms   original s   jaxpto s   faster   original MiB   jaxpto MiB")
     for model in config.models:
-        entry: dict[str, Any] = {"provenance": provenance(), "dtype": "float32", "cores": 1, "sizes": []}
+        options = f"--sizes {' '.join(map(str, config.sizes))} --rounds {config.rounds} --calls {config.calls}"
+        command = {"command": f"python -m benchmarks.originals {model} {options}"}  # without the paths of this machine
+        entry: dict[str, Any] = {"provenance": provenance() | command, "dtype": "float32", "cores": 1, "sizes": []}
         for size in config.sizes:
             one = compare(model, size, config)
             entry["sizes"].append(one)

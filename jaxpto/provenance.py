@@ -76,4 +76,5 @@ def provenance() -> dict[str, Any]:
 def _module() -> str:
     """Dotted name of the command that runs, `jaxpto` when it is called from Python."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec is not None and spec.name.startswith("jaxpto") else "jaxpto"
+    ours = ("jaxpto", "converters", "benchmarks")
+    return spec.name if spec is not None and spec.name.startswith(ours) else "jaxpto"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpto.models.equivariant import normalized_silu, spherical_harmonics, wigner_3j
+from jaxpto.models.equivariant import normalized_silu, polynomial_envelope, spherical_harmonics, wigner_3j
 
 
 def _directions(count: int) -> jax.Array:
@@ -61,3 +61,10 @@ def test_silu_has_unit_second_moment() -> None:
     moment = jnp.sum(normalized_silu(x) ** 2 * density) * (x[1] - x[0])
     spread = jnp.sum(normalized_silu(x) ** 4 * density) * (x[1] - x[0]) - moment**2
     assert abs(moment - 1.0) < 3.0 * float(jnp.sqrt(spread / 1e6))
+
+
+def test_envelope_is_the_published_polynomial() -> None:
+    x = np.linspace(0.0, 0.999, 50)
+    expected = 1.0 - 21.0 * x**5 + 35.0 * x**6 - 15.0 * x**7
+    np.testing.assert_allclose(polynomial_envelope(jnp.asarray(x), 5), expected, atol=1e-13)
+    assert polynomial_envelope(jnp.asarray(1.2), 5) == 0.0

@@ -28,7 +28,7 @@ from converters.torch_files import read_checkpoint
 from jaxpto import neighbors
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
-from jaxpto.models import edge_blocks, mace, mace_product
+from jaxpto.models import edge_blocks, mace_product
 from jaxpto.models.equivariant import spherical_harmonics
 from jaxpto.potential import Potential, Prediction
 from jaxpto.system import from_ase
@@ -191,13 +191,6 @@ def test_blocks_hold_every_edge_once() -> None:
     np.testing.assert_array_equal(owners[used], receivers[edges[used]])
     np.testing.assert_array_equal(np.asarray(blocks.senders)[used], senders[edges[used]])
     assert (np.asarray(blocks.receivers) < 7).sum() == blocks.count == used.any(axis=1).sum()
-
-
-def test_envelope_is_the_published_polynomial() -> None:
-    x = np.linspace(0.0, 0.999, 50)
-    expected = 1.0 - 21.0 * x**5 + 35.0 * x**6 - 15.0 * x**7
-    np.testing.assert_allclose(mace.envelope(jnp.asarray(x), 5), expected, atol=1e-13)
-    assert mace.envelope(jnp.asarray(1.2), 5) == 0.0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What equivariant networks share: spherical harmonics, Wigner 3j tables, and e3nn's normalized activation.
+"""What equivariant networks share: spherical harmonics, Wigner 3j tables, an activation and an envelope.
 
 Conventions are those of e3nn, in which published weights are written: real harmonics, (x, y, z) for l = 1, with y the
 polar axis.
@@ -62,3 +62,15 @@ def spherical_harmonics(unit: Float[Array, "*batch 3"], highest: int) -> Float[A
 def normalized_silu(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """silu(x) times the constant that gives it unit second moment for normal x."""
     return SILU_NORM * jax.nn.silu(x)
+
+
+def polynomial_envelope(x: Float[Array, "*batch"], power: int) -> Float[Array, "*batch"]:
+    """1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) for x < 1, else 0.
+
+    As (1 - x)^3 sum_k (k+1)(k+2)/2 x^k, k < p, which does not cancel near 1.
+    """
+    x = jnp.minimum(x, 1.0)
+    total = jnp.zeros_like(x)
+    for k in reversed(range(power)):
+        total = total * x + 0.5 * (k + 1) * (k + 2)
+    return (1.0 - x) ** 3 * total

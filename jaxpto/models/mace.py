@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.edge_blocks import Blocks, block_pass, make_blocks
-from jaxpto.models.equivariant import spherical_harmonics, wigner_3j
+from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics, wigner_3j
 from jaxpto.models.layers import add_up, product
 from jaxpto.models.mace_product import symmetric_contraction, width
 from jaxpto.neighbors import Neighbors
@@ -125,7 +125,7 @@ class MACE:
         self, distance: Float[Array, "b w"], ends: tuple[Int[Array, "b w"], Int[Array, "b w"]]
     ) -> dict[str, Array]:
         """Radial functions [b, w, k] of each edge, and its envelope [b, w, 1] where it acts on what is made of them."""
-        smooth = envelope(distance / self.cutoff, self.cutoff_power)[..., None]
+        smooth = polynomial_envelope(distance / self.cutoff, self.cutoff_power)[..., None]
         x = agnesi_transform(distance, ends, self.radii, self.agnesi) if self.agnesi else distance
         k = jnp.asarray(self.frequencies, distance.dtype).reshape(1, 1, -1)
         radial = jnp.sin(k * x[..., None]) / x[..., None]
@@ -299,18 +299,6 @@ def by_element(
     return jnp.einsum("ndc,nmc->nmd", weights[species], features, precision=jax.lax.Precision.HIGHEST)
 
 
-def envelope(x: Float[Array, "*batch"], power: int) -> Float[Array, "*batch"]:
-    """1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) for x < 1, else 0.
-
-    As (1 - x)^3 sum_k (k+1)(k+2)/2 x^k, k < p, which does not cancel near 1.
-    """
-    x = jnp.minimum(x, 1.0)
-    total = jnp.zeros_like(x)
-    for k in reversed(range(power)):
-        total = total * x + 0.5 * (k + 1) * (k + 2)
-    return (1.0 - x) ** 3 * total
-
-
 def agnesi_transform(
     distance: Float[Array, "b w"],
     ends: tuple[Int[Array, "b w"], Int[Array, "b w"]],
@@ -354,5 +342,5 @@ def screened_repulsion(
     radius = jnp.asarray(radii, distance.dtype)
     x = distance * (powers[ends[0]] + powers[ends[1]]) / (prefactor * BOHR)
     screening = sum(weight * jnp.exp(-rate * x) for weight, rate in zip(weights, SCREENING, strict=True))
-    smooth = envelope(distance / (radius[ends[0]] + radius[ends[1]]), int(envelope_power))
+    smooth = polynomial_envelope(distance / (radius[ends[0]] + radius[ends[1]]), int(envelope_power))
     return 0.5 * COULOMB * charges[0] * charges[1] / distance * screening * smooth

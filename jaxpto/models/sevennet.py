@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto.models.edge_blocks import block_pass, make_blocks
-from jaxpto.models.equivariant import normalized_silu, spherical_harmonics
+from jaxpto.models.equivariant import normalized_silu, polynomial_envelope, spherical_harmonics
 from jaxpto.models.layers import add_up, product
 from jaxpto.models.sevennet_layers import Convolution, joined
 from jaxpto.neighbors import Neighbors
@@ -75,16 +75,12 @@ class SevenNet:
         """(2 / c) sin(b r) / r times the envelope, for trained frequencies b (1/Angstrom); zero beyond the cutoff c."""
         inside = distance < self.cutoff
         r = jnp.where(inside, distance, 0.5 * self.cutoff)
-        envelope = {"polynomial": polynomial_envelope, "xplor": xplor_envelope}[self.envelope]
-        height = jnp.where(inside, envelope(r, self.cutoff, self.envelope_parameter) / r, 0.0)
+        if self.envelope == "polynomial":
+            envelope = polynomial_envelope(r / self.cutoff, int(self.envelope_parameter))
+        else:
+            envelope = xplor_envelope(r, self.cutoff, self.envelope_parameter)
+        height = jnp.where(inside, envelope / r, 0.0)
         return (2.0 / self.cutoff) * height[..., None] * jnp.sin(jnp.multiply.outer(r, frequencies))
-
-
-def polynomial_envelope(r: Float[Array, "*b"], cutoff: float, power: float) -> Float[Array, "*b"]:
-    """1 - (p + 1) (p + 2) / 2 x^p + p (p + 2) x^(p + 1) - p (p + 1) / 2 x^(p + 2) with x = r / cutoff."""
-    x = r / cutoff
-    first, second, third = (power + 1.0) * (power + 2.0) / 2.0, power * (power + 2.0), power * (power + 1.0) / 2.0
-    return 1.0 - x**power * (first - second * x + third * x**2)
 
 
 def xplor_envelope(r: Float[Array, "*b"], cutoff: float, onset: float) -> Float[Array, "*b"]:
