@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -121,8 +122,9 @@ class Potential:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Precision of the parameters, in which the model is evaluated (float64 where it has none)."""
-        floating = [leaf.dtype for leaf in jax.tree.leaves(self.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        """Precision of the arrays of parameters, in which the model is evaluated; float64 where there are none."""
+        arrays = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array | np.ndarray)]
+        floating = [array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
         return jnp.result_type(*floating) if floating else jnp.dtype("float64")
 
     @property
