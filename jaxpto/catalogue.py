@@ -133,6 +133,9 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(temporary / "params", args=ocp.args.PyTreeSave(arrays))
+        marker = temporary / "params" / "commit_success.txt"
+        if marker.exists():  # only its existence counts, and Orbax writes the path on this machine into it
+            marker.write_text("complete\n")
         if (folder / params_folder).exists():
             shutil.rmtree(folder / params_folder)  # same digest: the same parameters, or a damaged copy of them
         os.replace(temporary / "params", folder / params_folder)

@@ -55,6 +55,13 @@ def test_header_can_be_read_by_people(models):
         save_potential(noble(), models / "noble", {"digest": "mine"})
 
 
+def test_a_model_says_nothing_of_the_machine_it_was_saved_on(models):
+    save_potential(noble(), models / "noble")
+    files = [path for path in (models / "noble").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path.name for path in files if str(models).encode() in path.read_bytes()]
+
+
 def test_nested_parameters_and_integers(models):
     nested = noble().replace(params={"a": {"b": np.arange(3), "c": np.ones((2, 1))}, "d": np.float64(2.5)})
     save_potential(nested, models / "nested")
