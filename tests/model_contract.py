@@ -11,6 +11,7 @@ import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
+from reference_data import Case
 from scipy.spatial.transform import Rotation
 
 from jaxpto import neighbors
@@ -56,6 +57,16 @@ def assert_same(first: Prediction, second: Prediction, tolerance: float = 1e-9) 
     np.testing.assert_allclose(first.energy, second.energy, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(first.forces, second.forces, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(first.stress, second.stress, rtol=tolerance, atol=tolerance)
+
+
+def agreement(potential: Potential, cases: list[Case], *names: str) -> None:
+    """The named cases (all, if none) come out as the original has them, in both precisions."""
+    double, single = cast(potential, np.float64), cast(potential, np.float32)
+    assert set(names) <= {case.name for case in cases}
+    for case in cases:
+        if not names or case.name in names:
+            case.assert_exact(predict(double, case.atoms))
+            case.assert_as_exact_as(predict(single, case.atoms), cases)
 
 
 def rotation(potential: Potential, atoms: ase.Atoms) -> None:

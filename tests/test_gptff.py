@@ -40,24 +40,15 @@ def published(shared: pathlib.Path) -> Potential:
     return contract.cast(_convert(shared, "v2"), np.float64)
 
 
-def _compare(shared: pathlib.Path, names: set[str], *, self_images: bool = True) -> None:
-    """The named structures (all, if none) in both precisions."""
-    potential = _convert(shared, "v2", self_images=self_images)
-    cases = load_reference(shared, "gptff_v2", "" if self_images else "no_self_images")
-    for case in cases:
-        if not names or case.name in names:
-            case.assert_exact(contract.predict(contract.cast(potential, np.float64), case.atoms))
-            case.assert_as_exact_as(contract.predict(contract.cast(potential, np.float32), case.atoms), cases)
-
-
 def test_agrees_with_the_original(shared: pathlib.Path) -> None:
-    _compare(shared, {"LiFePO4_rattle005"})
+    contract.agreement(_convert(shared, "v2"), load_reference(shared, "gptff_v2"), "LiFePO4_rattle005")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("self_images", [True, False])
 def test_agrees_with_the_original_on_all_structures(shared: pathlib.Path, self_images: bool) -> None:
-    _compare(shared, set(), self_images=self_images)
+    cases = load_reference(shared, "gptff_v2", "" if self_images else "no_self_images")
+    contract.agreement(_convert(shared, "v2", self_images=self_images), cases)
 
 
 def test_older_neighbour_rule(shared: pathlib.Path) -> None:

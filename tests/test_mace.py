@@ -74,22 +74,13 @@ def _cases(shared: pathlib.Path) -> list[Case]:
     return cases
 
 
-def _compare(converted: Potential, shared: pathlib.Path, names: set[str]) -> None:
-    """The named structures (all, if none), in both precisions."""
-    cases = _cases(shared)
-    for case in cases:
-        if not names or case.name in names:
-            case.assert_exact(contract.predict(contract.cast(converted, np.float64), case.atoms))
-            case.assert_as_exact_as(contract.predict(contract.cast(converted, np.float32), case.atoms), cases)
-
-
 def test_agrees_with_the_original(converted: Potential, shared: pathlib.Path) -> None:
-    _compare(converted, shared, {"NaCl_prim_rattle010"})
+    contract.agreement(converted, _cases(shared), "NaCl_prim_rattle010")
 
 
 @pytest.mark.slow
 def test_agrees_with_the_original_on_all_structures(converted: Potential, shared: pathlib.Path) -> None:
-    _compare(converted, shared, set())
+    contract.agreement(converted, _cases(shared))
 
 
 def test_energies_of_atoms(published: Potential, shared: pathlib.Path) -> None:
