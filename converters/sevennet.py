@@ -17,9 +17,9 @@ from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto.catalogue import save_potential, user_folder
 from jaxpto.command import run_command
+from jaxpto.models.couplings import CouplingPath, coupling_paths
 from jaxpto.models.equivariant import wigner_3j
 from jaxpto.models.sevennet import SevenNet
-from jaxpto.models.sevennet_layers import CouplingPath, paths_between
 from jaxpto.potential import Potential
 
 # what jaxpto.models.sevennet does, and what the sevenn package takes where a checkpoint is silent
@@ -171,7 +171,7 @@ def parameters(state: Mapping[str, np.ndarray], model: SevenNet, *, by_result: b
     layers = {}
     for t, (inputs, outputs) in enumerate(zip(model.channels[:-1], model.channels[1:], strict=True)):
         gated = (sum(outputs), *outputs[1:])  # scalars, then a gate for every other channel
-        paths = paths_between(inputs, model.highest, len(outputs) - 1)
+        paths = coupling_paths(len(inputs) - 1, model.highest, len(outputs) - 1, parity=False)
         summed = [sum(inputs[p.features] for p in paths if p.result == order) for order in range(len(outputs))]
         network = f"{t}_convolution.weight_nn.layer"
         maps = [left.pop(key) for key in sorted(left) if key.startswith(network)]
@@ -209,7 +209,7 @@ def _signed_and_sorted(
     *,
     by_result: bool,
 ) -> np.ndarray:
-    """Rows of the last radial layer in the order of `paths_between`, with the signs of the 3j tensors."""
+    """Rows of the last radial layer in the order of `coupling_paths`, with the signs of the 3j tensors."""
     stored = paths if by_result else sorted(paths, key=lambda p: (p.features, p.harmonics, p.result))
     widths = [inputs[path.features] for path in stored]
     if len(weight) != sum(widths):

@@ -25,7 +25,8 @@ from converters.sources import find_checkpoint
 from jaxpto import neighbors
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
-from jaxpto.models import sevennet, sevennet_layers
+from jaxpto.models import sevennet
+from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import SILU_NORM, wigner_3j
 from jaxpto.models.sevennet import SevenNet
 from jaxpto.models.sevennet_layers import Convolution
@@ -68,7 +69,7 @@ def _state(flipped: tuple[int, ...] = (), *, by_result: bool = False) -> dict[st
     state["onehot_to_feature_x.linear.bias"] = np.zeros(0, np.float32)
     for t, (inputs, outputs) in enumerate(itertools.pairwise(SMALL.channels)):
         gated = (sum(outputs), *outputs[1:])
-        paths = sevennet_layers.paths_between(inputs, 2, len(outputs) - 1)
+        paths = coupling_paths(len(inputs) - 1, 2, len(outputs) - 1, parity=False)
         summed = [sum(inputs[p.features] for p in paths if p.result == order) for order in range(len(outputs))]
         sizes = {"self_connection_intro": (inputs, gated), "self_interaction_1": (inputs, inputs)}
         for name, (first, second) in (sizes | {"self_interaction_2": (summed, gated)}).items():
@@ -190,7 +191,7 @@ def test_convolution_is_a_tensor_product() -> None:
     """Against the sum over all m with 3j symbols, edge by edge and path by path."""
     generator = np.random.default_rng(0)
     convolution = Convolution((5, 3, 2, 4), 3, 2)
-    paths = sevennet_layers.paths_between((5, 3, 2, 4), 3, 2)
+    paths = coupling_paths(3, 3, 2, parity=False)
     widths = [convolution.channels[path.features] for path in paths]
     radial = {"0": generator.normal(size=(7, 6)), "1": generator.normal(size=(sum(widths), 7))}
     features = [generator.normal(size=(2, 3, 2 * order + 1, c)) for order, c in enumerate((5, 3, 2, 4))]

@@ -8,12 +8,21 @@ products, and no array of concatenated features.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Linear = dict[str, Array]  # weight [out, in] as PyTorch stores it, and where there is one bias [out]
+
+
+def species_of(elements: Sequence[int], numbers: Int[Array, " n"]) -> Int[Array, " n"]:
+    """Index in `elements` of each atomic number [n]; all must be there."""
+    table = np.zeros(max(elements) + 1, np.int32)
+    table[list(elements)] = np.arange(len(elements))
+    return jnp.asarray(table)[numbers]
 
 
 def linear(layer: Linear, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:

@@ -24,7 +24,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
-from jaxpto.models.layers import add_up, linear, linear_term
+from jaxpto.models.layers import add_up, linear, linear_term, species_of
 from jaxpto.models.passes import row_pass, select_rows
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -65,9 +65,7 @@ class M3GNet:
     ) -> Float[Array, ""]:
         """Energy in eV from edge vectors [e, 3] Angstrom; `initialize` says what params hold."""
         n = system.positions.shape[0]
-        table = np.zeros(119, np.int32)
-        table[list(self.elements)] = np.arange(len(self.elements))
-        species = jnp.asarray(table)[system.numbers]
+        species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
         selected, count = select_rows(close)

@@ -8,7 +8,6 @@ the original are inside the parameters here: widths of layers, numbers of neighb
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -17,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxpto.models.couplings import CouplingPath, coupling_paths, coupling_table, sum_products
 from jaxpto.models.edge_blocks import Blocks, block_pass, make_blocks
-from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics, wigner_3j
-from jaxpto.models.layers import add_up, product
-from jaxpto.models.mace_product import symmetric_contraction, width
+from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics
+from jaxpto.models.layers import add_up, product, species_of
+from jaxpto.models.mace_product import symmetric_contraction
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
-Path = tuple[int, int, int]  # l of the neighbour's features, of the edge's harmonics, and of the result
 Features = dict[str, Array]  # for each l: [n, 2 l + 1, channels]
 
 SCREENING = (3.2, 0.9423, 0.4028, 0.2016)  # exponents of the universal repulsion
@@ -93,9 +92,7 @@ class MACE:
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         """Energies of interaction and reference energies of the atoms."""
         n = system.positions.shape[0]
-        table = np.zeros(119, np.int32)
-        table[list(self.elements)] = np.arange(len(self.elements))
-        species = jnp.asarray(table)[system.numbers]
+        species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) < self.cutoff**2  # leaves out the skin and the padding
         blocks = make_blocks(close, neighbors.senders, neighbors.receivers, n)
@@ -136,14 +133,15 @@ class MACE:
     ) -> Features:
         """Sums over the neighbours of each atom: for each path [n, 2 l3 + 1, channels], and the density [n, 1]."""
         table = {key: product(x, layer["up"][key]) for key, x in features.items()}
-        messages = Messages(self.paths(number))
+        messages = Messages(self.paths(number), self.highest_edge)
         names = ("radial", "couplings", "density") if self.density[number] else ("radial", "couplings")
         n = features["0"].shape[0]
         return block_pass(messages, n, {name: layer[name] for name in names}, table, blocks, streams)
 
-    def paths(self, number: int) -> tuple[Path, ...]:
+    def paths(self, number: int) -> tuple[CouplingPath, ...]:
         """The couplings of a layer, in the order of its radial weights."""
-        return couplings(self.hidden[number - 1] if number else 0, self.highest_edge)
+        highest = self.hidden[number - 1] if number else 0
+        return coupling_paths(highest, self.highest_edge, self.highest_edge, parity=True)
 
     def _update(
         self, number: int, layer: dict[str, Any], species: Int[Array, " n"], features: Features, sums: Features
@@ -171,7 +169,7 @@ class MACE:
         mixed: Features = {}
         for path in self.paths(number):
             term = product(sums[path_name(path)], layer["mix"][path_name(path)])
-            key = str(path[2])
+            key = str(path.result)
             mixed[key] = mixed[key] + term if key in mixed else term
         if self.density[number]:
             mixed = {key: x / (sums["density"] + 1.0)[:, :, None] for key, x in mixed.items()}
@@ -200,9 +198,11 @@ class Messages:
 
     Attributes:
         paths: the couplings, in the order of the radial weights.
+        highest: largest l of the harmonics.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[CouplingPath, ...]
+    highest: int
 
     def __call__(self, params: dict[str, Any], rows: Features, edge: dict[str, Array]) -> Features:
         """Sums of each path [b, 2 l3 + 1, channels], and the density [b, 1].
@@ -219,16 +219,16 @@ class Messages:
             x = jax.nn.silu(product(x, params["radial"][str(number)]))
         if "envelope" in edge:
             x = x * edge["envelope"].reshape(-1, 1)
-        table = jnp.asarray(coupling_table(self.paths), x.dtype)
+        table = jnp.asarray(coupling_table(self.paths, self.highest), x.dtype)
         coefficients = product(edge["harmonics"], table)
         sums, column = {}, 0
         for path in self.paths:
-            shape = (edges * (2 * path[0] + 1), 2 * path[2] + 1)
-            size = (2 * path[0] + 1) * shape[1]
+            shape = (edges * (2 * path.features + 1), 2 * path.result + 1)
+            size = (2 * path.features + 1) * shape[1]
             # one map for all paths would have to be cut into pieces, whose derivatives are slow to put together
             radial = product(x, params["couplings"][path_name(path)]).reshape(blocks, edges, 1, -1)
-            weighted = radial * rows[str(path[0])]
-            if path[1] == 0:
+            weighted = radial * rows[str(path.features)]
+            if path.harmonics == 0:  # the coupling is the identity
                 sums[path_name(path)] = jnp.sum(weighted, axis=1)
             else:
                 coupling = coefficients[..., column : column + size].reshape(blocks, *shape)
@@ -240,56 +240,9 @@ class Messages:
         return sums
 
 
-@jax.custom_vjp
-def sum_products(first: Float[Array, "b p k"], second: Float[Array, "b p c"]) -> Float[Array, "b k c"]:
-    """Sum over p of the products; its derivatives keep the channels c contiguous, which those of `einsum` do not."""
-    return _matrix_product(first, second, 1, 1)
-
-
-def _matrix_product(first: Array, second: Array, first_axis: int, second_axis: int) -> Array:
-    dimensions = (((first_axis,), (second_axis,)), ((0,), (0,)))
-    return jax.lax.dot_general(first, second, dimensions, precision=jax.lax.Precision.HIGHEST)
-
-
-def _sum_products_backward(factors: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    first, second = factors
-    return _matrix_product(second, cotangent, 2, 2), _matrix_product(first, cotangent, 2, 1)
-
-
-sum_products.defvjp(lambda first, second: (sum_products(first, second), (first, second)), _sum_products_backward)
-
-
-def couplings(highest_features: int, highest_edge: int) -> tuple[Path, ...]:
-    """All (l1, l2, l3) with l3 <= highest_edge in l1 x l2 and of parity (-1)^l3, sorted by l3, then l1, then l2."""
-    paths = [
-        (first, second, third)
-        for third in range(highest_edge + 1)
-        for first in range(highest_features + 1)
-        for second in range(highest_edge + 1)
-        if abs(first - second) <= third <= first + second and (first + second + third) % 2 == 0
-    ]
-    return tuple(paths)
-
-
-def path_name(path: Path) -> str:
+def path_name(path: CouplingPath) -> str:
     """Name of a path in parameters and sums."""
     return "-".join(map(str, path))
-
-
-@functools.cache
-def coupling_table(paths: tuple[Path, ...]) -> Float[np.ndarray, "t m"]:
-    """Map of harmonics to sqrt(2 l3 + 1) (3j symbols) . harmonics, one [2 l1 + 1, 2 l3 + 1] after another.
-
-    A path with l2 = 0 is there as well, though it needs no product: it is the identity.
-    """
-    harmonics = width(max(path[1] for path in paths))
-    blocks = []
-    for first, second, third in paths:
-        block = np.zeros((2 * first + 1, 2 * third + 1, harmonics))
-        symbols = math.sqrt(2 * third + 1) * wigner_3j(first, second, third)
-        block[:, :, second**2 : (second + 1) ** 2] = symbols.transpose(0, 2, 1)
-        blocks.append(block.reshape(-1, harmonics))
-    return np.concatenate(blocks)
 
 
 def by_element(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxpto.models.edge_blocks import block_pass, make_blocks
 from jaxpto.models.equivariant import normalized_silu, polynomial_envelope, spherical_harmonics
-from jaxpto.models.layers import add_up, product
+from jaxpto.models.layers import add_up, product, species_of
 from jaxpto.models.sevennet_layers import Convolution, joined
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -46,9 +46,7 @@ class SevenNet:
     ) -> Float[Array, ""]:
         """Energy in eV from edge vectors [e, 3] Angstrom; `converters.sevennet.parameters` says what params hold."""
         n = system.positions.shape[0]
-        table = np.zeros(119, np.int32)
-        table[list(self.elements)] = np.arange(len(self.elements))
-        species = jnp.asarray(table)[system.numbers]
+        species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
         blocks = make_blocks(close, neighbors.senders, neighbors.receivers, n)

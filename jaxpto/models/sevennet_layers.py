@@ -9,42 +9,16 @@ for each path p = (l1, l2, l3) and channel u. For a block of edges of one receiv
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from jaxpto.models.equivariant import normalized_silu, wigner_3j
+from jaxpto.models.couplings import coupling_paths, coupling_table
+from jaxpto.models.equivariant import normalized_silu
 from jaxpto.models.layers import product
-
-
-class CouplingPath(NamedTuple):
-    """The angular momenta l of features and harmonics, and of the result that they are coupled to."""
-
-    features: int
-    harmonics: int
-    result: int
-
-
-def paths_between(channels: Sequence[int], highest: int, highest_result: int) -> tuple[CouplingPath, ...]:
-    """All paths, ordered by result, features and harmonics.
-
-    Args:
-        channels: number of channels for each l of the features.
-        highest: largest l of the harmonics.
-        highest_result: largest l of the results.
-    """
-    return tuple(
-        CouplingPath(first, second, result)
-        for result in range(highest_result + 1)
-        for first in range(len(channels))
-        for second in range(highest + 1)
-        if abs(first - second) <= result <= first + second
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +45,9 @@ class Convolution:
             features: [b, w, f] of the edges' senders, as `joined` puts them together.
             edge: radial functions [b, w, r], and harmonics [b, w, m].
         """
-        paths = paths_between(self.channels, self.highest, self.highest_result)
+        paths = coupling_paths(len(self.channels) - 1, self.highest, self.highest_result, parity=False)
         weights = radial_weights(radial, edge["radial"])
-        coupled = product(edge["harmonics"], jnp.asarray(_couplings(paths, self.highest).T, weights.dtype))
+        coupled = product(edge["harmonics"], jnp.asarray(coupling_table(paths, self.highest), weights.dtype))
         by_order = split(features, self.channels)
         # the derivative of one split is one concatenation; that of slices would be sums of zero-filled arrays
         lefts = jax.lax.split(coupled, [(2 * p.features + 1) * (2 * p.result + 1) for p in paths], axis=2)
@@ -107,15 +81,3 @@ def split(features: Float[Array, "*batch f"], channels: Sequence[int]) -> list[F
         part.reshape(*features.shape[:-1], 2 * order + 1, width)
         for order, (part, width) in enumerate(zip(parts, channels, strict=True))
     ]
-
-
-@functools.cache
-def _couplings(paths: tuple[CouplingPath, ...], highest: int) -> np.ndarray:
-    """Map [m, rows] from harmonics to the left factors [m1, k] of all paths, sqrt(2 l3 + 1) times the 3j symbols."""
-    columns = []
-    for path in paths:
-        symbols = (2 * path.result + 1) ** 0.5 * wigner_3j(*path)
-        column = np.zeros(((highest + 1) ** 2, symbols.shape[0], symbols.shape[2]))
-        column[path.harmonics**2 : (path.harmonics + 1) ** 2] = symbols.transpose(1, 0, 2)
-        columns.append(column.reshape(len(column), -1))
-    return np.concatenate(columns, axis=1)

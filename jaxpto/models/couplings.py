@@ -1,0 +1,72 @@
+"""Couplings of features and harmonics of edges to messages: which there are, and their Clebsch-Gordan coefficients."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxpto.models.equivariant import wigner_3j
+
+
+class CouplingPath(NamedTuple):
+    """The angular momenta l of features and harmonics, and of the result that they are coupled to."""
+
+    features: int
+    harmonics: int
+    result: int
+
+
+def coupling_paths(
+    highest_features: int, highest_harmonics: int, highest_result: int, *, parity: bool
+) -> tuple[CouplingPath, ...]:
+    """All paths up to the given l, ordered by result, features and harmonics.
+
+    Args:
+        highest_features: largest l of the features.
+        highest_harmonics: largest l of the harmonics.
+        highest_result: largest l of the results.
+        parity: whether all three have the parity (-1)^l, so that the sum of the three l must be even.
+    """
+    return tuple(
+        CouplingPath(first, second, result)
+        for result in range(highest_result + 1)
+        for first in range(highest_features + 1)
+        for second in range(highest_harmonics + 1)
+        if abs(first - second) <= result <= first + second and not (parity and (first + second + result) % 2)
+    )
+
+
+@functools.cache
+def coupling_table(paths: tuple[CouplingPath, ...], highest_harmonics: int) -> Float[np.ndarray, "t m"]:
+    """Map of harmonics to sqrt(2 l3 + 1) (3j symbols) . harmonics, each path's [2 l1 + 1, 2 l3 + 1] after the other."""
+    blocks = []
+    for path in paths:
+        symbols = math.sqrt(2 * path.result + 1) * wigner_3j(*path)
+        block = np.zeros((symbols.shape[0], symbols.shape[2], (highest_harmonics + 1) ** 2))
+        block[:, :, path.harmonics**2 : (path.harmonics + 1) ** 2] = symbols.transpose(0, 2, 1)
+        blocks.append(block.reshape(-1, block.shape[2]))
+    return np.concatenate(blocks)
+
+
+@jax.custom_vjp
+def sum_products(first: Float[Array, "b p k"], second: Float[Array, "b p c"]) -> Float[Array, "b k c"]:
+    """Sum over p of the products; its derivatives keep the channels c contiguous, which those of `einsum` do not."""
+    return _matrix_product(first, second, 1, 1)
+
+
+def _matrix_product(first: Array, second: Array, first_axis: int, second_axis: int) -> Array:
+    dimensions = (((first_axis,), (second_axis,)), ((0,), (0,)))
+    return jax.lax.dot_general(first, second, dimensions, precision=jax.lax.Precision.HIGHEST)
+
+
+def _sum_products_backward(factors: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    first, second = factors
+    return _matrix_product(second, cotangent, 2, 2), _matrix_product(first, cotangent, 2, 1)
+
+
+sum_products.defvjp(lambda first, second: (sum_products(first, second), (first, second)), _sum_products_backward)
