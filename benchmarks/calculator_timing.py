@@ -59,6 +59,7 @@ def sevennet(arguments: argparse.Namespace) -> Any:
 
 
 def mace(arguments: argparse.Namespace) -> Any:
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its constants as a pickle
     from mace.calculators import MACECalculator
 
     return MACECalculator(model_paths=arguments.checkpoint, device="cpu", default_dtype="float32")

@@ -8,13 +8,14 @@ from the package index). Each measurement is a process of its own, bound to one 
 so that each builds its neighbour lists or graphs as in molecular dynamics. Ratios are of processor time (both programs
 are single-threaded here, and it is the time on the clock of a quiet machine), medians over all calls; peak memory is
 that of the whole process, libraries included. Models of jaxpto must have been converted (`python -m jaxpto` lists
-them).
+them); `mace-seeded`, of the size of MACE-MP-0b medium with random parameters, is made and converted here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,11 +25,15 @@ from typing import Any
 
 import tyro
 
+from converters.mace import MaceConfig
+from converters.mace import run as convert_mace
+from jaxpto.catalogue import user_folder
 from jaxpto.provenance import provenance
 
 TORCH = "torch==2.13.0"
 REPEATS = {5: (1, 1, 1), 40: (2, 2, 2), 135: (3, 3, 3), 625: (5, 5, 5)}
 TIMING = Path(__file__).with_name("calculator_timing.py")
+SEEDED, SEEDING = "mace-seeded", Path(__file__).with_name("mace_checkpoint.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,17 @@ def python_of(original: Original, folder: Path) -> Path:
     return python
 
 
+def seeded_mace(python: Path, folder: Path) -> Path:
+    """Checkpoint of `mace-seeded`, made and converted if it is not there."""
+    checkpoint = folder / f"{SEEDED}.model"
+    if not checkpoint.exists():
+        trusting = os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # e3nn 0.4.4 reads its constants as a pickle
+        subprocess.run([str(python), str(SEEDING), str(checkpoint)], check=True, env=trusting)
+    if not (user_folder() / SEEDED).exists():
+        convert_mace(MaceConfig(checkpoint=checkpoint, out=user_folder() / SEEDED))
+    return checkpoint
+
+
 def time_once(python: Path, factory: str, model: str, size: int, config: Config) -> dict[str, Any]:
     """One process of one program."""
     checkpoints = dict(item.split("=", 1) for item in config.checkpoints)
@@ -116,6 +132,9 @@ def compare(model: str, size: int, config: Config) -> dict[str, Any]:
         "jaxpto": (Path(sys.executable), "jaxpto"),
         "original": (python_of(original, config.environments), original.factory),
     }
+    if model == SEEDED:
+        checkpoint = seeded_mace(programs["original"][0], config.environments)
+        config = dataclasses.replace(config, checkpoints=(*config.checkpoints, f"{SEEDED}={checkpoint}"))
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(config.rounds):
         for name, (python, factory) in programs.items():
