@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -11,8 +12,10 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 import jaxpto
+from jaxpto.potential import Potential
 
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "orbax-checkpoint", "ase", "phonopy", "numpy", "h5py")
 
@@ -21,6 +24,14 @@ def versions() -> dict[str, str]:
     """Versions of Python, jaxpto and the packages it computes with."""
     found = {"python": platform.python_version(), "jaxpto": jaxpto.__version__}
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def fingerprint(potential: Potential) -> str:
+    """Digest of a model's architecture and parameters; its name does not count."""
+    digest = hashlib.sha256(repr(potential.model).encode())
+    for leaf in jax.tree.leaves(potential.params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def hardware() -> dict[str, Any]:

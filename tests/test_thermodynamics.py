@@ -8,7 +8,7 @@ import numpy as np
 import pymbar
 import pytest
 
-from jaxpto.free_energy import ladder, mbar
+from jaxpto.thermodynamics import ladder, mbar
 from jaxpto.units import BOLTZMANN
 
 STIFFNESS = np.array([1.0, 2.0, 4.0, 8.0])

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxpto.free_energy import mbar
+from jaxpto.thermodynamics import mbar
 from jaxpto.units import BOLTZMANN
 
 
