@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pymbar
 import pytest
 
+from jaxpto.errors import InputError
+from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.thermodynamics import ladder, mbar
+from jaxpto.thermodynamics.ladder_analysis import analyse
+from jaxpto.thermodynamics.samples import EnthalpySamples, enthalpy_samples
 from jaxpto.units import BOLTZMANN
 
 STIFFNESS = np.array([1.0, 2.0, 4.0, 8.0])
@@ -180,3 +186,74 @@ def test_entropy_and_heat_capacity_are_those_of_averages(harmonic: list[np.ndarr
         found.enthalpy[1], averages[t][0] - averages[300.0][0] + kinetic * (t - 300.0), rtol=1e-9
     )
     np.testing.assert_allclose(found.heat_capacity[1], averages[t][1] / (BOLTZMANN * t**2) + kinetic, rtol=1e-9)
+
+
+def _samples(temperatures: np.ndarray, n: int, seed: int = 0) -> EnthalpySamples:
+    generator = np.random.default_rng(seed)
+    drawn = tuple(-2000.0 + generator.gamma(COORDINATES / 2, BOLTZMANN * t, n) for t in temperatures)
+    return EnthalpySamples(temperatures, drawn, np.ones(len(temperatures)))
+
+
+def test_analysis_of_a_ladder_with_its_error_bars() -> None:
+    """All three roads within 3.5 of their own standard errors of the closed form."""
+    wanted = np.array([350.0, 470.0, 600.0])
+    found = analyse(_samples(LADDER, 1000), wanted, MOMENTA, resamplings=40)
+    exact = _exact(wanted)
+    for k, name in enumerate(("gibbs", "enthalpy", "entropy", "heat_capacity")):
+        value, error = getattr(found.values, name), getattr(found.errors, name)
+        assert (error > 0.0).all()
+        assert (np.abs(value - exact[k]) <= 3.5 * error).all(), name
+    assert (np.abs(found.integrated - _exact(LADDER)[0])[1:] <= 3.5 * found.integrated_errors[1:]).all()
+    assert (np.abs(found.fluctuations - exact[3]) <= 3.5 * found.fluctuations_errors).all()
+    assert (found.effective > 1000).all()
+
+
+def test_error_bars_shrink_as_they_should() -> None:
+    few, many = (analyse(_samples(LADDER, n), LADDER[-1:], MOMENTA, resamplings=60) for n in (250, 4000))
+    ratio = few.errors.gibbs[0] / many.errors.gibbs[0]
+    assert 2.5 < ratio < 6.5  # 4, and a bootstrap of 60 knows it to a tenth
+
+
+def test_ladder_without_overlap_is_refused_with_a_spacing_that_does() -> None:
+    sparse = np.array([300.0, 1050.0, 1800.0])
+    with pytest.raises(InputError, match=r"300 and 1050 K overlap by .* steps of (\d+|\d.*e\+02) K") as refusal:
+        analyse(_samples(sparse, 500), sparse, MOMENTA)
+    spacing = float(re.search(r"steps of (\S+) K", str(refusal.value))[1])
+    analyse(_samples(np.arange(300.0, 900.0, spacing), 500), np.array([310.0]), MOMENTA, resamplings=2)
+
+
+def test_temperatures_outside_of_the_ladder_are_refused() -> None:
+    with pytest.raises(InputError, match="the ladder goes from 300 to 600 K only"):
+        analyse(_samples(LADDER, 50), np.array([700.0]), MOMENTA)
+
+
+def _record(kelvin: float, energies: np.ndarray, status: str = "ok", pressure: float = 0.0) -> ReplicaRecord:
+    frames = len(energies)
+    nothing = np.zeros(frames)
+    cells = np.tile(10.0 * np.eye(3), (frames, 1, 1))
+    return ReplicaRecord(
+        kelvin, pressure, 0, status, "" if status == "ok" else "it moved", None, nothing, cells, nothing, energies,
+        nothing, nothing, np.zeros((frames, 3, 3)), None,
+    )  # fmt: skip
+
+
+def test_samples_of_a_sweep() -> None:
+    """The equilibration is left out, correlated frames are thinned, and p V is added."""
+    generator = np.random.default_rng(0)
+    white, slow = generator.normal(size=2000), np.repeat(generator.normal(size=200), 10)
+    white[:1000] = 1e6
+    found = enthalpy_samples([_record(400.0, white, pressure=1.0), _record(300.0, slow, pressure=1.0)], 0.5)
+    np.testing.assert_array_equal(found.temperatures, [300.0, 400.0])
+    assert 60 <= found.counts[0] <= 160
+    assert found.counts[1] >= 450
+    np.testing.assert_allclose(found.enthalpies[1].mean(), 6.2415, atol=0.3)  # 1 GPa times 1000 A^3
+
+
+def test_sweeps_that_are_no_ladder_are_refused() -> None:
+    values = np.random.default_rng(0).normal(size=100)
+    with pytest.raises(InputError, match="at least two"):
+        enthalpy_samples([_record(300.0, values)], 0.5)
+    with pytest.raises(InputError, match=r"400 K: replica 0 is molten \(it moved\)"):
+        enthalpy_samples([_record(300.0, values), _record(400.0, values, "molten")], 0.5)
+    with pytest.raises(InputError, match="5 independent samples, at least 10"):
+        enthalpy_samples([_record(300.0, values[:5]), _record(400.0, values)], 0.0)
