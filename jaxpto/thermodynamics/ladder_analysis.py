@@ -89,6 +89,10 @@ def analyse(
         values = jax.device_get(jax.jit(one)(jnp.asarray(pooled - origin)))
         spread = jax.device_get(jax.jit(lambda many: jax.lax.map(one, many))(jnp.asarray(np.stack(rows) - origin)))
         errors = jax.tree.map(lambda leaf: np.std(leaf, axis=0, ddof=1), spread)
+        # at the reference only rounding is left
+        values, errors = (
+            jax.tree.map(lambda x: np.where(np.abs(x) < 1e-12, 0.0, x), part) for part in (values, errors)
+        )
     return LadderResult(
         wanted, values[0], errors[0], values[1], errors[1], values[2], errors[2], overlap, effective, samples
     )

@@ -27,7 +27,7 @@ class EnthalpySamples:
     """
 
     temperatures: Float[np.ndarray, " k"]
-    enthalpies: tuple[Float[np.ndarray, " n"], ...]
+    enthalpies: tuple[Float[np.ndarray, "_"], ...]
     inefficiencies: Float[np.ndarray, " k"]
 
     @property
