@@ -188,6 +188,28 @@ def test_entropy_and_heat_capacity_are_those_of_averages(harmonic: list[np.ndarr
     np.testing.assert_allclose(found.heat_capacity[1], averages[t][1] / (BOLTZMANN * t**2) + kinetic, rtol=1e-9)
 
 
+def test_derivatives_of_the_gibbs_energy_are_averages(harmonic: list[np.ndarray]) -> None:
+    """dG/dp = <dh/dp> relative to the reference, for h = h0 + p w with any w of the samples."""
+    samples = np.concatenate(harmonic)
+    other = np.sin(samples)
+    counts, kelvin = jnp.full(7, 4000.0), jnp.asarray([300.0, 430.0])
+
+    def gibbs(p: jax.Array) -> jax.Array:
+        h = jnp.asarray(samples) + p * jnp.asarray(other)
+        return ladder.thermodynamics(h, counts, jnp.asarray(LADDER), kelvin, jnp.asarray(300.0), MOMENTA).gibbs[1]
+
+    mixture = mbar.solve(ladder.reduced(jnp.asarray(samples), jnp.asarray(LADDER)), counts)
+    # G(T) - H(T0) + T S(T0) = G(T) - T / T0 G(T0) + (T / T0 - 1) H(T0), and d<h>/dp = <w> - cov(w, h) / kT
+    averages = {}
+    for t in (300.0, 430.0):
+        weights = mbar.probabilities(mixture, jnp.asarray(samples / (BOLTZMANN * t)))
+        mean, slope = weights @ samples, weights @ other
+        averages[t] = slope, slope - (weights @ (samples * other) - mean * slope) / (BOLTZMANN * t)
+    ratio = 430.0 / 300.0
+    expected = averages[430.0][0] - ratio * averages[300.0][0] + (ratio - 1.0) * averages[300.0][1]
+    np.testing.assert_allclose(jax.grad(gibbs)(jnp.asarray(0.0)), expected, rtol=1e-6)
+
+
 def _samples(temperatures: np.ndarray, n: int, seed: int = 0) -> EnthalpySamples:
     generator = np.random.default_rng(seed)
     drawn = tuple(-2000.0 + generator.gamma(COORDINATES / 2, BOLTZMANN * t, n) for t in temperatures)

@@ -46,7 +46,9 @@ def thermodynamics(
     reference: Float[Array, ""],
     degrees_of_freedom: int,
 ) -> Thermodynamics:
-    """Thermodynamics at any temperatures from samples at those of the ladder, by MBAR; differentiable.
+    """Thermodynamics at any temperatures from samples at those of the ladder, by MBAR.
+
+    Its derivatives with respect to the enthalpies are those of reweighting: dG/dp = <dh/dp> for a parameter p of h.
 
     Args:
         enthalpies: [n] U + p V of every sample, those of one temperature after another, eV.
@@ -59,7 +61,7 @@ def thermodynamics(
     # only differences count, and energies of thousands of eV over kT would lose digits
     origin = jax.lax.stop_gradient(jnp.mean(enthalpies))
     shifted = enthalpies - origin
-    mixture = mbar.solve(reduced(shifted, temperatures), counts)
+    mixture = jax.lax.stop_gradient(mbar.solve(reduced(shifted, temperatures), counts))
     h0 = jnp.sum(mbar.probabilities(mixture, shifted / (BOLTZMANN * reference)) * shifted)
     h0 += 0.5 * degrees_of_freedom * BOLTZMANN * reference
     phi0 = mbar.free_energy(mixture, shifted / (BOLTZMANN * reference))
