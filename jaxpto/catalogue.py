@@ -44,6 +44,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "lennard_jones": ("jaxpto.models.lennard_jones", "LennardJones"),
     "m3gnet": ("jaxpto.models.m3gnet", "M3GNet"),
     "mace": ("jaxpto.models.mace", "MACE"),
+    "orb_conservative": ("jaxpto.models.orb", "OrbConservative"),
+    "orb_direct": ("jaxpto.models.orb", "OrbDirect"),
     "perovskite": ("jaxpto.models.perovskite", "Perovskite"),
     "sevennet": ("jaxpto.models.sevennet", "SevenNet"),
 }

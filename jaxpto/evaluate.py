@@ -67,7 +67,7 @@ def run(config: EvaluateConfig) -> list[ase.Atoms]:
         frames += read
     evaluated = evaluate_frames(frames, calculator.potential, config.dtype, progress=sys.stderr.isatty())
     write_frames(evaluated, config.out)
-    _show(evaluated, config)
+    _show(evaluated, config, calculator.potential.caveat)
     return evaluated
 
 
@@ -170,7 +170,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise InputError(f"output {path} cannot be written: {parent} is not a writable folder; choose another place")
 
 
-def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig) -> None:
+def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str) -> None:
     table = Table(
         "formula",
         "frames",
@@ -178,6 +178,7 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig) -> None:
         "energy (eV/atom)",
         "largest force (eV/A)",
         title=f"{config.model}, {config.dtype}",
+        caption=f"the model's {caveat}" if caveat else None,
     )
     groups: dict[str, list[ase.Atoms]] = defaultdict(list)
     for atoms in frames:

@@ -128,6 +128,11 @@ class Potential:
         return jnp.result_type(*floating) if floating else jnp.dtype("float64")
 
     @property
+    def caveat(self) -> str:
+        """What is said wherever the potential is named; "" of a conservative one."""
+        return "" if self.conservative else "forces are not derivatives of its energy"
+
+    @property
     def usual_skin(self) -> float:
         """Skin that suits the model, Angstrom: angles of edges in the skin are dear, a new list is cheap."""
         return 0.1 if isinstance(self.model, AngularModel) else 0.3

@@ -341,6 +341,5 @@ def _write_outcome(setup: Setup, folder: Path, watch: Watch, seconds: float) -> 
             zip(setup.temperatures, trajectory_paths(folder, setup.config), strict=True)
         )
     ]
-    write_json_atomic(
-        folder / "outcome.json", {"replicas": replicas, "polarization_note": setup.note, "seconds": seconds}
-    )
+    notes = {"polarization_note": setup.note, "caveat": setup.potential.caveat}
+    write_json_atomic(folder / "outcome.json", {"replicas": replicas, **notes, "seconds": seconds})

@@ -18,7 +18,7 @@ from jaxpto.command import configure_devices, run_command
 from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
 from jaxpto.dynamics import Limits
 from jaxpto.errors import InputError
-from jaxpto.provenance import provenance
+from jaxpto.provenance import fingerprint, provenance
 from jaxpto.report import write_outputs
 from jaxpto.simulation import Setup, prepare, simulate
 from jaxpto.storage.files import write_json_atomic
@@ -56,10 +56,7 @@ def _identity(setup: Setup) -> dict[str, Any]:
     structure = hashlib.sha256()
     for array in (setup.atoms.numbers, setup.atoms.positions, setup.atoms.cell.array):
         structure.update(np.ascontiguousarray(array).tobytes())
-    model = hashlib.sha256(repr(setup.potential.model).encode())
-    for leaf in jax.tree.leaves(setup.potential.params):
-        model.update(np.asarray(leaf).tobytes())
-    return {"structure": structure.hexdigest()[:16], "model": model.hexdigest()[:16]}
+    return {"structure": structure.hexdigest()[:16], "model": fingerprint(setup.potential)}
 
 
 def _claim(folder: Path, config: SweepConfig, identity: dict[str, Any]) -> bool:
@@ -104,11 +101,11 @@ def _headline(setup: Setup) -> str:
     if len(config.temperatures) == 1:
         ladder = f"{config.temperatures[0]:g} K"
     ensemble = f"npt {config.mask}" if config.ensemble == "npt" else config.ensemble
-    kind = "" if setup.potential.conservative else ", forces are not derivatives of its energy"
+    caveat = f", {setup.potential.caveat}" if setup.potential.caveat else ""
     return (
         f"{setup.atoms.symbols.formula.reduce()[0].format('metal')}, {len(setup.atoms)} atoms, "
         f"{len(setup.temperatures)} replicas, {ladder}, {ensemble}, {config.steps} steps of {config.timestep:g} fs "
-        f"= {config.steps * config.timestep / 1000:g} ps, model {setup.potential.name} ({config.dtype}{kind}), "
+        f"= {config.steps * config.timestep / 1000:g} ps, model {setup.potential.name} ({config.dtype}{caveat}), "
         f"{len(jax.local_devices())} {jax.local_devices()[0].platform.upper()} device(s)"
     )
 
