@@ -133,6 +133,26 @@ def forces_are_gradients(potential: Potential, atoms: ase.Atoms, step: float = 2
         np.testing.assert_allclose(slope, atoms.get_volume() * np.sum(base.stress * strain), rtol=1e-5, atol=1e-4)
 
 
+def second_derivatives(potential: Potential, atoms: ase.Atoms, step: float = 1e-4) -> None:
+    """A row of the Hessian, from the derivative of the forces, against central differences of the forces."""
+    layout, which, axis = layout_of(potential, atoms), 1, 2
+    system = from_ase(atoms, np.float64)
+    found = _build(system, layout)
+
+    @jax.jit
+    def row(potential: Potential, positions: jax.Array) -> jax.Array:
+        forces = lambda x: potential.evaluate(system.replace(positions=x), found).forces[which, axis]  # noqa: E731
+        return jax.grad(forces)(positions)
+
+    moved = []
+    for sign in (1, -1):
+        moved.append(atoms.copy())
+        moved[-1].positions[which, axis] += sign * step
+    plus, minus = (predict(potential, one, layout).forces for one in moved)
+    expected = (plus - minus) / (2 * step)
+    np.testing.assert_allclose(row(potential, system.positions), expected, atol=2e-4 * np.abs(expected).max())
+
+
 def capacity(potential: Potential, atoms: ase.Atoms) -> None:
     """Room for twice the neighbours changes nothing."""
     layout = layout_of(potential, atoms)

@@ -26,6 +26,7 @@ from jaxpto.errors import InputError
 from jaxpto.models import gptff
 from jaxpto.models.gptff import GPTFF
 from jaxpto.potential import Potential
+from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
 
 
@@ -84,6 +85,12 @@ def test_every_element_together(published: Potential) -> None:
     np.testing.assert_allclose(found.forces.sum(axis=0), 0.0, atol=1e-10)
     with pytest.raises(InputError, match="Am"):
         check_supports(published, ase.Atoms("Am", cell=[4.0] * 3, pbc=True))
+
+
+@pytest.mark.slow
+def test_second_derivatives_at_straight_angles(published: Potential) -> None:
+    """O-Ti-O is straight along the axis of tetragonal PbTiO3."""
+    contract.second_derivatives(published, builtin_structure("PbTiO3-tetragonal"))
 
 
 @pytest.mark.slow
