@@ -12,9 +12,12 @@ from jaxpto.manifest import read_manifest
 COMMANDS = {
     "sweep": "batched molecular dynamics of a temperature ladder (the main job)",
     "evaluate": "energy, forces and stress of every frame of structure files",
+    "relax": "relax positions and cell at 0 K",
+    "phonons": "force constants, bands, density of states and thermal properties of a crystal",
+    "free_energy": "free energy, entropy and heat capacity against temperature",
     "train": "train a model on DFT data",
     "export": "convert stored trajectories to any ASE format",
-    "report": "tables and figures from stored results",
+    "report": "tables and figures from stored results; report pto-0k: the paper's table at 0 K",
 }
 
 

@@ -37,6 +37,8 @@ SUMMARY_FILE = "summary.json"
 class ReportConfig:
     """Regenerate summary.csv, summary.json, figures and report.html of a sweep, or compare several sweeps.
 
+    `python -m jaxpto.report pto-0k --help` is about the paper's table and figure of PbTiO3 at 0 K.
+
     Attributes:
         folders: output folder of a sweep; several are compared in common figures.
         out: folder for the comparison of several sweeps.
@@ -56,7 +58,7 @@ class Run:
         equilibration: fraction of each run left out of the averages.
         formula: reduced chemical formula, metals first, as in "PbTiO3".
         settings: content of config.json: the configuration, versions, device, git state.
-        notes: remarks for the reader, such as why there is no polarization.
+        notes: remarks for the reader, such as why there is no polarization, or that forces are no derivatives.
     """
 
     records: list[ReplicaRecord]
@@ -91,14 +93,16 @@ def load_run(folder: str | Path) -> Run:
             earlier[temperature] += 1
             if first is None and len(trajectory.step):
                 first = _first_frame(trajectory)
-        note = outcome["polarization_note"]
+        caveat = outcome.get("caveat", "")  # sweeps of earlier versions have none
+        notes = [f"The model's {caveat}, which a simulation need not conserve."] if caveat else []
+        notes += [outcome["polarization_note"]] if outcome["polarization_note"] else []
         return Run(
             records=records,
             repeats=(None if first is None else perovskite_repeats(first)) or _three(config["supercell"]),
             equilibration=float(config["equilibration"]),
             formula="" if first is None else first.symbols.formula.reduce()[0].format("metal"),
             settings=document | {"seconds": outcome["seconds"]},
-            notes=(note,) if note else (),
+            notes=tuple(notes),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -311,6 +315,10 @@ def run(config: ReportConfig) -> None:
 
 def main() -> int:
     """Entry point of `python -m jaxpto.report`."""
+    if sys.argv[1:2] == ["pto-0k"]:
+        from jaxpto.pto import zero_kelvin  # this needs the models, which reports of stored results do not
+
+        return zero_kelvin.main(sys.argv[2:])
     return run_command("jaxpto.report", ReportConfig, run)
 
 

@@ -27,20 +27,21 @@ def test_python_blocks_run(page, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
-def options_of(module: str) -> set[str]:
-    ran = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+def options_of(command: tuple[str, ...]) -> set[str]:
+    ran = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True)
     return set(re.findall(r"--[a-z][a-z-]*", ran.stdout))
 
 
 def test_bash_blocks_name_real_options():
-    known: dict[str, set[str]] = {}
+    known: dict[tuple[str, ...], set[str]] = {}
     checked = 0
     for page in PAGES:
         for line in "".join(blocks(page, "bash")).splitlines():
             words = shlex.split(line, comments=True)
             if words[:2] != ["python", "-m"] or not words[2].startswith(("jaxpto.", "converters.")):
                 continue
-            options = known.setdefault(words[2], options_of(words[2]))
+            command = tuple(words[2:4] if words[3:4] == ["pto-0k"] else words[2:3])
+            options = known.setdefault(command, options_of(command))
             used = {word.partition("=")[0] for word in words[3:] if word.startswith("--")}
             assert used <= options, f"{page.name}: {line}: unknown {used - options}"
             checked += 1

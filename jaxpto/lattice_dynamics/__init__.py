@@ -1,0 +1,1 @@
+"""Lattice dynamics: force constants by automatic differentiation or displacements, and what phonopy makes of them."""

@@ -1,0 +1,162 @@
+"""Between this package and phonopy: structures, force constants from both methods, Born charges, sum rules."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import ase
+import numpy as np
+from ase.calculators.calculator import BaseCalculator
+from jaxtyping import Float
+from phonopy import Phonopy
+from phonopy.file_IO import parse_BORN
+from phonopy.structure.atoms import PhonopyAtoms
+from phonopy.structure.cells import guess_primitive_matrix
+
+from jaxpto.errors import InputError
+from jaxpto.lattice_dynamics.hessian import force_constants_of
+from jaxpto.potential import Potential
+from jaxpto.structures import make_supercell
+
+SYMMETRY_PRECISION = 1e-4  # Angstrom
+
+
+def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
+    """A structure as phonopy has it, with its own masses."""
+    return PhonopyAtoms(
+        numbers=atoms.numbers, cell=atoms.cell.array, positions=atoms.positions, masses=atoms.get_masses()
+    )
+
+
+def from_phonopy(cell: PhonopyAtoms) -> ase.Atoms:
+    """A cell of phonopy as periodic ASE atoms, in the same order."""
+    return ase.Atoms(numbers=cell.numbers, cell=cell.cell, positions=cell.positions, masses=cell.masses, pbc=True)
+
+
+def make_phonopy(atoms: ase.Atoms, supercell: tuple[int, int, int]) -> Phonopy:
+    """Phonopy's object for a supercell of a structure, without force constants yet.
+
+    The primitive cell is the structure's own cell if that is primitive, and otherwise the one that phonopy finds
+    (of a conventional fcc cell, say) by symmetry within 1e-4 Angstrom.
+
+    Args:
+        atoms: unit cell.
+        supercell: repeats along its lattice vectors.
+
+    Raises:
+        InputError: counts below 1.
+    """
+    make_supercell(atoms[:1], supercell)  # refuses what are no counts
+    cell = to_phonopy(atoms)
+    guess = guess_primitive_matrix(cell, symprec=SYMMETRY_PRECISION)
+    smaller = np.linalg.det(guess) < 0.99
+    return Phonopy(
+        cell, np.diag(supercell), primitive_matrix=guess if smaller else np.eye(3), symprec=SYMMETRY_PRECISION
+    )
+
+
+def hessian_force_constants(
+    phonon: Phonopy,
+    potential: Potential,
+    batch: int | None = None,
+    on_row: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "p n 3 3"]:
+    """Force constants [primitive atoms, supercell atoms, 3, 3] eV/Angstrom^2 by automatic differentiation.
+
+    Args:
+        phonon: from `make_phonopy`; it is left as it is.
+        potential, batch, on_row: as in `force_constants_of`.
+
+    Raises:
+        InputError: what `force_constants_of` refuses.
+    """
+    rows = [int(index) for index in phonon.primitive.p2s_map]
+    return force_constants_of(from_phonopy(phonon.supercell), potential, rows, batch, on_row)
+
+
+def displacement_force_constants(
+    phonon: Phonopy,
+    calculator: BaseCalculator,
+    distance: float = 0.01,
+    diagonal: bool = False,
+    on_row: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "p n 3 3"]:
+    """The same by phonopy's finite displacements, as many as the symmetry of the structure leaves.
+
+    Where no symmetry turns a displacement round, both signs are taken, so that the error is of second order in
+    `distance`. Displacements and forces stay in `phonon.dataset`.
+
+    Args:
+        phonon: from `make_phonopy`; it is left with the displacements and the force constants.
+        calculator: any ASE calculator.
+        distance: Angstrom.
+        diagonal: displace along diagonals too, as phonopy does by default, which takes fewer displacements; otherwise
+            along lattice vectors only. For forces that are smooth over `distance` it makes no difference.
+        on_row: called with the number of displacements done and of all.
+
+    Raises:
+        InputError: a distance that is not above 0.
+    """
+    if not 0.0 < distance < 1.0:
+        raise InputError(f"displacement {distance:g} A: must be above 0 and below 1 A; 0.01 is usual")
+    phonon.generate_displacements(distance=distance, is_plusminus="auto", is_diagonal=diagonal)
+    supercells = phonon.supercells_with_displacements or []
+    forces = []
+    for supercell in supercells:
+        atoms = from_phonopy(supercell)
+        atoms.calc = calculator
+        forces.append(atoms.get_forces())
+        if on_row is not None:
+            on_row(len(forces), len(supercells))
+    phonon.forces = np.array(forces)
+    phonon.produce_force_constants(calculate_full_force_constants=False)
+    assert phonon.force_constants is not None
+    return phonon.force_constants
+
+
+def largest_force(phonon: Phonopy, calculator: BaseCalculator) -> float:
+    """Largest force on an atom of the undisplaced supercell, eV/Angstrom: how far it is from an extremum."""
+    atoms = from_phonopy(phonon.supercell)
+    atoms.calc = calculator
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+
+
+def sum_rule_residual(phonon: Phonopy, constants: Float[np.ndarray, "p n 3 3"]) -> float:
+    """Largest component of sum_j Phi_ij and sum_i Phi_ij, eV/Angstrom^2; zero where a translation costs no energy.
+
+    Args:
+        phonon: whose cells the indices mean.
+        constants: force constants [primitive atoms, supercell atoms, 3, 3] eV/Angstrom^2, before any symmetrization.
+    """
+    cell = [phonon.primitive.p2p_map[index] for index in phonon.primitive.s2p_map]
+    images = np.eye(len(constants))[cell]  # [n, p], whether an atom is an image of one of the primitive cell
+    onsite = np.einsum("injk,np->ipjk", constants, images)
+    return float(max(np.abs(onsite.sum(axis=axis)).max() for axis in (0, 1)))
+
+
+def add_born_charges(phonon: Phonopy, path: Path) -> None:
+    """Switch the non-analytical term on, with the charges and dielectric tensor of a BORN file of phonopy.
+
+    Args:
+        phonon: from `make_phonopy`.
+        path: factor (or a comment), the dielectric tensor, and the Born charges of the symmetry-inequivalent atoms of
+            the primitive cell, in their order, one tensor a line.
+
+    Raises:
+        InputError: a file that is missing or that phonopy cannot read for this structure.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            charges = parse_BORN(phonon.primitive, symprec=SYMMETRY_PRECISION, filename=path)
+    except FileNotFoundError:
+        raise InputError(f"--born {path} does not exist; give a BORN file of phonopy") from None
+    except Exception as error:  # whatever the parser meets
+        atoms = len(phonon.primitive_symmetry.get_independent_atoms())
+        raise InputError(
+            f"--born {path}: {' '.join(str(error).split())}; phonopy's BORN format has a first line with the factor, "
+            f"nine numbers of the dielectric tensor, and for this structure {atoms} lines of nine Born charges"
+        ) from error
+    phonon.nac_params = charges

@@ -1,0 +1,151 @@
+"""COMMAND python -m jaxpto.relax: positions and cell of structures relaxed at 0 K."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ase
+import tyro
+from rich.console import Console
+
+from jaxpto.ase_potential import HostCalculator
+from jaxpto.calculator import JaxptoCalculator
+from jaxpto.catalogue import check_supports
+from jaxpto.command import FAILED, configure_devices, run_command
+from jaxpto.errors import InputError
+from jaxpto.provenance import provenance
+from jaxpto.relaxation.batched import relax_batched
+from jaxpto.relaxation.output import Entry, check_folder, make_entries, show, write_folder
+from jaxpto.relaxation.progress import StatusLine
+from jaxpto.relaxation.target import Relaxed, Target, check_start
+from jaxpto.relaxation.with_ase import relax_with_ase
+from jaxpto.structures import read_frames
+
+NAME = "jaxpto.relax"
+
+
+@dataclasses.dataclass(frozen=True)
+class RelaxConfig:
+    """Relax positions and cell of every frame of structure files, by default as the PTO-test paper does."""
+
+    structures: tyro.conf.Positional[tuple[str, ...]]
+    """Files in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    model: str
+    """Name of a model, a model folder, or ase:package.module:factory."""
+    out: Path
+    """Output folder: config.json, relaxation.json, convergence.csv and the relaxed structures."""
+    fmax: float = 1e-3
+    """Bound of the residual, eV/A: forces, and stress in the form of ASE's FrechetCellFilter."""
+    mask: Literal["iso", "diag", "full", "fixed"] = "full"
+    """Strain of the cell: iso (volume), diag (xx, yy, zz), full (all six components), fixed (positions only)."""
+    pressure: float = 0.0
+    """GPa."""
+    steps: int = 500
+    """Evaluations allowed for each structure."""
+    method: Literal["bfgs", "fire", "batched"] = "bfgs"
+    """ASE's BFGS or FIRE, one structure after the other; or L-BFGS on the device, many structures at once."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Floating-point type of the model."""
+
+
+def run(config: RelaxConfig) -> list[Entry]:
+    """Relax every structure, write the output folder, and return what came of each, in the order given.
+
+    A structure that does not converge is no error here: its outcome says so.
+
+    Raises:
+        InputError: no or bad structures, unknown model or element, settings that cannot be used, an output folder in
+            use, or an ASE calculator with the method batched; nothing is written then.
+    """
+    console = Console()
+    check_folder(config.out)
+    target = Target(config.fmax, config.mask, config.pressure, config.steps)
+    files, frames = _read(config.structures)
+    if config.method == "batched":
+        configure_devices()
+    calculator = JaxptoCalculator(config.model, config.dtype)
+    potential = calculator.potential
+    for file, atoms in zip(files, frames, strict=True):
+        check_supports(potential, atoms, file, stress=False)
+    if config.method == "batched" and isinstance(potential.model, HostCalculator):
+        raise InputError(f"model {config.model} runs in Python, one structure at a time; use --method bfgs or fire")
+    with StatusLine(console, "compiling (once; kept in the compilation cache) ...") as line:
+        if config.method == "batched":
+
+            def report(done: int, residual: float) -> None:
+                worst = f", largest residual of those running {residual:.2e} eV/A" if residual else ""
+                line.update(f"{done} of {len(frames)} done{worst}")
+
+            outcomes = relax_batched(frames, potential, target, report)
+        else:
+            outcomes = _one_by_one(frames, calculator, target, config.method, line)
+    entries = make_entries(files, frames, outcomes)
+    settings = {"config": dataclasses.asdict(config)} | provenance()
+    about: dict[str, Any] = {"model": potential.name, "conservative": potential.conservative}
+    write_folder(config.out, entries, settings, about)
+    show(entries, _title(config, potential.name), console)
+    if not potential.conservative:
+        console.print(
+            f"the forces of {potential.name} need not be derivatives of its energy: where they vanish need not be a "
+            "minimum of it",
+            soft_wrap=True,
+        )
+    console.print(f"written to {config.out}", soft_wrap=True, highlight=False)
+    return entries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, 1 if a structure did not converge."""
+    entries: list[Entry] = []
+    code = run_command(NAME, RelaxConfig, lambda config: entries.extend(run(config)), argv)
+    lost = [entry.name for entry in entries if not entry.relaxed.converged]
+    if code or not lost:
+        return code
+    print(f"{NAME}: not converged: {', '.join(lost)} ({len(lost)} of {len(entries)})", file=sys.stderr)
+    return FAILED
+
+
+def _read(paths: Sequence[str]) -> tuple[list[str], list[ase.Atoms]]:
+    """Every frame of every file, and the file it comes from."""
+    if not paths:
+        raise InputError("no structure given; name one or more files, or PbTiO3-tetragonal")
+    files: list[str] = []
+    frames: list[ase.Atoms] = []
+    for path in paths:
+        read = read_frames(path)
+        for index, atoms in enumerate(read):
+            check_start(atoms, f"{path} frame {index}" if len(read) > 1 else path)
+        files += [path] * len(read)
+        frames += read
+    return files, frames
+
+
+def _one_by_one(
+    frames: Sequence[ase.Atoms],
+    calculator: JaxptoCalculator,
+    target: Target,
+    optimizer: Literal["bfgs", "fire"],
+    line: StatusLine,
+) -> list[Relaxed]:
+    """Each structure by ASE; those of the same composition in a row, so that they share compiled programs."""
+    outcomes: dict[int, Relaxed] = {}
+    for index in sorted(range(len(frames)), key=lambda index: frames[index].numbers.tolist()):
+
+        def report(step: int, residual: float) -> None:
+            line.update(f"{len(outcomes)} of {len(frames)} done; step {step}, residual {residual:.2e} eV/A")
+
+        outcomes[index] = relax_with_ase(frames[index], calculator, target, optimizer, report)
+    return [outcomes[index] for index in range(len(frames))]
+
+
+def _title(config: RelaxConfig, model: str) -> str:
+    cell = "cell fixed" if config.mask == "fixed" else f"mask {config.mask}, {config.pressure:g} GPa"
+    return f"{model}, {config.dtype}, {config.method}, {cell}, fmax {config.fmax:g} eV/A"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

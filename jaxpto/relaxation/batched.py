@@ -1,0 +1,174 @@
+"""Relaxation of many structures at once on the device: L-BFGS over positions and log-strain, one lane a structure.
+
+A lane's numbers depend on its own structure alone (though a program for another number of lanes may sum in another
+order). A lane that is done is frozen until the next structure of the same composition takes it over; the host reads a
+few small arrays after each chunk of compiled steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxpto.ase_potential import HostCalculator
+from jaxpto.catalogue import check_known
+from jaxpto.dynamics import REPLICAS, replica_mesh
+from jaxpto.errors import InputError
+from jaxpto.neighbors import grow
+from jaxpto.potential import Potential, Prediction
+from jaxpto.relaxation import lanes as device
+from jaxpto.relaxation.lanes import Bounds, Lane
+from jaxpto.relaxation.target import History, Relaxed, Target, check_start, with_results
+from jaxpto.system import System, from_ase, stack
+
+ATOMS_AT_ONCE = {"cpu": 512}  # enough to hide what a step costs besides the model
+ATOMS_ON_ACCELERATORS = 16_384
+REGROWS = 5
+
+Advance = Callable[[Lane, Array], tuple[Lane, Array]]
+
+
+def relax_batched(
+    structures: Sequence[ase.Atoms],
+    potential: Potential,
+    target: Target,
+    on_chunk: Callable[[int, float], None] | None = None,
+) -> list[Relaxed]:
+    """Relax many structures at once; those with the same atomic numbers in the same order share a compiled program.
+
+    Coordinates are in double precision whatever the precision of the parameters, as in `JaxptoCalculator`. A step that
+    raises the enthalpy beyond rounding is taken back, unless the potential is not conservative: its energy is not the
+    integral of its forces, so the forces alone lead there, and where they vanish need not be a minimum.
+
+    Args:
+        structures: the starts; they are left as they are.
+        potential: any potential but one around an ASE calculator.
+        target: what to reach.
+        on_chunk: called with the number of structures finished and the largest residual of those running, eV/Angstrom.
+
+    Returns:
+        One outcome for each structure, in the same order.
+
+    Raises:
+        InputError: what `check_start` or `check_known` refuses, or a potential around an ASE calculator.
+    """
+    if isinstance(potential.model, HostCalculator):
+        raise InputError(f"model {potential.name} runs in Python, one structure at a time; use the method bfgs or fire")
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, atoms in enumerate(structures):
+        check_start(atoms, f"structure {index}")
+        check_known(potential, atoms, f"structure {index}")
+        groups[tuple(atoms.numbers.tolist())].append(index)
+    outcomes: dict[int, Relaxed] = {}
+    with jax.enable_x64(True):
+        for members in groups.values():
+            done = len(outcomes)
+
+            def report(finished: int, residual: float, done: int = done) -> None:
+                if on_chunk is not None:
+                    on_chunk(done + finished, residual)
+
+            alike = _relax_alike([structures[index] for index in members], potential, target, report)
+            outcomes |= zip(members, alike, strict=True)
+    return [outcomes[index] for index in range(len(structures))]
+
+
+def _relax_alike(
+    structures: list[ase.Atoms], potential: Potential, target: Target, report: Callable[[int, float], None]
+) -> list[Relaxed]:
+    """Structures of the same atomic numbers, through a number of lanes that stays the same."""
+    systems = [from_ase(atoms, np.float64) for atoms in structures]
+    at_once = ATOMS_AT_ONCE.get(jax.default_backend(), ATOMS_ON_ACCELERATORS) // len(structures[0])
+    wanted = min(len(systems), max(1, at_once))
+    mesh = replica_mesh(wanted)
+    width = -(-wanted // mesh.size) * mesh.size
+    occupants: list[int | None] = [lane if lane < wanted else None for lane in range(width)]
+    waiting = deque(range(wanted, len(systems)))
+    spread = NamedSharding(mesh, PartitionSpec(REPLICAS))
+
+    def starts() -> System:
+        """Where the lanes' structures start; a lane that has none is given the first."""
+        return jax.device_put(stack([systems[own or 0] for own in occupants]), spread)
+
+    lanes = device.enter(starts(), potential.allocate(systems, potential.usual_skin))
+    lanes = _end(lanes, np.asarray([own is None for own in occupants]), device.CONVERGED)
+    bounds = Bounds(jnp.asarray(target.fmax), jnp.asarray(target.external_pressure), jnp.asarray(target.steps))
+    program = device.compile_advance(target.mask, mesh)
+    records: list[list[np.ndarray]] = [[] for _ in systems]
+    outcomes: dict[int, Relaxed] = {}
+    while len(outcomes) < len(systems):
+        before = jax.device_get(lanes.step)
+        lanes, measured = _advance(lambda lanes, n: program(potential, bounds, lanes, n), lanes)
+        after, status, residual, measured = jax.device_get((lanes.step, lanes.status, lanes.residual, measured))
+        for lane, own in enumerate(occupants):
+            if own is not None:
+                records[own].append(measured[: after[lane] - before[lane], lane])
+        fresh = np.zeros(width, bool)
+        ended = [lane for lane, own in enumerate(occupants) if own is not None and status[lane] != device.RUNNING]
+        if ended:
+            final = jax.device_get((lanes.system, lanes.prediction))
+            for lane in ended:
+                own = occupants[lane]
+                assert own is not None
+                history = np.concatenate(records[own])
+                outcomes[own] = _outcome(structures[own], *final, lane, history, int(status[lane]), target)
+                fresh[lane] = bool(waiting)
+                occupants[lane] = waiting.popleft() if waiting else None
+            if fresh.any():
+                lanes = device.choose(jnp.asarray(fresh), device.enter(starts(), lanes.neighbors.layout), lanes)
+        report(len(outcomes), float(residual[status == device.RUNNING].max(initial=0.0)))
+    return [outcomes[index] for index in range(len(systems))]
+
+
+def _advance(program: Advance, lanes: Lane, n_steps: int = device.CHUNK) -> tuple[Lane, Float[Array, "c r 5"]]:
+    """One chunk; while a running lane overflows, discard it, enlarge the lists and do it again (bounded)."""
+    running = jax.device_get(lanes.status) == device.RUNNING
+    for regrown in range(REGROWS + 1):
+        after, measured = program(lanes, jnp.asarray(n_steps))
+        lost = jax.device_get(after.neighbors.overflow) & running
+        if not lost.any():
+            return after, measured
+        if regrown < REGROWS:
+            cells = np.concatenate(jax.device_get((lanes.system.cell, after.system.cell)))
+            cells = cells[np.isfinite(cells).all(axis=(1, 2))]
+            lanes = device.rebuild(lanes, grow(lanes.neighbors.layout, cells))
+    if n_steps > 1:  # the steps before the one that overflows are kept
+        return _advance(program, lanes, 1)
+    return _advance(program, _end(lanes, lost, device.OVERFLOWED), 1)
+
+
+def _end(lanes: Lane, which: np.ndarray, status: int) -> Lane:
+    return dataclasses.replace(
+        lanes, status=jnp.where(jnp.asarray(which), jnp.asarray(status, lanes.status.dtype), lanes.status)
+    )
+
+
+def _outcome(
+    start: ase.Atoms,
+    systems: System,
+    predictions: Prediction,
+    lane: int,
+    history: np.ndarray,
+    status: int,
+    target: Target,
+) -> Relaxed:
+    atoms = start.copy()
+    atoms.set_cell(systems.cell[lane])
+    atoms.positions[:] = systems.positions[lane]
+    forces, stress = np.asarray(predictions.forces[lane]), np.asarray(predictions.stress[lane])
+    return Relaxed(
+        atoms=with_results(atoms, float(predictions.energy[lane]), forces, stress),
+        converged=status == device.CONVERGED,
+        steps=len(history) - 1,
+        reason=device.REASONS[status].format(steps=target.steps),
+        history=History(*history.T),
+        pressure=target.pressure,
+    )

@@ -1,0 +1,191 @@
+"""What a relaxation leaves behind: files in a folder and a table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxpto.errors import InputError
+from jaxpto.evaluate import write_frames
+from jaxpto.relaxation.symmetry import SYMPREC, SpaceGroup, space_group
+from jaxpto.relaxation.target import Relaxed
+from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+
+COLUMNS = (
+    "structure", "step", "energy_eV", "residual_eV_per_A", "residual_force_eV_per_A", "residual_stress_GPa",
+    "volume_A3",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One structure of a command.
+
+    Attributes:
+        name: unique; the name of its files.
+        file: where it was read.
+        start: as it was read.
+        relaxed: the outcome.
+        difference: enthalpy against the lowest of the same formula, meV per formula unit; None where it is alone.
+        before, after: space groups.
+    """
+
+    name: str
+    file: str
+    start: ase.Atoms
+    relaxed: Relaxed
+    difference: float | None
+    before: SpaceGroup
+    after: SpaceGroup
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that is in use.
+
+    Raises:
+        InputError: it is a file, or a folder that is not empty.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--out {folder} exists and is not empty; name a new folder")
+
+
+def unique_names(files: Sequence[str]) -> list[str]:
+    """The stem of each file, with -1, -2, ... appended where several have the same."""
+    stems = [Path(file).stem for file in files]
+    names: list[str] = []
+    for stem in stems:
+        name, number = stem, 1
+        while name in names or (stems.count(stem) > 1 if name == stem else name in stems):
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def make_entries(files: Sequence[str], starts: Sequence[ase.Atoms], outcomes: Sequence[Relaxed]) -> list[Entry]:
+    """Name the structures, compare their enthalpies, find their space groups."""
+    per_unit: dict[str, list[float]] = defaultdict(list)
+    keys = []
+    for relaxed in outcomes:
+        formula, units = relaxed.atoms.symbols.formula.reduce()
+        keys.append((formula.format("hill"), relaxed.enthalpy / units))
+        per_unit[keys[-1][0]].append(keys[-1][1])
+    lowest = {formula: min(filter(math.isfinite, values), default=math.nan) for formula, values in per_unit.items()}
+    return [
+        Entry(
+            name=name,
+            file=file,
+            start=start,
+            relaxed=relaxed,
+            difference=1e3 * (value - lowest[formula]) if len(per_unit[formula]) > 1 else None,
+            before=space_group(start),
+            after=space_group(relaxed.atoms),
+        )
+        for name, file, start, relaxed, (formula, value) in zip(
+            unique_names(files), files, starts, outcomes, keys, strict=True
+        )
+    ]
+
+
+def write_folder(folder: Path, entries: Sequence[Entry], settings: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write config.json, relaxation.json, convergence.csv and relaxed/NAME.extxyz and .vasp.
+
+    Args:
+        folder: created if missing.
+        entries: the structures.
+        settings: content of config.json.
+        about: what relaxation.json says besides its structures.
+    """
+    places = folder / "relaxed"
+    places.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / "config.json", settings)
+    for entry in entries:
+        write_frames([entry.relaxed.atoms], places / f"{entry.name}.extxyz")
+        with replacing(places / f"{entry.name}.vasp") as path:
+            ase.io.write(path, entry.relaxed.atoms, format="vasp", direct=True)
+    write_text_atomic(folder / "convergence.csv", _convergence(entries))
+    document = {"symprec_A": SYMPREC} | about | {"structures": [_describe(entry) for entry in entries]}
+    write_json_atomic(folder / "relaxation.json", document)
+
+
+def show(entries: Sequence[Entry], title: str, console: Console) -> None:
+    """Print how each relaxation went, and what came out."""
+    course = _table(title, "structure", "steps", "force (eV/A)", "stress (GPa)", "outcome")
+    compared = any(entry.difference is not None for entry in entries)
+    columns = ("structure", "a (A)", "b (A)", "c (A)", "eV/atom", *(["meV/f.u."] if compared else []), "space group")
+    crystal = _table("relaxed structures", *columns)
+    for entry in entries:
+        relaxed = entry.relaxed
+        course.add_row(
+            entry.name,
+            str(relaxed.steps),
+            f"{relaxed.residual_force:.1e}",
+            f"{relaxed.residual_stress:.1e}",
+            "converged" if relaxed.converged else f"NOT converged: {relaxed.reason}",
+        )
+        crystal.add_row(
+            entry.name,
+            *(f"{length:.4f}" for length in relaxed.atoms.cell.lengths()),
+            f"{relaxed.energy / len(relaxed.atoms):.6f}",
+            *([("" if entry.difference is None else f"{entry.difference:.2f}")] if compared else []),
+            str(entry.after) if entry.before == entry.after else f"{entry.before} -> {entry.after}",
+        )
+    console.print(course)
+    console.print(crystal)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        words = column in ("structure", "outcome", "space group")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    return table
+
+
+def _describe(entry: Entry) -> dict[str, Any]:
+    relaxed, atoms = entry.relaxed, entry.relaxed.atoms
+    return {
+        "name": entry.name,
+        "file": entry.file,
+        "formula": atoms.symbols.formula.format("metal"),
+        "atoms": len(atoms),
+        "converged": relaxed.converged,
+        "reason": relaxed.reason,
+        "steps": relaxed.steps,
+        "energy_eV": relaxed.energy,
+        "energy_eV_per_atom": relaxed.energy / len(atoms),
+        "enthalpy_eV": relaxed.enthalpy,
+        "difference_meV_per_formula_unit": entry.difference,
+        **dict(zip(("a", "b", "c", "alpha", "beta", "gamma"), atoms.cell.cellpar().tolist(), strict=True)),
+        "volume_A3": atoms.get_volume(),
+        "residual_eV_per_A": relaxed.residual,
+        "residual_force_eV_per_A": relaxed.residual_force,
+        "residual_stress_GPa": relaxed.residual_stress,
+        "space_group_before": dataclasses.asdict(entry.before),
+        "space_group_after": dataclasses.asdict(entry.after),
+    }
+
+
+def _convergence(entries: Sequence[Entry]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for entry in entries:
+        history = entry.relaxed.history
+        values = (history.energy, history.residual, history.force, history.stress, history.volume)
+        for step, row in enumerate(zip(*values, strict=True)):
+            writer.writerow([entry.name, step, *(repr(float(value)) for value in row)])
+    return text.getvalue()

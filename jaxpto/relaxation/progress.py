@@ -1,0 +1,46 @@
+"""One line that says how a relaxation stands."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_INTERVAL = 10.0  # seconds between lines where the output is not a terminal
+
+
+class StatusLine:
+    """A live line on a terminal, a plain line now and then elsewhere (a context manager).
+
+    Args:
+        console: where to write.
+        first: what to say at once.
+    """
+
+    def __init__(self, console: Console, first: str):
+        self._console, self._first = console, first
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+        self._last_plain = time.monotonic()
+
+    def __enter__(self) -> StatusLine:
+        if self._live is not None:
+            self._live.start()
+            self.update(self._first)
+        else:
+            self._console.print(self._first, soft_wrap=True, highlight=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, line: str) -> None:
+        """Show a line in place of the one before."""
+        now = time.monotonic()
+        if self._live is not None:
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+        elif now - self._last_plain > PLAIN_INTERVAL:
+            self._last_plain = now
+            self._console.print(line, soft_wrap=True, highlight=False)
