@@ -222,6 +222,18 @@ def _parameter(data: Any, *_: Any) -> np.ndarray:
     return data
 
 
+def _tagged(value: Any, _type: str) -> Any:
+    """A container of TorchScript, whose type stands beside it."""
+    return value
+
+
+def _listed(value: list[Any]) -> list[Any]:
+    """A list of TorchScript whose elements are of one type."""
+    if not isinstance(value, list):
+        raise TypeError("list that is none")
+    return value
+
+
 def _device(kind: str, index: int | None = None) -> str:
     return kind if index is None else f"{kind}:{index}"
 
@@ -231,6 +243,11 @@ _TENSORS: dict[tuple[str, str], Constructor] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor_with_metadata,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch.jit._pickle", "restore_type_tag"): _tagged,
+    ("torch.jit._pickle", "build_intlist"): _listed,
+    ("torch.jit._pickle", "build_doublelist"): _listed,
+    ("torch.jit._pickle", "build_boollist"): _listed,
+    ("torch.jit._pickle", "build_tensorlist"): _listed,
     ("torch", "Size"): tuple,
     ("torch", "device"): _device,
 }

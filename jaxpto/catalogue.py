@@ -40,6 +40,8 @@ SHIPPED = Path(__file__).parent / "weights"
 # architecture name in model.json -> module and class of its hyperparameters, imported only when it is needed
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "chgnet": ("jaxpto.models.chgnet", "CHGNet"),
+    "deeppot_se": ("jaxpto.models.deepmd", "DeepPotSE"),
+    "dpa1": ("jaxpto.models.deepmd", "DPA1"),
     "gptff": ("jaxpto.models.gptff", "GPTFF"),
     "lennard_jones": ("jaxpto.models.lennard_jones", "LennardJones"),
     "m3gnet": ("jaxpto.models.m3gnet", "M3GNet"),
