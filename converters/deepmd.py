@@ -27,7 +27,7 @@ from jaxpto.models.deepmd_layers import ACTIVATIONS
 from jaxpto.potential import Potential
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK"
-_CITATIONS = {
+_CITATIONS: dict[type, str] = {
     DPA1: "D. Zhang et al., npj Comput. Mater. 10, 94 (2024), doi:10.1038/s41524-024-01278-7",
     DeepPotSE: "L. Zhang et al., Adv. Neural Inf. Process. Syst. 31 (2018), arXiv:1805.09003",
 }

@@ -93,6 +93,7 @@ def compress(potential: Potential, bound: float) -> tuple[Potential, Compression
     """
     with jax.enable_x64(True):
         compressed, intervals, value, slope = _tabulated(potential, bound)
+        assert isinstance(potential.model, DeepPotSE)
         atoms = _test_structure(potential.model)
         exact, found = (jax.device_get(_predict(*_prepared(p, atoms, np.float64))) for p in (potential, compressed))
         energy = abs(float(exact.energy - found.energy)) / len(atoms)

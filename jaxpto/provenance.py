@@ -17,7 +17,7 @@ import numpy as np
 import jaxpto
 from jaxpto.potential import Potential
 
-PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "orbax-checkpoint", "ase", "phonopy", "numpy", "h5py")
+PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "orbax-checkpoint", "ase", "phonopy", "spglib", "numpy", "h5py")
 
 
 def versions() -> dict[str, str]:

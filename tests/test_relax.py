@@ -126,11 +126,12 @@ def test_wrapped_calculators(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_single_precision_needs_no_flag(workplace: Path, tmp_path: Path) -> None:
     """In a process of its own, where JAX's 64-bit mode is off."""
-    command = [sys.executable, "-m", "jaxpto.relax", *arguments(workplace, "--out", str(tmp_path / "out"))]
-    done = subprocess.run([*command, "--dtype", "float32", "--method", "batched"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "jaxpto.relax", str(workplace / "crystal.vasp"), "--out", str(tmp_path / "out")]
+    command += ["--model", str(workplace / "argon"), "--dtype", "float32", "--method", "batched"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads((tmp_path / "out" / "relaxation.json").read_text())["structures"]
-    assert [entry["space_group_after"]["number"] for entry in found] == [194, 225, 225]
+    (found,) = json.loads((tmp_path / "out" / "relaxation.json").read_text())["structures"]
+    assert found["space_group_after"]["number"] == 194
 
 
 @pytest.mark.parametrize(

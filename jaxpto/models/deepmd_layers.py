@@ -153,7 +153,7 @@ def fitted(
     if fitting[last]["weight"].shape[0] == 1:
         return network(0)
     # All networks for all atoms: a product with the weights of one type for many atoms beats a copy of them for each.
-    return sum(jnp.where(types == kind, network(kind), 0.0) for kind in kinds)  # ty: ignore[invalid-return-type]
+    return functools.reduce(jnp.add, [jnp.where(types == kind, network(kind), 0.0) for kind in kinds])
 
 
 class Groups(NamedTuple):
