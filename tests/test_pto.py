@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
 
@@ -101,5 +102,9 @@ def test_figure_has_a_panel_for_each_model(folder: pathlib.Path) -> None:
     points = np.linspace([0.0, 0.0, 0.0], [0.5, 0.0, 0.0], 5)
     bands = Bands(BandPath((Segment("Γ", "X", points),)), [np.linspace(0.0, 1.0, 5)], [np.ones((5, 3))])
     result = zero_kelvin_output.ZeroKelvin("m", 3.8, 4.1, 3.9, 0.1, 0.0, (), True, (), bands)
-    figure = zero_kelvin_output.bands_figure([result] * 4)
-    assert sum(axes.get_visible() for axes in figure.axes) == 4
+    unstable = dataclasses.replace(result, bands=dataclasses.replace(bands, frequencies=[-3.0 * np.ones((5, 3))]))
+    figure = zero_kelvin_output.bands_figure([result, unstable, result, result])
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 4
+    assert {axes.get_ylim() for axes in panels} == {panels[0].get_ylim()}
+    assert panels[0].get_ylim()[0] < -3.0

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import COLORS, STYLE, png
-from jaxpto.figures_phonons import decorate_bands, draw_bands
+from jaxpto.figures_phonons import VISIBLE, decorate_bands, draw_bands
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.pto import paper
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
@@ -90,7 +90,8 @@ def write_outputs(results: list[ZeroKelvin], out: Path, settings: Mapping[str, A
     rows, references = [_cells(result) for result in results], [_reference_cells(row) for row in paper.REFERENCES]
     for cells in rows + references:
         table.add_row(*cells)
-    console.print(table)
+    # a pipe or file is no reason to cut words short
+    Console(file=console.file, width=max(console.width, 124)).print(table)
     remarks = [f"{result.model}: {remark}" for result in results for remark in _remarks(result)]
     for line in [NOTE, *remarks, f"report: {out / 'report.html'}"]:
         console.print(line, soft_wrap=True, highlight=False)
@@ -117,6 +118,13 @@ def bands_figure(results: list[ZeroKelvin]) -> Figure:
             panel.set_title(result.model)
             if number % columns:
                 panel.set_ylabel("")
+        lowest = min(0.0, *(float(f.min()) for result in results for f in result.bands.frequencies))
+        highest = max(float(f.max()) for result in results for f in result.bands.frequencies)
+        margin = 0.04 * (highest - lowest)
+        bottom = lowest - margin if lowest < VISIBLE else 0.0
+        axes[0].set_ylim(bottom, highest + margin)
+        for panel in axes[: len(results)] if bottom < 0.0 else ():
+            panel.axhspan(bottom, 0.0, color="#f2f2f2", lw=0, zorder=0)
         for panel in axes[len(results) :]:
             panel.set_visible(False)
     return figure
