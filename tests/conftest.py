@@ -1,7 +1,9 @@
 """Strict JAX for every test: 64-bit on, no implicit rank promotion, shapes of signatures checked at run time."""
 
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 from jaxtyping import install_import_hook
@@ -18,6 +20,14 @@ jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxp
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file() -> Iterator[None]:
+    """Frees compiled programs after each file: each takes many memory maps, of which a process may have 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
