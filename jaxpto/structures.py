@@ -118,7 +118,7 @@ def check_elements(atoms: ase.Atoms, elements: Sequence[int], model: str, where:
         )
 
 
-def make_supercell(atoms: ase.Atoms, repeats: Sequence[float]) -> ase.Atoms:
+def make_supercell(atoms: ase.Atoms, repeats: Sequence[int | float]) -> ase.Atoms:
     """Repeat a structure along its lattice vectors; the atoms of one cell stay together, the third vector runs fastest.
 
     Args:
