@@ -20,9 +20,9 @@ from jaxpto.errors import InputError
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.output import Entry, check_folder, make_entries, show, write_folder
-from jaxpto.relaxation.progress import StatusLine
 from jaxpto.relaxation.target import Relaxed, Target, check_start
 from jaxpto.relaxation.with_ase import relax_with_ase
+from jaxpto.status_line import StatusLine
 from jaxpto.structures import read_frames
 
 NAME = "jaxpto.relax"

@@ -33,7 +33,7 @@ from jaxpto.models.deepmd_layers import (
     table_values,
     unit_rows,
 )
-from jaxpto.models.layers import add_up
+from jaxpto.models.layers import add_up, species_of
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -94,7 +94,7 @@ class DeepPotSE:
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         """What the network gives for each atom, and the shift of its type."""
         n = system.positions.shape[0]
-        types = types_of(system, self.elements)
+        types = species_of(self.elements, system.numbers)
         blocks = by_type(neighbors.layout, self.elements)
         kept = self._nearest(vectors.reshape(n, -1, 3), blocks)
         present = [kind for kind, _ in blocks]
@@ -231,7 +231,7 @@ class DPA1:
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         """What the network gives for each atom, and the shift of its type."""
         n = system.positions.shape[0]
-        types = types_of(system, self.elements)
+        types = species_of(self.elements, system.numbers)
         blocks = by_type(neighbors.layout, self.elements)
         kind_of_slot = np.zeros(sum(neighbors.layout.slots), np.int32)
         for kind, block in blocks:
@@ -280,13 +280,6 @@ class DPA1:
             others = 1.0 - jnp.eye(rows.shape[1], dtype=rows.dtype)[None]
             gate = others if gate is None else gate * others
         return gate
-
-
-def types_of(system: System, elements: tuple[int, ...]) -> Int[Array, " n"]:
-    """Index into `elements` of each atom."""
-    table = np.zeros(119, np.int32)
-    table[list(elements)] = np.arange(len(elements))
-    return jnp.asarray(table)[system.numbers]
 
 
 def atoms_at_once() -> int:

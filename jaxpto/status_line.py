@@ -1,4 +1,4 @@
-"""One line that says how a relaxation stands."""
+"""One line that says how far a long calculation is."""
 
 from __future__ import annotations
 
