@@ -31,10 +31,10 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     make_phonopy,
     sum_rule_residual,
 )
-from jaxpto.lattice_dynamics.waiting import waiting
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
+from jaxpto.status_line import StatusLine
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.structures import read_structure
 
@@ -123,18 +123,21 @@ def _run_model(
         if not calculations:
             force = largest_force(phonon, calculator)
             say(_cells_line(phonon, force))
-        with waiting(console, f"{name}: {method}") as update:
+        with StatusLine(console, f"{method} ...", name) as line:
             if method == "hessian":
-                update("compiling the second derivatives (once; kept in the compilation cache)")
+                line.update("compiling the second derivatives (once; kept in the compilation cache)")
                 constants = hessian_force_constants(
-                    phonon, calculator.potential, config.batch, lambda done, total: update(f"atom {done} of {total}")
+                    phonon,
+                    calculator.potential,
+                    config.batch,
+                    lambda done, total: line.update(f"atom {done} of {total}"),
                 )
             else:
                 constants = displacement_force_constants(
                     phonon, calculator, config.distance, config.diagonal,
-                    lambda done, total: update(f"displacement {done} of {total}"),
+                    lambda done, total: line.update(f"displacement {done} of {total}"),
                 )  # fmt: skip
-            update("bands, density of states, thermal properties")
+            line.update("bands, density of states, thermal properties")
             phonon.force_constants = constants
             if config.symmetrize:
                 phonon.symmetrize_force_constants()
@@ -161,12 +164,12 @@ def _relax(
     name: str, calculator: JaxptoCalculator, atoms: ase.Atoms, config: PhononsConfig, console: Console
 ) -> tuple[Relaxed | None, ase.Atoms]:
     if config.relax:
-        with waiting(console, f"{name}: relaxing") as update:
+        with StatusLine(console, "relaxing ...", name) as line:
             relaxed = relax_with_ase(
                 atoms,
                 calculator,
                 RELAXATION,
-                on_step=lambda step, residual: update(f"step {step}, {residual:.1e} eV/A"),
+                on_step=lambda step, residual: line.update(f"step {step}, {residual:.1e} eV/A"),
             )
         return relaxed, relaxed.atoms
     single = atoms.copy()

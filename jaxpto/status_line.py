@@ -17,10 +17,12 @@ class StatusLine:
     Args:
         console: where to write.
         first: what to say at once.
+        subject: what every line begins with, such as the model that runs.
     """
 
-    def __init__(self, console: Console, first: str):
+    def __init__(self, console: Console, first: str, subject: str = ""):
         self._console, self._first = console, first
+        self._prefix = f"{subject}: " if subject else ""
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
         self._last_plain = time.monotonic()
 
@@ -29,7 +31,7 @@ class StatusLine:
             self._live.start()
             self.update(self._first)
         else:
-            self._console.print(self._first, soft_wrap=True, highlight=False)
+            self._console.print(self._prefix + self._first, soft_wrap=True, highlight=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,7 +40,7 @@ class StatusLine:
 
     def update(self, line: str) -> None:
         """Show a line in place of the one before."""
-        now = time.monotonic()
+        now, line = time.monotonic(), self._prefix + line
         if self._live is not None:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
         elif now - self._last_plain > PLAIN_INTERVAL:
