@@ -1,21 +1,17 @@
-"""COMMAND python -m jaxpto.free_energy: free energy, entropy and heat capacity against temperature, with errors."""
+"""Method ladder: a temperature sweep, by MBAR over its temperatures and by Gibbs-Helmholtz integration."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import tyro
 from rich.console import Console
 
-from jaxpto.command import run_command
 from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
+from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.provenance import provenance
 from jaxpto.report import load_run
 from jaxpto.structures import read_structure
@@ -25,52 +21,13 @@ from jaxpto.thermodynamics.ladder_output import Subject, write_ladder
 from jaxpto.thermodynamics.samples import enthalpy_samples
 
 
-@dataclasses.dataclass(frozen=True)
-class FreeEnergyConfig:
-    """Free energy, entropy and heat capacity of a crystal against temperature, from classical molecular dynamics."""
-
-    structure: tyro.conf.Positional[str] = "PbTiO3-tetragonal"
-    """File in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
-    model: str = "perovskite"
-    """Name of a model, or a model folder."""
-    method: Literal["ladder"] = "ladder"
-    """ladder: a temperature sweep, by MBAR and by Gibbs-Helmholtz integration."""
-    supercell: tuple[int, int, int] = (3, 3, 3)
-    """Repeats along the lattice vectors; the larger, the closer the temperatures have to be."""
-    temperatures: tuple[float, ...] = tuple(float(kelvin) for kelvin in range(300, 901, 50))
-    """Of the ladder, K."""
-    ensemble: Literal["npt", "nvt"] = "npt"
-    """npt: Gibbs energy, Cp; nvt: Helmholtz energy, Cv at fixed cell."""
-    steps: int = 20_000
-    """Time steps of each replica."""
-    timestep: float = 2.0
-    """fs."""
-    replicas: int = 1
-    """Independent runs at each temperature."""
-    pressure: float = 0.0
-    """GPa."""
-    mask: Literal["iso", "diag", "full"] = "diag"
-    """Cell degrees of freedom in npt: iso (volume), diag (three edges), full (six)."""
-    equilibration: float = 0.3
-    """Fraction of each run left out."""
-    sample_every: int = 20
-    """Steps between two samples."""
-    seed: int = 0
-    """Of velocities and noise, and of the bootstrap."""
-    out: Path = Path("runs/free-energy")
-    """Output folder; the sweep in it is continued, or used as it is once it has finished."""
-
-
-def run(config: FreeEnergyConfig) -> LadderResult:
+def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     """Run the sweep (or go on with it), analyse it, write the output folder, and return what was found.
 
     Raises:
         InputError: settings that cannot be used, or a sweep that is no ladder: temperatures that do not overlap, lost
             replicas, too few samples; the sweep itself is kept.
     """
-    console = Console()
-    if not (math.isfinite(config.equilibration) and 0.0 <= config.equilibration < 1.0):
-        raise InputError(f"--equilibration {config.equilibration:g}: must be in [0, 1)")
     if len(config.temperatures) < 2:
         raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
     cell = read_structure(config.structure)
@@ -92,11 +49,6 @@ def run(config: FreeEnergyConfig) -> LadderResult:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command("jaxpto.free_energy", FreeEnergyConfig, run, argv)
-
-
 def _sweep_config(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
     """The sweep that the ladder is sampled by; continued if it is there."""
     return SweepConfig(
@@ -116,7 +68,3 @@ def _sweep_config(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
         equilibration=config.equilibration,
         sample_every=config.sample_every,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,34 @@
+"""COMMAND python -m jaxpto.free_energy: free energy, entropy and heat capacity against temperature, with errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from jaxpto.command import run_command
+from jaxpto.errors import InputError
+from jaxpto.free_energy import ladder
+from jaxpto.free_energy.config import FreeEnergyConfig, MethodName
+
+__all__ = ["FreeEnergyConfig", "main", "run"]
+
+METHODS: dict[MethodName, Callable[[FreeEnergyConfig, Console], Any]] = {"ladder": ladder.run}
+
+
+def run(config: FreeEnergyConfig) -> Any:
+    """Run the method the configuration names (or go on with it), write the output folder, and return what was found.
+
+    Raises:
+        InputError: settings that cannot be used, or what the method refuses; simulations that were run are kept.
+    """
+    if not (math.isfinite(config.equilibration) and 0.0 <= config.equilibration < 1.0):
+        raise InputError(f"--equilibration {config.equilibration:g}: must be in [0, 1)")
+    return METHODS[config.method](config, Console())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command("jaxpto.free_energy", FreeEnergyConfig, run, argv)
