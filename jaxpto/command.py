@@ -7,16 +7,18 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import tyro
 
-from jaxpto.errors import InputError
+from jaxpto.errors import InputError, is_interrupt
 from jaxpto.storage.files import StorageError
 
 Config = TypeVar("Config")
@@ -53,7 +55,8 @@ def run_command(
         if config is None:
             return DONE
         set_up_jax(getattr(config, "dtype", "float32"))
-        run(config)
+        with _terminated_is_interrupted():
+            run(config)
         return DONE
     except InputError as error:
         _complain(name, str(error))
@@ -62,15 +65,37 @@ def run_command(
         _complain(name, str(error))
         return FAILED
     except KeyboardInterrupt:
-        _complain(
-            name, "interrupted; the same command with --resume goes on" if hasattr(config, "resume") else "interrupted"
-        )
-        return INTERRUPTED
+        return _interrupted(name, config)
     except Exception as error:
+        if is_interrupt(error):
+            return _interrupted(name, config)
         if os.environ.get("JAXPTO_TRACEBACK") == "1":
             traceback.print_exc()
         _complain(name, _describe(error))
         return FAILED
+
+
+def _interrupted(name: str, config: object) -> int:
+    goes_on = "; the same command with --resume goes on" if hasattr(config, "resume") else ""
+    _complain(name, f"interrupted{goes_on}")
+    return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Generator[None]:
+    """SIGTERM, which batch systems send before they kill, keeps what is computed just as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def set_up_jax(dtype: str) -> None:

@@ -19,7 +19,7 @@ from jaxpto.command import FAILED, configure_devices, run_command
 from jaxpto.errors import InputError
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.batched import relax_batched
-from jaxpto.relaxation.output import Entry, check_folder, make_entries, show, write_folder
+from jaxpto.relaxation.output import Entry, check_folder, make_entries, show, unique_names, write_folder
 from jaxpto.relaxation.target import Relaxed, Target, check_start
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
@@ -55,7 +55,8 @@ class RelaxConfig:
 def run(config: RelaxConfig) -> list[Entry]:
     """Relax every structure, write the output folder, and return what came of each, in the order given.
 
-    A structure that does not converge is no error here: its outcome says so.
+    A structure that does not converge is no error here: its outcome says so. Whatever ends the command early, the
+    structures that are finished by then are written.
 
     Raises:
         InputError: no or bad structures, unknown model or element, settings that cannot be used, an output folder in
@@ -73,20 +74,39 @@ def run(config: RelaxConfig) -> list[Entry]:
         check_supports(potential, atoms, file, stress=False)
     if config.method == "batched" and isinstance(potential.model, HostCalculator):
         raise InputError(f"model {config.model} runs in Python, one structure at a time; use --method bfgs or fire")
-    with StatusLine(console, "compiling (once; kept in the compilation cache) ...") as line:
-        if config.method == "batched":
+    outcomes: dict[int, Relaxed] = {}
 
-            def report(done: int, residual: float) -> None:
-                worst = f", largest residual of those running {residual:.2e} eV/A" if residual else ""
-                line.update(f"{done} of {len(frames)} done{worst}")
+    def store() -> list[Entry]:
+        """Write what is finished; the names are those of the whole."""
+        done = sorted(outcomes)
+        names = unique_names(files)
+        entries = make_entries(
+            [names[i] for i in done], [files[i] for i in done], [frames[i] for i in done], [outcomes[i] for i in done]
+        )
+        missing = [name for index, name in enumerate(names) if index not in outcomes]
+        about: dict[str, Any] = {"model": potential.name, "conservative": potential.conservative, "missing": missing}
+        write_folder(config.out, entries, {"config": dataclasses.asdict(config)} | provenance(), about)
+        return entries
 
-            outcomes = relax_batched(frames, potential, target, report)
-        else:
-            outcomes = _one_by_one(frames, calculator, target, config.method, line)
-    entries = make_entries(files, frames, outcomes)
-    settings = {"config": dataclasses.asdict(config)} | provenance()
-    about: dict[str, Any] = {"model": potential.name, "conservative": potential.conservative}
-    write_folder(config.out, entries, settings, about)
+    try:
+        with StatusLine(console, "compiling (once; kept in the compilation cache) ...") as line:
+            if config.method == "batched":
+
+                def report(done: int, residual: float) -> None:
+                    worst = f", largest residual of those running {residual:.2e} eV/A" if residual else ""
+                    line.update(f"{done} of {len(frames)} done{worst}")
+
+                relax_batched(frames, potential, target, report, outcomes.__setitem__)
+            else:
+                _one_by_one(frames, calculator, target, config.method, line, outcomes)
+    except BaseException:  # an interrupt, say
+        if outcomes:
+            store()
+            console.print(
+                f"{len(outcomes)} of {len(frames)} structures are finished and in {config.out}", soft_wrap=True
+            )
+        raise
+    entries = store()
     show(entries, _title(config, potential.name), console)
     if not potential.conservative:
         console.print(
@@ -130,16 +150,15 @@ def _one_by_one(
     target: Target,
     optimizer: Literal["bfgs", "fire"],
     line: StatusLine,
-) -> list[Relaxed]:
+    outcomes: dict[int, Relaxed],
+) -> None:
     """Each structure by ASE; those of the same composition in a row, so that they share compiled programs."""
-    outcomes: dict[int, Relaxed] = {}
     for index in sorted(range(len(frames)), key=lambda index: frames[index].numbers.tolist()):
 
         def report(step: int, residual: float) -> None:
             line.update(f"{len(outcomes)} of {len(frames)} done; step {step}, residual {residual:.2e} eV/A")
 
         outcomes[index] = relax_with_ase(frames[index], calculator, target, optimizer, report)
-    return [outcomes[index] for index in range(len(frames))]
 
 
 def _title(config: RelaxConfig, model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_from_end_to_end(
     names = ["crystal-1", "crystal-2", "crystal-3"]
     document = json.loads((out / "relaxation.json").read_text())
     assert (document["model"], document["conservative"], document["symprec_A"]) == ("argon", True, 1e-3)
+    assert document["missing"] == []
     found = document["structures"]
     assert [entry["name"] for entry in found] == names
     assert [entry["formula"] for entry in found] == ["Ar2", "Ar", "Ar2"]
@@ -122,6 +124,36 @@ def test_wrapped_calculators(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     document = json.loads((tmp_path / "out" / "relaxation.json").read_text())
     assert document["conservative"] is False
     assert "need not be derivatives of its energy" in " ".join(capsys.readouterr().out.split())
+
+
+def test_finished_structures_outlive_the_end_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calculator that has the process terminated, as a batch system does, when it comes to gold."""
+    (tmp_path / "impatient.py").write_text(
+        "import os, signal\nfrom ase.calculators.emt import EMT\n\n"
+        "class Impatient(EMT):\n"
+        "    def calculate(self, atoms=None, *args):\n"
+        "        if atoms.numbers[0] == 79 and atoms.cell[0, 1] != 2.0:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        super().calculate(atoms, *args)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, atoms in (("gold", bulk("Au", "fcc", 4.0)), ("copper", bulk("Cu", "fcc", 3.5))):
+        ase.io.write(tmp_path / f"{name}.vasp", atoms)
+    files = [str(tmp_path / "gold.vasp"), str(tmp_path / "copper.vasp")]
+    before = signal.getsignal(signal.SIGTERM)
+    out = tmp_path / "out"
+    assert main([*files, "--model", "ase:impatient:Impatient", "--out", str(out)]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    printed = capsys.readouterr()
+    assert printed.err == "jaxpto.relax: interrupted\n"
+    assert "1 of 2 structures are finished" in printed.out
+    document = json.loads((out / "relaxation.json").read_text())
+    assert document["missing"] == ["gold"]
+    (found,) = document["structures"]
+    assert (found["name"], found["converged"]) == ("copper", True)
+    assert (out / "relaxed" / "copper.vasp").exists()
 
 
 def test_single_precision_needs_no_flag(workplace: Path, tmp_path: Path) -> None:

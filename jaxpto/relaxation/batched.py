@@ -41,6 +41,7 @@ def relax_batched(
     potential: Potential,
     target: Target,
     on_chunk: Callable[[int, float], None] | None = None,
+    on_outcome: Callable[[int, Relaxed], None] | None = None,
 ) -> list[Relaxed]:
     """Relax many structures at once; those with the same atomic numbers in the same order share a compiled program.
 
@@ -53,6 +54,7 @@ def relax_batched(
         potential: any potential but one around an ASE calculator.
         target: what to reach.
         on_chunk: called with the number of structures finished and the largest residual of those running, eV/Angstrom.
+        on_outcome: called with the index and the outcome of every structure as soon as it is finished.
 
     Returns:
         One outcome for each structure, in the same order.
@@ -70,20 +72,27 @@ def relax_batched(
     outcomes: dict[int, Relaxed] = {}
     with jax.enable_x64(True):
         for members in groups.values():
-            done = len(outcomes)
 
-            def report(finished: int, residual: float, done: int = done) -> None:
+            def finish(place: int, outcome: Relaxed, members: list[int] = members) -> None:
+                outcomes[members[place]] = outcome
+                if on_outcome is not None:
+                    on_outcome(members[place], outcome)
+
+            def report(residual: float) -> None:
                 if on_chunk is not None:
-                    on_chunk(done + finished, residual)
+                    on_chunk(len(outcomes), residual)
 
-            alike = _relax_alike([structures[index] for index in members], potential, target, report)
-            outcomes |= zip(members, alike, strict=True)
+            _relax_alike([structures[index] for index in members], potential, target, report, finish)
     return [outcomes[index] for index in range(len(structures))]
 
 
 def _relax_alike(
-    structures: list[ase.Atoms], potential: Potential, target: Target, report: Callable[[int, float], None]
-) -> list[Relaxed]:
+    structures: list[ase.Atoms],
+    potential: Potential,
+    target: Target,
+    report: Callable[[float], None],
+    finish: Callable[[int, Relaxed], None],
+) -> None:
     """Structures of the same atomic numbers, through a number of lanes that stays the same."""
     systems = [from_ase(atoms, np.float64) for atoms in structures]
     at_once = ATOMS_AT_ONCE.get(jax.default_backend(), ATOMS_ON_ACCELERATORS) // len(structures[0])
@@ -103,8 +112,7 @@ def _relax_alike(
     bounds = Bounds(jnp.asarray(target.fmax), jnp.asarray(target.external_pressure), jnp.asarray(target.steps))
     program = device.compile_advance(target.mask, mesh)
     records: list[list[np.ndarray]] = [[] for _ in systems]
-    outcomes: dict[int, Relaxed] = {}
-    while len(outcomes) < len(systems):
+    while any(own is not None for own in occupants):
         before = jax.device_get(lanes.step)
         lanes, measured = _advance(lambda lanes, n: program(potential, bounds, lanes, n), lanes)
         after, status, residual, measured = jax.device_get((lanes.step, lanes.status, lanes.residual, measured))
@@ -119,13 +127,12 @@ def _relax_alike(
                 own = occupants[lane]
                 assert own is not None
                 history = np.concatenate(records[own])
-                outcomes[own] = _outcome(structures[own], *final, lane, history, int(status[lane]), target)
+                finish(own, _outcome(structures[own], *final, lane, history, int(status[lane]), target))
                 fresh[lane] = bool(waiting)
                 occupants[lane] = waiting.popleft() if waiting else None
             if fresh.any():
                 lanes = device.choose(jnp.asarray(fresh), device.enter(starts(), lanes.neighbors.layout), lanes)
-        report(len(outcomes), float(residual[status == device.RUNNING].max(initial=0.0)))
-    return [outcomes[index] for index in range(len(systems))]
+        report(float(residual[status == device.RUNNING].max(initial=0.0)))
 
 
 def _advance(program: Advance, lanes: Lane, n_steps: int = device.CHUNK) -> tuple[Lane, Float[Array, "c r 5"]]:

@@ -75,8 +75,10 @@ def unique_names(files: Sequence[str]) -> list[str]:
     return names
 
 
-def make_entries(files: Sequence[str], starts: Sequence[ase.Atoms], outcomes: Sequence[Relaxed]) -> list[Entry]:
-    """Name the structures, compare their enthalpies, find their space groups."""
+def make_entries(
+    names: Sequence[str], files: Sequence[str], starts: Sequence[ase.Atoms], outcomes: Sequence[Relaxed]
+) -> list[Entry]:
+    """Compare the enthalpies of the structures, find their space groups."""
     per_unit: dict[str, list[float]] = defaultdict(list)
     keys = []
     for relaxed in outcomes:
@@ -94,9 +96,7 @@ def make_entries(files: Sequence[str], starts: Sequence[ase.Atoms], outcomes: Se
             before=space_group(start),
             after=space_group(relaxed.atoms),
         )
-        for name, file, start, relaxed, (formula, value) in zip(
-            unique_names(files), files, starts, outcomes, keys, strict=True
-        )
+        for name, file, start, relaxed, (formula, value) in zip(names, files, starts, outcomes, keys, strict=True)
     ]
 
 

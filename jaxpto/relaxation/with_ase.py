@@ -11,7 +11,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
 
-from jaxpto.errors import InputError
+from jaxpto.errors import InputError, is_interrupt
 from jaxpto.relaxation.target import (
     NOT_FINITE,
     History,
@@ -65,7 +65,10 @@ def relax_with_ase(
             except StopIteration:
                 break
             except (ValueError, RuntimeError) as error:  # atoms on top of each other, a Hessian of NaN, ...
-                reason = f"a step led nowhere: {' '.join(str(error).split())}"
+                if is_interrupt(error):
+                    raise KeyboardInterrupt from error
+                # what a host callback raises arrives as its whole traceback
+                reason = f"a step led nowhere: {(str(error).strip().splitlines() or ['no message'])[-1].strip()}"
                 break
             energy, forces, stress = moving.get_potential_energy(), moving.get_forces(), stress_of(moving)
             residual = float(np.linalg.norm(free.get_forces(), axis=1).max())
