@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,13 +26,11 @@ def main() -> None:
     """Print the commands and the models found."""
     console = Console()
     console.print(f"jaxpto {__version__}", highlight=False)
-    commands = Table("command", "what it does", title="commands", title_justify="left")
+    commands = _table("commands", "command", "what it does")
     for name, purpose in COMMANDS.items():
         commands.add_row(f"python -m jaxpto.{name}", purpose)
     console.print(commands)
-    models = Table(
-        "model", "elements", "cutoff (A)", "parameters", "conservative", title="models", title_justify="left"
-    )
+    models = _table("models", "model", "elements", "cutoff (A)", "parameters", "conservative")
     found = list_models()
     for info in found:
         if info.problem:
@@ -40,7 +39,7 @@ def main() -> None:
         header = info.header
         conservative = "yes" if header["conservative"] else "no"
         many = len(header["elements"]) > 20
-        elements = f"{len(header['elements'])} elements" if many else " ".join(header["elements"])
+        elements = str(len(header["elements"])) if many else " ".join(header["elements"])
         models.add_row(info.name, elements, f"{header['cutoff']:g}", f"{header['n_parameters']:,}", conservative)
     if found:
         console.print(models)
@@ -48,7 +47,7 @@ def main() -> None:
         console.print("no model is installed")
     missing = [entry for name, entry in read_manifest().items() if name not in {info.name for info in found}]
     if missing:
-        published = Table("published model", "made by", title="to be converted first", title_justify="left")
+        published = _table("to be converted first", "published model", "made by")
         for entry in missing:
             published.add_row(entry.name, entry.command)
         console.print(published)
@@ -56,6 +55,15 @@ def main() -> None:
         f"your own models: {user_folder()} (JAXPTO_MODELS); any ASE calculator: ase:package.module:factory",
         soft_wrap=True,
     )
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """A plain table whose first column is never cut."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True, overflow="fold")
+    for head in others:
+        table.add_column(head)
+    return table
 
 
 if __name__ == "__main__":

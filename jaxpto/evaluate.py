@@ -24,6 +24,7 @@ from rich.table import Table
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.command import run_command
+from jaxpto.crowding import crowding
 from jaxpto.errors import InputError
 from jaxpto.potential import Potential
 from jaxpto.structures import read_frames
@@ -67,7 +68,7 @@ def run(config: EvaluateConfig) -> list[ase.Atoms]:
         frames += read
     evaluated = evaluate_frames(frames, calculator.potential, config.dtype, progress=sys.stderr.isatty())
     write_frames(evaluated, config.out)
-    _show(evaluated, config, calculator.potential.caveat)
+    _show(evaluated, config, calculator.potential.caveat, crowding(calculator.potential, frames))
     return evaluated
 
 
@@ -170,7 +171,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise InputError(f"output {path} cannot be written: {parent} is not a writable folder; choose another place")
 
 
-def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str) -> None:
+def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, crowded: str) -> None:
     table = Table(
         "formula",
         "frames",
@@ -190,6 +191,8 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str) -> N
         table.add_row(formula, str(len(members)), str(len(members[0])), span, f"{force:.4f}")
     console = Console()
     console.print(table)
+    if crowded:
+        console.print(crowded, soft_wrap=True, highlight=False)
     console.print(f"{len(frames)} frames written to {config.out}", soft_wrap=True)
 
 

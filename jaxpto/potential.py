@@ -86,6 +86,16 @@ class SelectiveModel(Protocol):
 
 
 @runtime_checkable
+class BoundedModel(Protocol):
+    """A model that counts the nearest neighbours only, where there are many."""
+
+    @property
+    def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Groups of atomic numbers, and how many neighbours of each group an atom can have."""
+        ...
+
+
+@runtime_checkable
 class DirectModel(Protocol):
     """An architecture that gives forces and stress itself, in place of the derivatives of its energy."""
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from jaxpto.ase_potential import PREFIX as HOST_PREFIX
 from jaxpto.command import configure_devices, run_command
 from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
+from jaxpto.crowding import crowding
 from jaxpto.dynamics import Limits
 from jaxpto.errors import InputError
 from jaxpto.provenance import fingerprint, provenance
@@ -42,8 +43,9 @@ def run(config: SweepConfig) -> Path:
     identity = _identity(setup)
     resumed = _claim(folder, config, identity)
     console.print(_headline(setup), highlight=False, soft_wrap=True)
-    if setup.note:
-        console.print(setup.note, highlight=False, soft_wrap=True)
+    for note in (setup.note, crowding(setup.potential, [setup.atoms])):
+        if note:
+            console.print(note, highlight=False, soft_wrap=True)
     if not resumed:
         _write_config(folder, config, identity)
     simulate(setup, folder, console)

@@ -72,6 +72,12 @@ class DeepPotSE:
     by_species: bool = True
 
     @property
+    def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """`sel` of each type, and of all together where the nearest are chosen first."""
+        each = tuple(((number,), most) for number, most in zip(self.elements, self.sel, strict=True))
+        return (*each, (self.elements, sum(self.sel))) if self.nearest_first else each
+
+    @property
     def site_quantities(self) -> tuple[str, ...]:
         """What `site_properties` gives."""
         return ("energies",)
@@ -207,6 +213,11 @@ class DPA1:
     fitting: tuple[int, ...]
     fitting_activation: str
     by_species: bool = True
+
+    @property
+    def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """`sel`, of all types together."""
+        return ((self.elements, self.sel),)
 
     @property
     def site_quantities(self) -> tuple[str, ...]:
