@@ -65,7 +65,22 @@ def mace(arguments: argparse.Namespace) -> Any:
     return MACECalculator(model_paths=arguments.checkpoint, device="cpu", default_dtype="float32")
 
 
-FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace)}
+def deepmd(arguments: argparse.Namespace) -> Any:
+    os.environ |= {"DP_INTRA_OP_PARALLELISM_THREADS": "1", "DP_INTER_OP_PARALLELISM_THREADS": "1"}
+    from deepmd.calculator import DP
+
+    return DP(model=arguments.checkpoint)
+
+
+FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, deepmd)}
+
+
+def lead_titanate(repeats: tuple[int, int, int]) -> ase.Atoms:
+    """Rattled tetragonal PbTiO3."""
+    places = [[0, 0, 0], [0.5, 0.5, 0.54], [0.5, 0.5, 0.11], [0.5, 0, 0.62], [0, 0.5, 0.62]]
+    atoms = ase.Atoms("PbTiO3", scaled_positions=places, cell=[3.89, 3.89, 4.16], pbc=True).repeat(repeats)
+    atoms.rattle(0.05, seed=0)
+    return atoms
 
 
 def main() -> None:
@@ -80,9 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {arguments.core})
-    places = [[0, 0, 0], [0.5, 0.5, 0.54], [0.5, 0.5, 0.11], [0.5, 0, 0.62], [0, 0.5, 0.62]]
-    atoms = ase.Atoms("PbTiO3", scaled_positions=places, cell=[3.89, 3.89, 4.16], pbc=True).repeat(arguments.repeats)
-    atoms.rattle(0.05, seed=0)
+    atoms = lead_titanate(tuple(arguments.repeats))
     atoms.calc = FACTORIES[arguments.factory](arguments)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -19,45 +19,20 @@ import os
 import statistics
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from benchmarks.environments import FOLDER, ORIGINALS, python_of
 from converters.mace import MaceConfig
 from converters.mace import run as convert_mace
 from jaxpto.catalogue import user_folder
 from jaxpto.provenance import provenance
 
-TORCH = "torch==2.13.0"
 REPEATS = {5: (1, 1, 1), 40: (2, 2, 2), 135: (3, 3, 3), 625: (5, 5, 5)}
 TIMING = Path(__file__).with_name("calculator_timing.py")
 SEEDED, SEEDING = "mace-seeded", Path(__file__).with_name("mace_checkpoint.py")
-
-
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """How to get and call an original program.
-
-    Attributes:
-        factory: name of the function in calculator_timing.py.
-        packages: what to install.
-        without_dependencies: what to install after that without its dependencies.
-    """
-
-    factory: str
-    packages: tuple[str, ...]
-    without_dependencies: tuple[str, ...] = ()
-
-
-ORIGINALS = {
-    "chgnet": Original("chgnet", (TORCH, "chgnet==0.4.2")),
-    "m3gnet": Original("m3gnet", (TORCH, "dgl==2.1.0", "ase", "pymatgen"), ("matgl==2.0.4",)),
-    "gptff": Original("gptff", (TORCH, "ase", "pymatgen", "cython", "setuptools", "psutil", "tqdm")),
-    "7net": Original("sevennet", (TORCH, "sevenn==0.13.0")),
-    "mace": Original("mace", (TORCH, "mace-torch==0.3.16")),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +56,10 @@ class Config:
     rounds: int = 3
     calls: int = 3
     core: int = 0
-    environments: Path = Path.home() / ".cache" / "jaxpto" / "originals"
+    environments: Path = FOLDER
     checkpoints: tuple[str, ...] = ()
     gptff_source: Path | None = None
     out: Path = Path("benchmarks/results/originals.json")
-
-
-def python_of(original: Original, folder: Path) -> Path:
-    """Interpreter of an original's environment, which is made if it is not there."""
-    place = folder / original.factory
-    python, stamp = place / "bin" / "python", place / ".complete"
-    if not stamp.exists():
-        print(f"making the environment of {original.factory} in {place} ...", flush=True)
-        venv.create(place, with_pip=True, clear=True)
-        install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*install, *original.packages], check=True)
-        if original.without_dependencies:
-            subprocess.run([*install, "--no-deps", *original.without_dependencies], check=True)
-        stamp.touch()
-    return python
 
 
 def seeded_mace(python: Path, folder: Path) -> Path:

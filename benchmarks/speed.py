@@ -1,0 +1,200 @@
+"""Speed of NPT dynamics against the number of atoms, jaxpto beside the original programs (Fig. 5 of the PTO-test).
+
+    python -m benchmarks.speed [MODELS ...] [--cells 1 2 ... 10] [--engines jaxpto batch ase torchsim] [--quick]
+
+S x S x S PbTiO3 at 300 K, 2 fs, a frame written every 10 steps. Engines: `jaxpto` (one run), `batch` (8 temperatures in
+one program), `ase` (the original calculator under ASE's NPT, which the paper used), `torchsim` (SevenNet). The model
+`deepmd` is a compressed DeepPot-SE of about the size of `perovskite`, made by DeePMD-kit; `mace-seeded` has the size of
+MACE-MP-0b medium. Every measurement is a process of its own on the given cores, and all engines take turns at each
+size, so that a machine that drifts drifts for all. Original programs run in environments made here; models of jaxpto
+must have been converted (`python -m jaxpto` lists them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.environments import FOLDER, ORIGINALS, TORCH_SIM, python_of
+from benchmarks.originals import SEEDED, seeded_mace
+from benchmarks.speed_figure import draw
+from converters.deepmd import DeepmdConfig
+from converters.deepmd import run as convert_deepmd
+from jaxpto.catalogue import user_folder
+from jaxpto.provenance import provenance
+
+HERE = Path(__file__).parent
+BATCH = 8
+DEEPMD = "deepmd"
+EngineName = Literal["jaxpto", "batch", "ase", "torchsim"]
+ENGINES: tuple[EngineName, ...] = ("jaxpto", "batch", "ase", "torchsim")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Speed of NPT dynamics against the number of atoms.
+
+    Attributes:
+        models: converted models, `perovskite`, `deepmd` or `mace-seeded`.
+        cells: S of the S x S x S supercells.
+        engines: those a model does not have are passed over.
+        cores: processor cores that every process is bound to.
+        seconds: least time of one measurement, compilation apart.
+        rounds: processes of each engine and size.
+        longest: seconds a step may take; larger cells are left out then.
+        memory: GiB that a process may take; larger cells are left out when it would be more.
+        quick: cells 1 to 4 of the perovskite and 7net-0, within ten minutes on two cores.
+        environments: folder for the originals' environments.
+        checkpoints: files for originals whose package holds none, as MODEL=PATH (m3gnet, gptff).
+        gptff_source: checkout of the GPTFF repository, built in place.
+        out: JSON file; the figure lies beside it.
+    """
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ("perovskite", DEEPMD)
+    cells: tuple[int, ...] = tuple(range(1, 11))
+    engines: tuple[EngineName, ...] = ENGINES
+    cores: tuple[int, ...] = (0,)
+    seconds: float = 5.0
+    rounds: int = 1
+    longest: float = 60.0
+    memory: float = 12.0
+    quick: bool = False
+    environments: Path = FOLDER
+    checkpoints: tuple[str, ...] = ()
+    gptff_source: Path | None = None
+    out: Path = Path("benchmarks/results/speed.json")
+
+
+def command_of(model: str, engine: EngineName, config: Config) -> list[str] | None:
+    """The process that measures a model with an engine, without its size; None where there is no such thing."""
+    common = ["--model", model, "--cores", *map(str, config.cores), "--seconds", str(config.seconds)]
+    if engine in ("jaxpto", "batch"):
+        replicas = ["--replicas", str(BATCH if engine == "batch" else 1)]
+        return [sys.executable, "-m", "benchmarks.jaxpto_dynamics", *common, *replicas]
+    family = model.split("-")[0]
+    if engine == "torchsim":
+        if family != "7net":
+            return None
+        return [str(python_of(TORCH_SIM, config.environments)), str(HERE / "torchsim_dynamics.py"), *common]
+    if family not in ORIGINALS:
+        return None
+    original = ORIGINALS[family]
+    files = dict(item.split("=", 1) for item in config.checkpoints)
+    files |= {DEEPMD: str(config.environments / "deepmd-model" / "compressed.pb")}
+    files |= {SEEDED: str(config.environments / f"{SEEDED}.model")}
+    command = [str(python_of(original, config.environments)), str(HERE / "ase_dynamics.py"), original.factory, *common]
+    return [*command, "--checkpoint", files.get(model, ""), "--source", str(config.gptff_source or "")]
+
+
+def make_models(models: tuple[str, ...], folder: Path) -> None:
+    """Make and convert the models that stand for others."""
+    if SEEDED in models:
+        seeded_mace(python_of(ORIGINALS["mace"], folder), folder)
+    if DEEPMD in models:
+        place, python = folder / "deepmd-model", python_of(ORIGINALS[DEEPMD], folder)
+        if not (place / "compressed.pb").exists():
+            place.mkdir(exist_ok=True)
+            print("making a DeepPot-SE with DeePMD-kit ...", flush=True)
+            quiet = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            script = [str(python), str(HERE / "deepmd_checkpoint.py"), str(place)]
+            subprocess.run(script, check=True, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if not (user_folder() / DEEPMD).exists():
+            convert_deepmd(DeepmdConfig(place / "graph.pb", user_folder() / DEEPMD, compress=True))
+
+
+def measure(command: list[str], cells: int) -> dict[str, Any]:
+    """One process; its numbers, or why there are none."""
+    answer = subprocess.run([*command, "--cells", str(cells)], capture_output=True, text=True)
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or [f"ended with {answer.returncode}"]
+        return {"atoms": 5 * cells**3, "failed": lines[-1][:300]}
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def too_large(before: list[dict[str, Any]], atoms: int, config: Config) -> str:
+    """Why a size is not tried after the smaller ones, or ""."""
+    if not before:
+        return ""
+    last = before[-1]
+    if "failed" in last or "left_out" in last:
+        return last.get("left_out", "a smaller one failed")
+    times = atoms / last["atoms"]
+    if (step := times * last["ms"] / 1e3) > config.longest:
+        return f"about {step:.0f} s a step, --longest is {config.longest:g}"
+    growth = [
+        (b["peak_memory_MiB"] - a["peak_memory_MiB"]) / (b["atoms"] - a["atoms"]) for a, b in itertools.pairwise(before)
+    ]
+    expected = last["peak_memory_MiB"] + max(growth, default=0.0) * (atoms - last["atoms"])
+    if expected > 1024 * config.memory:
+        return f"about {expected / 1024:.0f} GiB, --memory is {config.memory:g}"
+    return ""
+
+
+def summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over all timed pieces, and what follows from them."""
+    failed = [one for one in rounds if "failed" in one]
+    if failed:
+        return failed[0]
+    first = rounds[0]
+    milliseconds = statistics.median(value for one in rounds for value in one["ms_per_step"])
+    day = 86_400_000 * 2e-6 / milliseconds  # ns of steps of 2 fs
+    return first | {
+        "ms": milliseconds,
+        "us_per_atom": 1e3 * milliseconds / first["atoms"] / first["replicas"],
+        "ns_per_day": day,
+        "ns_per_day_aggregate": day * first["replicas"],
+        "first_steps_s": statistics.median(one["first_steps_s"] for one in rounds),
+        "peak_memory_MiB": max(one["peak_memory_MiB"] for one in rounds),
+        "ms_per_step": [one["ms_per_step"] for one in rounds],
+    }
+
+
+def run(config: Config) -> None:
+    """Measure, print, store after every size, and draw."""
+    if config.quick:
+        config = dataclasses.replace(config, models=("perovskite", "7net-0"), cells=(1, 2, 3, 4), seconds=2.0)
+    make_models(config.models, config.environments)
+    commands = {(m, e): command for m in config.models for e in config.engines if (command := command_of(m, e, config))}
+    results: dict[str, list[dict[str, Any]]] = {f"{model} {engine}": [] for model, engine in commands}
+    options = " ".join([*config.models, "--cells", *map(str, config.cells), "--cores", *map(str, config.cores)])
+    header = provenance() | {"dtype": "float32", "cores": list(config.cores), "timestep_fs": 2.0, "frames_every": 10}
+    header["command"] = f"python -m benchmarks.speed {options} --seconds {config.seconds:g} --rounds {config.rounds}"
+    print(
+        f"{'model':20s} {'engine':9s} {'atoms':>6s} {'ms/step':>10s} {'us/atom':>9s} {'ns/day':>9s} {'in all':>9s} MiB"
+    )
+    for cells in config.cells:
+        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in results}
+        for _ in range(config.rounds):
+            for (model, engine), command in commands.items():
+                name = f"{model} {engine}"
+                why = too_large(results[name], 5 * cells**3, config)
+                rounds[name].append({"atoms": 5 * cells**3, "left_out": why} if why else measure(command, cells))
+        for (model, engine), ones in zip(commands, rounds.values(), strict=True):
+            one = ones[0] if "left_out" in ones[0] else summarize(ones)
+            results[f"{model} {engine}"].append(one)
+            print(_line(model, engine, one), flush=True)
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(header | {"results": results}, indent=1) + "\n")
+    draw(results, config.out.with_suffix(".png"))
+    print(f"written to {config.out} and {config.out.with_suffix('.png')}")
+
+
+def _line(model: str, engine: str, one: dict[str, Any]) -> str:
+    head = f"{model:20s} {engine:9s} {one['atoms']:6d} "
+    if "ms" not in one:
+        return head + (f"left out: {one['left_out']}" if "left_out" in one else f"failed: {one['failed']}")
+    numbers = f"{one['ms']:10.2f} {one['us_per_atom']:9.1f} {one['ns_per_day']:9.2f} {one['ns_per_day_aggregate']:9.2f}"
+    return f"{head}{numbers} {one['peak_memory_MiB']:.0f}"
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Config))

@@ -1,0 +1,47 @@
+"""The figure of `benchmarks.speed`: time of a step, and of a step and atom, against the number of atoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from jaxpto.figures import COLORS, STYLE
+
+MARKERS = {"jaxpto": ("o", "-"), "batch": ("s", "--"), "ase": ("^", ":"), "torchsim": ("D", "-.")}
+NAMES = {"jaxpto": "jaxpto", "batch": "jaxpto, 8 temperatures", "ase": "original, ASE", "torchsim": "torch-sim"}
+
+
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Write the figure: one colour a model, one line style an engine."""
+    models = list(dict.fromkeys(name.split()[0] for name in results))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for name, points in results.items():
+            model, engine = name.split()
+            found = [one for one in points if "ms" in one]
+            marker, line = MARKERS[engine]
+            style = {
+                "marker": marker,
+                "ls": line,
+                "color": COLORS[models.index(model) % len(COLORS)],
+                "ms": 4,
+                "lw": 1.2,
+            }
+            atoms = [one["atoms"] for one in found]
+            label = f"{model}, {NAMES[engine]}"
+            left.plot(atoms, [one["ms"] / one["replicas"] for one in found], label=label, **style)
+            right.plot(atoms, [one["us_per_atom"] for one in found], **style)
+        for axes, text in ((left, "ms per step and replica"), (right, "us per atom and step")):
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlabel("atoms")
+            axes.set_ylabel(text.replace("us", r"$\mu$s"))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+        figure.savefig(path, dpi=200)
