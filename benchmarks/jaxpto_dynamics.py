@@ -76,11 +76,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         advance()
         first = time.perf_counter() - begin
         advance()  # may still enlarge the lists
-        times: list[float] = []
+        times, processor = [], time.process_time()
         while sum(times) < arguments.seconds or len(times) < 3:
             began = time.perf_counter()
             chunk = advance()
             times.append(time.perf_counter() - began)
+        processor = time.process_time() - processor
     steps = EVERY * samples
     assert np.asarray(chunk.watch.alive)[:replicas].all()
     senders = np.asarray(chunk.states.neighbors.senders)[:replicas]
@@ -90,6 +91,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "edges_in_list": int((senders < len(setup.atoms)).sum() / replicas),
         "first_steps_s": first,
         "ms_per_step": [1e3 * value / steps for value in times],
+        "processor_ms_per_step": 1e3 * processor / (steps * len(times)),
         "steps_timed": steps * len(times),
         "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
