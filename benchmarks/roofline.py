@@ -1,0 +1,153 @@
+"""How near energy, forces and stress come to what one core can do: operations, bytes, roofline time, time taken.
+
+    python -m benchmarks.roofline [perovskite chgnet-0.3.0 ...] [--cells 5] [--core 0] [--rounds 5]
+
+Floating-point operations, transcendental functions and bytes are XLA's own count of the compiled program: bytes are
+operands and results of every fused kernel, many of which the caches serve. The core's speed is measured in the same
+process: a large matrix product, and a sum of two arrays that the second-level cache holds, or none. The roofline time
+is the larger of operations / speed and bytes / bandwidth of the cache: no order of these kernels can be faster. What
+the bandwidth of the memory would allow if no cache helped is given beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+COLUMNS = {
+    "atoms": ("atoms", 1.0),
+    "Gflop": ("flops", 1e-9),
+    "10^6 exp..": ("transcendentals", 1e-6),
+    "GB": ("bytes", 1e-9),
+    "Gflop/s": ("flops_per_s", 1e-9),
+    "cache GB/s": ("cached_bytes_per_s", 1e-9),
+    "GB/s": ("bytes_per_s", 1e-9),
+    "flops, ms": ("arithmetic_s", 1e3),
+    "cache, ms": ("cached_traffic_s", 1e3),
+    "memory, ms": ("traffic_s", 1e3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How near the force call comes to what one core can do.
+
+    Attributes:
+        models: converted models, or perovskite.
+        cells: S of the S x S x S supercell of PbTiO3.
+        core: processor core the process is bound to.
+        rounds: measurements, each after one of the core's speed; medians count.
+        out: JSON file; models already in it are kept.
+    """
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ("perovskite",)
+    cells: int = 5
+    core: int = 0
+    rounds: int = 5
+    out: Path = Path("benchmarks/results/roofline.json")
+
+
+def seconds_of(call: Callable[[], Any], repeats: int) -> float:
+    """Least processor time of several calls (the least disturbed one)."""
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        call()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def core_speed() -> dict[str, float]:
+    """Operations, and bytes from the second-level cache and from memory, per second of this core, float32."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    n = 1024
+    matrix = jax.random.normal(jax.random.PRNGKey(0), (n, n), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+    found = {"flops_per_s": 2 * n**3 / seconds_of(lambda: product(matrix).block_until_ready(), 10)}
+    for name, length, times in (("cached_bytes_per_s", 32_768, 2_000), ("bytes_per_s", 32_000_000, 1)):
+        first, second, total = (np.ones(length, np.float32) for _ in range(3))
+
+        def add(times: int = times, arrays: tuple[np.ndarray, ...] = (first, second, total)) -> None:
+            for _ in range(times):
+                np.add(arrays[0], arrays[1], out=arrays[2])
+
+        found[name] = 3 * 4 * length * times / seconds_of(add, 5)
+    return found
+
+
+def measure(model: str, config: Config) -> dict[str, Any]:
+    """Counts and times of one model."""
+    import jax
+    import numpy as np
+
+    from jaxpto.catalogue import load_potential
+    from jaxpto.neighbors import build
+    from jaxpto.structures import builtin_structure
+    from jaxpto.system import from_ase
+
+    atoms = builtin_structure("PbTiO3-tetragonal").repeat(config.cells)
+    atoms.rattle(0.05, seed=0)
+    potential = load_potential(model, np.dtype("float32"))
+    system = from_ase(atoms, np.float32)
+    neighbors = jax.jit(build, static_argnames="layout")(
+        system, layout=potential.allocate([system], potential.usual_skin)
+    )
+    compiled = jax.jit(lambda p, s, n: p.evaluate(s, n)).lower(potential, system, neighbors).compile()
+    costs = compiled.cost_analysis()
+
+    def call() -> None:
+        jax.block_until_ready(compiled(potential, system, neighbors))
+
+    call()
+    rounds = [core_speed() | {"s": seconds_of(call, 5)} for _ in range(config.rounds)]
+    core = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    times = {
+        "arithmetic_s": costs["flops"] / core["flops_per_s"],
+        "cached_traffic_s": costs["bytes accessed"] / core["cached_bytes_per_s"],
+        "traffic_s": costs["bytes accessed"] / core["bytes_per_s"],
+    }
+    roofline = max(times["arithmetic_s"], times["cached_traffic_s"])
+    counts = {
+        "flops": costs["flops"],
+        "transcendentals": costs.get("transcendentals", 0.0),
+        "bytes": costs["bytes accessed"],
+    }
+    ratios = {"roofline_s": roofline, "times_roofline": core["s"] / roofline}
+    return {"atoms": len(atoms)} | counts | core | times | ratios | {"rounds": rounds}
+
+
+def run(config: Config) -> None:
+    """Measure, print and store."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {config.core})
+    from jaxpto.command import set_up_jax
+    from jaxpto.provenance import provenance
+
+    set_up_jax("float32")
+    document = json.loads(config.out.read_text()) if config.out.exists() else {}
+    print(f"{'model':20s}" + "".join(f"{head:>12s}" for head in (*COLUMNS, "ms", "x roofline")))
+    for model in config.models:
+        one = measure(model, config)
+        numbers = [one[key] * factor for key, factor in COLUMNS.values()] + [1e3 * one["s"], one["times_roofline"]]
+        print(f"{model:20s}" + "".join(f"{number:12.3g}" for number in numbers), flush=True)
+        options = f"--cells {config.cells} --rounds {config.rounds}"
+        command = {"command": f"python -m benchmarks.roofline {model} {options}"}
+        document[model] = provenance() | command | {"dtype": "float32", "cores": 1} | one
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Config))
