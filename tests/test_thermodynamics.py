@@ -15,6 +15,7 @@ from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.thermodynamics import ladder, mbar
 from jaxpto.thermodynamics.ladder_analysis import analyse
 from jaxpto.thermodynamics.samples import EnthalpySamples, enthalpy_samples
+from jaxpto.thermodynamics.transition import phase_bracket, transition
 from jaxpto.units import BOLTZMANN
 
 STIFFNESS = np.array([1.0, 2.0, 4.0, 8.0])
@@ -279,3 +280,35 @@ def test_sweeps_that_are_no_ladder_are_refused() -> None:
         enthalpy_samples([_record(300.0, values), _record(400.0, values, "molten")], 0.5)
     with pytest.raises(InputError, match="5 independent samples, at least 10"):
         enthalpy_samples([_record(300.0, values[:5]), _record(400.0, values)], 0.0)
+
+
+def test_what_a_transition_takes() -> None:
+    """Two phases with a jump of H, and heat capacities that rise towards it in the ordered one."""
+    kelvin = jnp.linspace(300.0, 900.0, 13)
+    critical, jump, slope = 610.0, 0.02, 1e-3
+    tail = 4e-4  # eV/K at the transition, on top of the common slope, from zero at 300 K
+    ordered = kelvin < critical
+    # ordered: dH/dT = slope + tail (T - 300) / (critical - 300); S is the integral of it over T
+    extra = tail / (critical - 300.0)
+    heat = slope * (kelvin - 300.0) + jnp.where(ordered, 0.5 * extra * (kelvin - 300.0) ** 2, 0.0)
+    entropy = slope * jnp.log(kelvin / 300.0)
+    entropy += jnp.where(ordered, extra * (kelvin - 300.0 - 300.0 * jnp.log(kelvin / 300.0)), 0.0)
+    lost = 0.5 * extra * (critical - 300.0) ** 2, extra * (critical - 300.0 - 300.0 * np.log(critical / 300.0))
+    heat += jnp.where(ordered, 0.0, lost[0] + jump)
+    entropy += jnp.where(ordered, 0.0, lost[1] + jump / critical)
+    bracket = phase_bracket(np.asarray(kelvin), 600.0, 620.0)
+    assert bracket is not None
+    assert bracket.temperature == critical
+    found = transition(kelvin, heat, entropy, bracket)
+    np.testing.assert_allclose(found.enthalpy, jump, rtol=1e-9)
+    np.testing.assert_allclose(found.entropy, jump / critical, rtol=1e-9)
+    np.testing.assert_allclose(found.total_entropy, jump / critical + lost[1], rtol=1e-9)
+
+
+def test_no_bracket_without_both_phases() -> None:
+    kelvin = np.linspace(300.0, 600.0, 7)
+    assert phase_bracket(kelvin, None, 500.0) is None
+    assert phase_bracket(kelvin, 350.0, 400.0) is None  # two ordered temperatures only
+    found = phase_bracket(kelvin, 400.0, 500.0)
+    assert found is not None
+    assert (found.ordered.sum(), found.disordered.sum()) == (3, 3)

@@ -12,6 +12,7 @@ from rich.console import Console
 from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.observables.summary import summarize, transitions
 from jaxpto.provenance import provenance
 from jaxpto.report import load_run
 from jaxpto.structures import read_structure
@@ -19,6 +20,7 @@ from jaxpto.sweep import run as run_sweep
 from jaxpto.thermodynamics.ladder_analysis import LadderResult, analyse
 from jaxpto.thermodynamics.ladder_output import Subject, write_ladder
 from jaxpto.thermodynamics.samples import enthalpy_samples
+from jaxpto.thermodynamics.transition import phase_bracket
 
 
 def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
@@ -42,7 +44,10 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     samples = enthalpy_samples(finished.records, config.equilibration)
     wanted = np.linspace(samples.temperatures[0], samples.temperatures[-1], 1 + 4 * (len(samples.temperatures) - 1))
     console.print("MBAR and bootstrap ...", highlight=False)
-    result = analyse(samples, wanted, freedom, seed=config.seed)
+    rows = summarize(finished.records, finished.repeats, finished.equilibration)
+    found = next(iter(transitions(rows)), None)
+    bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None
+    result = analyse(samples, wanted, freedom, bracket=bracket, seed=config.seed)
     formula, units = cell.symbols.formula.reduce()
     subject = Subject(formula.format("metal"), config.model, cells * units, atoms, config.ensemble == "npt")
     write_ladder(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)

@@ -20,6 +20,7 @@ from jaxpto.thermodynamics.ladder import (
     thermodynamics,
 )
 from jaxpto.thermodynamics.samples import EnthalpySamples
+from jaxpto.thermodynamics.transition import PhaseBracket, Transition, transition
 from jaxpto.units import BOLTZMANN
 
 LEAST_OVERLAP = 0.03  # of neighbours (Klimovich, Shirts, Mobley, J. Comput.-Aided Mol. Des. 29, 397, 2015)
@@ -38,6 +39,8 @@ class LadderResult:
         overlap: [k, k] overlap matrix.
         effective: [k] effective number of samples at the ladder's temperatures.
         samples: what all of it is made of.
+        bracket: the phases on both sides of a transition, or None.
+        transition, transition_errors: what it takes, with bootstrap standard errors; None without one.
     """
 
     wanted: Float[np.ndarray, " t"]
@@ -50,6 +53,9 @@ class LadderResult:
     overlap: Float[np.ndarray, "k k"]
     effective: Float[np.ndarray, " k"]
     samples: EnthalpySamples
+    bracket: PhaseBracket | None
+    transition: Transition | None
+    transition_errors: Transition | None
 
 
 def analyse(
@@ -57,6 +63,7 @@ def analyse(
     wanted: Float[np.ndarray, " t"],
     degrees_of_freedom: int,
     *,
+    bracket: PhaseBracket | None = None,
     resamplings: int = 100,
     seed: int = 0,
 ) -> LadderResult:
@@ -66,6 +73,7 @@ def analyse(
         samples: independent ones.
         wanted: [t] K, within the ladder.
         degrees_of_freedom: of the momenta, 3 N - 3 in npt.
+        bracket: the phases, if the ladder leads through a transition.
         resamplings: of the bootstrap.
         seed: of the bootstrap.
 
@@ -82,7 +90,12 @@ def analyse(
         overlap, effective = map(np.asarray, _trust(jnp.asarray(pooled - origin), counts, temperatures))
         check_overlap(samples, overlap)
         one = functools.partial(
-            _one, counts=counts, temperatures=temperatures, wanted=jnp.asarray(wanted), freedom=degrees_of_freedom
+            _one,
+            counts=counts,
+            temperatures=temperatures,
+            wanted=jnp.asarray(wanted),
+            freedom=degrees_of_freedom,
+            bracket=bracket,
         )
         generator = np.random.default_rng(seed)
         rows = [np.concatenate([generator.choice(h, len(h)) for h in samples.enthalpies]) for _ in range(resamplings)]
@@ -94,7 +107,19 @@ def analyse(
             jax.tree.map(lambda x: np.where(np.abs(x) < 1e-12, 0.0, x), part) for part in (values, errors)
         )
     return LadderResult(
-        wanted, values[0], errors[0], values[1], errors[1], values[2], errors[2], overlap, effective, samples
+        wanted=wanted,
+        values=values[0],
+        errors=errors[0],
+        integrated=values[1],
+        integrated_errors=errors[1],
+        fluctuations=values[2],
+        fluctuations_errors=errors[2],
+        overlap=overlap,
+        effective=effective,
+        samples=samples,
+        bracket=bracket,
+        transition=values[3],
+        transition_errors=errors[3],
     )
 
 
@@ -124,14 +149,19 @@ def _one(
     temperatures: Float[Array, " k"],
     wanted: Float[Array, " t"],
     freedom: int,
-) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"]]:
-    """MBAR, Gibbs-Helmholtz and fluctuations from one set of samples."""
+    bracket: PhaseBracket | None,
+) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], Transition | None]:
+    """MBAR, Gibbs-Helmholtz, fluctuations and what the transition takes from one set of samples."""
     found = thermodynamics(enthalpies, counts, temperatures, wanted, temperatures[0], freedom)
     owner = jnp.repeat(jnp.arange(counts.shape[0]), counts.astype(int), total_repeat_length=enthalpies.shape[0])
     means = jax.ops.segment_sum(enthalpies, owner, counts.shape[0]) / counts
     variances = jax.ops.segment_sum((enthalpies - means[owner]) ** 2, owner, counts.shape[0]) / (counts - 1.0)
     integrated = gibbs_helmholtz(means, variances, temperatures, freedom)
-    return found, integrated, fluctuation_heat_capacity(variances, temperatures, freedom)
+    fluctuations = fluctuation_heat_capacity(variances, temperatures, freedom)
+    if bracket is None:
+        return found, integrated, fluctuations, None
+    there = thermodynamics(enthalpies, counts, temperatures, temperatures, temperatures[0], freedom)
+    return found, integrated, fluctuations, transition(temperatures, there.enthalpy, there.entropy, bracket)
 
 
 @jax.jit

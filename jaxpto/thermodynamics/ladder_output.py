@@ -81,6 +81,7 @@ def write_ladder(
         "rows": lines,
         "ladder": _ladder(result, subject),
         "overlap": np.round(result.overlap, 6).tolist(),
+        "transition": _transition(result, subject),
     }
     write_json_atomic(out / "free_energy.json", document | {"settings": dict(settings)})
     image = png(ladder_figure(result, subject))
@@ -191,6 +192,21 @@ def _ladder(result: LadderResult, subject: Subject) -> list[dict[str, float]]:
     ]
 
 
+def _transition(result: LadderResult, subject: Subject) -> dict[str, float] | None:
+    """What the transition takes, for one formula unit."""
+    if result.bracket is None or result.transition is None or result.transition_errors is None:
+        return None
+    numbers = {"temperature_K": result.bracket.temperature}
+    for name, label, factor in (
+        ("enthalpy", "enthalpy_J_per_mol", JOULE_PER_MOLE),
+        ("entropy", "entropy_J_per_K_mol", JOULE_PER_MOLE),
+        ("total_entropy", "total_entropy_J_per_K_mol", JOULE_PER_MOLE),
+    ):
+        numbers[label] = float(factor / subject.units * getattr(result.transition, name))
+        numbers[f"{label}_error"] = float(factor / subject.units * getattr(result.transition_errors, name))
+    return numbers
+
+
 def _heads(subject: Subject) -> tuple[str, ...]:
     return (
         "T (K)",
@@ -212,15 +228,26 @@ def _cells(line: Mapping[str, float], subject: Subject) -> list[str]:
 
 def _remarks(result: LadderResult, subject: Subject) -> list[str]:
     first, last = result.samples.temperatures[0], result.samples.temperatures[-1]
-    free, heat, molar = subject.energy, subject.enthalpy, JOULE_PER_MOLE / subject.units
+    free, enthalpy, molar = subject.energy, subject.enthalpy, JOULE_PER_MOLE / subject.units
     rise, error = float(molar * result.values.entropy[-1]), float(molar * result.errors.entropy[-1])
     change = f"entropy + {report_html.uncertain(rise, error)} J/K/mol from {first:g} to {last:g} K"
     worst = np.abs(result.integrated - result.values.gibbs[::4])
     overlap = np.minimum(np.diagonal(result.overlap, 1), np.diagonal(result.overlap, -1)).min()
+    taken = []
+    if (numbers := _transition(result, subject)) is not None:
+        heat, once, total = (
+            report_html.uncertain(numbers[label], numbers[f"{label}_error"])
+            for label in ("enthalpy_J_per_mol", "entropy_J_per_K_mol", "total_entropy_J_per_K_mol")
+        )
+        taken.append(
+            f"The transition near {numbers['temperature_K']:g} K takes {heat} J/mol, {once} J/K/mol, by extrapolation "
+            f"from both sides; with what order is lost before it, {total} J/K/mol above {first:g} K."
+        )
     return [
         f"{subject.formula} with {Path(subject.model).name}: {change}.",
-        f"{free}0, {heat}0 and S0 are the values at {first:g} K: {free} here is {free}(T) - {heat}0 + T S0. "
+        f"{free}0, {enthalpy}0 and S0 are the values at {first:g} K: {free} here is {free}(T) - {enthalpy}0 + T S0. "
         "Nuclei are classical; per formula unit, standard errors in brackets.",
         f"MBAR and Gibbs-Helmholtz integration differ by {1000 * worst.max() / subject.units:.2g} meV at most; "
         f"neighbouring temperatures overlap by at least {overlap:.2f}.",
+        *taken,
     ]

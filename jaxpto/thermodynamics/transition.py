@@ -1,0 +1,95 @@
+"""Enthalpy and entropy of a phase transition, from thermodynamics on both sides of it.
+
+A small crystal passes through a first-order transition without a jump. With H(T) of the ordered phase extrapolated from
+below by a parabola, and that of the disordered phase from above by a straight line of slope C,
+
+    enthalpy of transition = H_disordered(T_c) - H_ordered(T_c),    its entropy = enthalpy / T_c,
+
+and the total entropy, which the polarization loses before the transition included, is that of the disordered phase
+carried on to the lowest temperature T_0, over the entropy there:
+
+    total entropy = <S(T) - C ln(T / T_0)>_disordered - S(T_0).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+FEWEST = 3  # temperatures in each phase
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseBracket:
+    """Which temperatures of a ladder belong to which phase.
+
+    Attributes:
+        temperature: T_c, K.
+        ordered, disordered: [k] masks; temperatures within the bracket of T_c belong to neither.
+    """
+
+    temperature: float
+    ordered: Bool[np.ndarray, " k"]
+    disordered: Bool[np.ndarray, " k"]
+
+
+class Transition(NamedTuple):
+    """Of the whole cell: enthalpy eV; entropy and total_entropy eV/K."""
+
+    enthalpy: Float[Array, ""]
+    entropy: Float[Array, ""]
+    total_entropy: Float[Array, ""]
+
+
+def phase_bracket(
+    temperatures: Float[np.ndarray, " k"], lower: float | None, upper: float | None
+) -> PhaseBracket | None:
+    """The phases of a ladder whose transition lies between two of its temperatures.
+
+    Args:
+        temperatures: [k] ascending, K.
+        lower, upper: highest ordered and lowest disordered temperature, K; None where there is none.
+
+    Returns:
+        The bracket, or None without a transition or with fewer than three temperatures on a side of it.
+    """
+    if lower is None or upper is None:
+        return None
+    ordered, disordered = temperatures <= lower + 1e-6, temperatures >= upper - 1e-6
+    if min(ordered.sum(), disordered.sum()) < FEWEST:
+        return None
+    return PhaseBracket(0.5 * (lower + upper), ordered, disordered)
+
+
+def transition(
+    temperatures: Float[Array, " k"], enthalpy: Float[Array, " k"], entropy: Float[Array, " k"], bracket: PhaseBracket
+) -> Transition:
+    """Enthalpy and entropy of the transition; differentiable in all arrays.
+
+    Args:
+        temperatures: [k] ascending, K.
+        enthalpy: [k] eV, relative to any reference.
+        entropy: [k] eV/K, relative to any reference.
+        bracket: which temperature belongs to which phase.
+    """
+    away = (temperatures - bracket.temperature) / 100.0  # of order one, for the normal equations
+    ordered = _polynomial(away, enthalpy, bracket.ordered, 2 if bracket.ordered.sum() > FEWEST else 1)
+    disordered = _polynomial(away, enthalpy, bracket.disordered, 1)
+    heat = disordered[0] - ordered[0]
+    carried_on = entropy - disordered[1] / 100.0 * jnp.log(temperatures / temperatures[0])
+    weight = jnp.asarray(bracket.disordered, entropy.dtype)
+    total = jnp.sum(weight * carried_on) / jnp.sum(weight) - entropy[0]
+    return Transition(heat, heat / bracket.temperature, total)
+
+
+def _polynomial(
+    x: Float[Array, " k"], y: Float[Array, " k"], mask: Bool[np.ndarray, " k"], degree: int
+) -> Float[Array, " c"]:
+    """Coefficients, ascending, of the least-squares polynomial through the masked points."""
+    powers = jnp.stack([x[mask] ** power for power in range(degree + 1)], axis=1)
+    gram = jnp.matmul(powers.T, powers, precision="highest")
+    return jnp.linalg.solve(gram, jnp.matmul(powers.T, y[mask], precision="highest"))
