@@ -35,7 +35,9 @@ ORIGINALS = {
     "mace": Original("mace", (TORCH, "mace-torch==0.3.16")),
     "deepmd": Original("deepmd", ("deepmd-kit[cpu]==3.2.0", "ase")),
 }
-TORCH_SIM = Original("torchsim", (TORCH, "torch-sim-atomistic==0.3.0", "sevenn==0.13.0"))
+TORCH_SIM = Original(
+    "torchsim", (TORCH, "torch-sim-atomistic==0.3.0", "sevenn==0.11.2")
+)  # the sevenn that its wrapper knows
 
 
 def python_of(original: Original, folder: Path) -> Path:
