@@ -31,6 +31,7 @@ from jaxpto import ase_potential
 from jaxpto.errors import InputError
 from jaxpto.manifest import read_manifest
 from jaxpto.potential import Potential, SelectiveModel
+from jaxpto.storage.alone import tree_checkpointer
 from jaxpto.structures import check_elements
 
 FORMAT_VERSION = 1
@@ -135,7 +136,7 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".saving-{uuid.uuid4().hex}"
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with tree_checkpointer() as checkpointer:
             checkpointer.save(temporary / "params", args=ocp.args.PyTreeSave(arrays))
         marker = temporary / "params" / "commit_success.txt"
         if marker.exists():  # only its existence counts, and Orbax writes the path on this machine into it
@@ -295,7 +296,7 @@ def _read_params(folder: Path, header: dict[str, Any]) -> Any:
     if not path.is_dir():
         raise InputError(f"model folder {folder} is damaged: {header['params']} is missing; {remedy}")
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with tree_checkpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
             wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))

@@ -19,6 +19,7 @@ import jax
 import tyro
 
 from jaxpto.errors import InputError, is_interrupt
+from jaxpto.processes import OtherProcessError
 from jaxpto.storage.files import StorageError
 
 Config = TypeVar("Config")
@@ -61,7 +62,7 @@ def run_command(
     except InputError as error:
         _complain(name, str(error))
         return BAD_INPUT
-    except StorageError as error:
+    except (StorageError, OtherProcessError) as error:
         _complain(name, str(error))
         return FAILED
     except KeyboardInterrupt:

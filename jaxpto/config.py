@@ -11,6 +11,19 @@ import tyro
 from jaxpto import units
 from jaxpto.errors import InputError
 
+# settings of where and how a run is computed, which do not change what is
+PLACE = frozenset(
+    {
+        "out",
+        "resume",
+        "devices",
+        "devices_per_replica",
+        "distributed",
+        "distributed_timeout",
+        "preset",
+        "checkpoint_every",
+    }
+)
 DEFAULT_TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0)
 
 
@@ -45,6 +58,10 @@ class SweepConfig:
         charges: Born charges of the polarization: authors, lda or nominal.
         skin: extra reach of the neighbour list, Angstrom; by default 0.3, or 0.1 for models with angles.
         devices: devices to spread the replicas over; 0 takes all (on CPU: one per core).
+        devices_per_replica: devices that share the atoms of one replica, for systems too large for one device.
+        distributed: run the replicas in several processes that share the output folder: slurm (the tasks of srun), auto
+            (what JAX detects) or HOST:PORT,N,I (process I of N, HOST is where process 0 runs).
+        distributed_timeout: seconds without a sign of life after which another process counts as lost.
     """
 
     structure: Annotated[str, tyro.conf.Positional] = "PbTiO3-tetragonal"
@@ -73,6 +90,9 @@ class SweepConfig:
     charges: Literal["authors", "lda", "nominal"] = "authors"
     skin: float | None = None
     devices: int = 0
+    devices_per_replica: int = 1
+    distributed: str | None = None
+    distributed_timeout: int = 60
 
 
 PRESETS: dict[str | None, SweepConfig] = {
@@ -134,6 +154,12 @@ def check(config: SweepConfig) -> None:
     require(config.sample_every >= 1, "sample-every", config.sample_every, "must be at least 1 step")
     require(config.skin is None or _positive(config.skin), "skin", config.skin, "must be above 0 A; 0.3 is usual")
     require(config.devices >= 0, "devices", config.devices, "must be 0 (all) or more")
+    require(config.devices_per_replica >= 1, "devices-per-replica", config.devices_per_replica, "must be at least 1")
+    require(
+        config.devices_per_replica == 1 or not config.model.startswith("ase:"),
+        "devices-per-replica", config.devices_per_replica, f"{config.model} runs on the host and cannot be shared",
+    )  # fmt: skip
+    require(config.distributed_timeout >= 1, "distributed-timeout", config.distributed_timeout, "must be at least 1 s")
 
 
 def _positive(value: float) -> bool:
@@ -150,7 +176,7 @@ def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:
     return [
         f"{name} was {_spell_json(stored.get(name))}, now {_spell_json(value)}"
         for name, value in now.items()
-        if name not in ("out", "resume", "devices", "preset", "checkpoint_every") and stored.get(name) != value
+        if name not in PLACE and stored.get(name) != value
     ]
 
 

@@ -23,6 +23,8 @@ from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
 from jaxpto.neighbors import Layout, build, grow, refresh
 from jaxpto.observables.polarization import PolarizationTopology, polarization
 from jaxpto.potential import Potential
+from jaxpto.processes import Processes
+from jaxpto.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.system import Leaf, System, volume
 
 REPLICAS = "replicas"
@@ -237,9 +239,13 @@ def _advance(
     method: Method,
     schedule: Schedule,
     limits: Limits,
+    share: bool,
 ) -> tuple[MDState, Watch, Sample]:
-    """Advance the replicas of one device by `n_samples` samples; samples beyond that are left empty."""
-    integrator = method.integrator(potential.evaluate)
+    """Advance the replicas of one device by `n_samples` samples; samples beyond that are left empty.
+
+    With `share` the device is a group of devices that have dealt out each replica's edges.
+    """
+    integrator = method.integrator(sharded(potential.evaluate) if share else potential.evaluate)
     step_all = jax.vmap(integrator.apply)
     sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
     # Looking 1.5 steps ahead covers the drift and the acceleration of the step that is about to use the list.
@@ -252,6 +258,7 @@ def _advance(
             system, positions=system.positions + ahead * states.momenta / system.masses[..., None]
         )
         neighbors = refresh(system, coming, states.neighbors, alive)
+        neighbors = jax.vmap(constrain)(neighbors) if share else neighbors
         return step_all(dataclasses.replace(states, neighbors=neighbors)), alive
 
     def one_sample(index: Array, carry: tuple[MDState, Watch, Sample]) -> tuple[MDState, Watch, Sample]:
@@ -279,21 +286,33 @@ def _advance(
     return jax.lax.fori_loop(0, n_samples, one_sample, (states, watch, empty))
 
 
-def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh of as many local devices as there is work for; replicas are dealt out along its one axis."""
+def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None, devices_per_replica: int = 1) -> Mesh:
+    """Mesh of as many local devices as there is work for.
+
+    Args:
+        n_replicas: replicas, dealt out along the axis `REPLICAS`.
+        devices: all local ones if None.
+        devices_per_replica: devices that share the edges of each replica, along a second axis `ATOMS` if above 1.
+    """
     devices = jax.local_devices() if devices is None else devices
-    return Mesh(np.asarray(devices[: max(1, min(len(devices), n_replicas))]), (REPLICAS,))
+    groups = max(1, min(len(devices) // devices_per_replica, n_replicas))
+    if devices_per_replica == 1:
+        return Mesh(np.asarray(devices[:groups]), (REPLICAS,))
+    grid = np.asarray(devices[: groups * devices_per_replica]).reshape(groups, devices_per_replica)
+    return Mesh(grid, (REPLICAS, ATOMS))
 
 
 @functools.lru_cache(maxsize=8)
 def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Mesh) -> Callable:
     """The compiled program: (potential, states, watch, topology, n_samples, last_step) -> (states, watch, samples)."""
     spread, same = PartitionSpec(REPLICAS), PartitionSpec()
+    share = ATOMS in mesh.axis_names
     advance = jax.shard_map(
-        functools.partial(_advance, method=method, schedule=schedule, limits=limits),
+        functools.partial(_advance, method=method, schedule=schedule, limits=limits, share=share),
         mesh=mesh,
         in_specs=(same, spread, spread, same, same, same),
         out_specs=(spread, spread, PartitionSpec(None, REPLICAS)),
+        axis_names={REPLICAS},  # what happens along `ATOMS` is left to XLA
         check_vma=False,
     )
     return jax.jit(advance)
@@ -302,12 +321,22 @@ def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Me
 def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:
     """Fill the last device up with copies of the last replica that are not alive, and lay the batch out on the mesh."""
     n_replicas = watch.alive.shape[0]
-    extra = -n_replicas % mesh.size
+    extra = -n_replicas % mesh.shape[REPLICAS]
     if extra:
         repeat = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)])  # noqa: E731
         states, watch = jax.tree.map(repeat, (states, watch))
         watch = dataclasses.replace(watch, alive=watch.alive.at[n_replicas:].set(False))
-    return jax.device_put((states, watch), NamedSharding(mesh, PartitionSpec(REPLICAS)))
+    return _lay_out(states, mesh), jax.device_put(watch, NamedSharding(mesh, PartitionSpec(REPLICAS)))
+
+
+def _lay_out(states: MDState, mesh: Mesh) -> MDState:
+    """The batch on the mesh: replicas over one axis and, if there is another, the edges of each over that."""
+    states = jax.device_put(states, NamedSharding(mesh, PartitionSpec(REPLICAS)))
+    if ATOMS not in mesh.axis_names:
+        return states
+    by_edge = NamedSharding(mesh, PartitionSpec(REPLICAS, ATOMS))
+    neighbors = edges_over(states.neighbors, lambda x: jax.device_put(x, by_edge))
+    return dataclasses.replace(states, neighbors=neighbors)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -337,6 +366,7 @@ def run(
     topology: PolarizationTopology | None,
     first_sample: int,
     mesh: Mesh,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Iterator[Chunk]:
     """Advance a batch of replicas to the end of the schedule, one chunk at a time.
 
@@ -348,38 +378,45 @@ def run(
         topology: what the polarization is computed from, or None.
         first_sample: samples already taken (the initial state is sample 0, taken by the caller).
         mesh: devices to spread the replicas over.
+        processes: those that advance the other replicas of the run; all have the same capacities at all times.
 
     Yields:
-        A `Chunk` after each call of the compiled program; iteration ends early once no replica is alive.
+        A `Chunk` after each call of the compiled program; iteration ends early once no replica of any process is alive.
     """
     advance = compile_advance(method, schedule, limits, mesh)
     done = first_sample
-    while done < schedule.n_samples and bool(np.any(jax.device_get(watch.alive))):
+    while done < schedule.n_samples and processes.any(np.any(jax.device_get(watch.alive))):
         n_samples = min(schedule.samples_per_chunk, schedule.n_samples - done)
 
         def attempt(states: MDState, watch: Watch, n_samples: int = n_samples) -> tuple[MDState, Watch, Sample]:
             return advance(potential, states, watch, topology, n_samples, schedule.steps)
 
-        states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits)
+        states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits, mesh, processes)
         taken = jax.tree.map(lambda x, n=n_samples: np.asarray(x)[:n], samples)
         yield Chunk(done, taken, states, watch, regrown)
         done += n_samples
 
 
 def _with_regrow(
-    attempt: Callable[[MDState, Watch], tuple[MDState, Watch, Sample]], states: MDState, watch: Watch, limits: Limits
+    attempt: Callable[[MDState, Watch], tuple[MDState, Watch, Sample]],
+    states: MDState,
+    watch: Watch,
+    limits: Limits,
+    mesh: Mesh,
+    processes: Processes,
 ) -> tuple[MDState, Watch, Sample, int]:
     """One chunk; while a running replica overflows, discard it, enlarge the list and do it again (bounded)."""
     for regrown in range(limits.regrows + 1):
         after, watched, samples = attempt(states, watch)
         overflow, alive = jax.device_get((after.neighbors.overflow, watched.alive))
-        lost = jnp.asarray(overflow & alive)
-        if not lost.any():
+        lost = overflow & alive
+        if not processes.any(np.any(lost)):
             return after, watched, samples, regrown
         if regrown < limits.regrows:
             cells = np.concatenate(jax.device_get((states.system.cell, after.system.cell)))
-            cells = cells[np.isfinite(cells).all(axis=(1, 2))]
-            states = rebuild_all(states, grow(states.neighbors.layout, cells))
+            cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
+            layout = divisible(grow(states.neighbors.layout, cells), mesh.shape.get(ATOMS, 1))
+            states = _lay_out(rebuild_all(states, layout), mesh)
     # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
     watch = dataclasses.replace(
         watch,
@@ -387,4 +424,4 @@ def _with_regrow(
         reason=jnp.where(lost, OVERFLOWED, watch.reason).astype(jnp.int32),
         failed_step=jnp.where(lost, states.step, watch.failed_step).astype(jnp.int32),
     )
-    return _with_regrow(attempt, states, watch, limits)
+    return _with_regrow(attempt, states, watch, limits, mesh, processes)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 SECONDS_PER_DAY = 86400.0
 PLAIN_INTERVAL = 20.0  # seconds between lines where the output is not a terminal
+MOST_SHOWN = 32  # replicas whose c/a is shown
 
 
 def ns_per_day(steps_per_second: float, timestep_fs: float) -> float:
@@ -91,6 +92,9 @@ class Progress:
             each = ns_per_day(rate, self._timestep)
             left = duration((self._total - step) / rate)
             head += f"  {rate:.1f} steps/s  {each:.2f} ns/day each, {each * alive.sum():.2f} in all  {left} left"
+        if len(self._labels) > MOST_SHOWN:
+            lost = f"  {int((~alive).sum())} lost" if not alive.all() else ""
+            return f"{head}  {len(self._labels)} replicas{lost}"
         ratios = " ".join(
             f"{label}:{ratio:.3f}" if ok else f"{label}:lost"
             for label, ratio, ok in zip(self._labels, c_over_a, alive, strict=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.neighborlist import neighbor_list
+from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxpto import units
@@ -24,6 +27,7 @@ from jaxpto.dynamics import (
     Schedule,
     Watch,
     pad_replicas,
+    rebuild_all,
     replica_mesh,
     sample,
     watch_init,
@@ -37,7 +41,9 @@ from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
+from jaxpto.processes import Processes
 from jaxpto.progress import Progress
+from jaxpto.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
 from jaxpto.storage.checkpoint import Checkpoints, CheckpointWarning, layout_from_json, layout_to_json
 from jaxpto.storage.files import StorageError, write_json_atomic
 from jaxpto.storage.trajectory import (
@@ -49,7 +55,7 @@ from jaxpto.storage.trajectory import (
     write_frames,
 )
 from jaxpto.structures import make_supercell, read_structure
-from jaxpto.system import from_ase
+from jaxpto.system import System, from_ase, unstack
 
 ATOM_STEPS_PER_CHUNK = 1_000_000  # a few seconds on a processor core, so that progress is seen and little is redone
 OBSERVABLES = {
@@ -76,6 +82,8 @@ class Setup:
         note: why there is no polarization, or "".
         method, schedule, limits: what the compiled program depends on.
         temperatures: [replicas] target of each replica, K.
+        systems: [replicas] where each replica starts, or None: all of them at `atoms`.
+        parameters: [replicas] what a method with a `parametrised` integrator takes, or None.
     """
 
     config: SweepConfig
@@ -87,6 +95,8 @@ class Setup:
     schedule: Schedule
     limits: Limits
     temperatures: np.ndarray
+    systems: System | None = None
+    parameters: Any = None
 
 
 def prepare(config: SweepConfig) -> Setup:
@@ -101,6 +111,8 @@ def prepare(config: SweepConfig) -> Setup:
     atoms = make_supercell(read_structure(config.structure), config.supercell)
     potential = load_potential(config.model, dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
+    if config.devices_per_replica > 1:
+        check_sharing(config.devices_per_replica, len(usable_devices(config)), len(atoms), potential)
     topology, note = build_topology(atoms, config.charges, dtype)
     temperatures = np.repeat(np.asarray(config.temperatures), config.replicas)
     per_sample = len(temperatures) * len(atoms) * config.sample_every
@@ -143,24 +155,27 @@ def external_stress(config: SweepConfig) -> np.ndarray:
 def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
     """The batch at step 0 with neighbour lists of the given capacities (traceable)."""
     config = setup.config
-    system = from_ase(setup.atoms, np.dtype(config.dtype))
-    dtype = system.positions.dtype
+    same = setup.systems is None
+    systems = from_ase(setup.atoms, np.dtype(config.dtype)) if same else setup.systems
+    dtype = systems.positions.dtype
     kT = jnp.asarray(setup.temperatures * units.BOLTZMANN, dtype)
-    integrator = setup.method.integrator(setup.potential.evaluate)
+    mesh = _mesh_of_one(config)
+    evaluate = setup.potential.evaluate if mesh is None else sharded(setup.potential.evaluate, mesh)
+    integrator = setup.method.integrator(evaluate)
     stress = jnp.asarray(external_stress(config), dtype)
     key = jax.random.PRNGKey(config.seed)
-    neighbors = build(system, layout)
     nearest = jnp.asarray(nearest_distance(setup.atoms), dtype)
 
-    def one(replica: jax.Array, target: jax.Array) -> tuple[MDState, Watch]:
+    def one(replica: jax.Array, target: jax.Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
         own_key = jax.random.fold_in(key, replica)
-        if config.ensemble == "npt":
-            state = integrator.init(own_key, system, neighbors, target, stress)
-        else:
-            state = integrator.init(own_key, system, neighbors, target)
+        further = [stress] if config.ensemble == "npt" else []
+        further += [] if parameters is None else [parameters]
+        neighbors = build(system, layout) if mesh is None else constrain(build(system, layout), mesh)
+        state = integrator.init(own_key, system, neighbors, target, *further)
         return state, watch_init(system, target, nearest)
 
-    return jax.vmap(one)(jnp.arange(len(setup.temperatures)), kT)
+    each = (0, 0, None if same else 0, 0)
+    return jax.vmap(one, each)(jnp.arange(len(setup.temperatures)), kT, systems, setup.parameters)
 
 
 def nearest_distance(atoms: ase.Atoms) -> float:
@@ -179,6 +194,8 @@ class Position:
         states, watch: the batch after the last chunk.
         done: samples taken.
         pending: samples not yet in the trajectories, the last of `done`.
+
+    With several processes these are the replicas of this one.
     """
 
     states: MDState
@@ -187,60 +204,96 @@ class Position:
     pending: tuple[Sample, ...]
 
 
-def simulate(setup: Setup, folder: Path, console: Console) -> None:
-    """Advance the sweep to its end from its newest checkpoint, or from the start, storing frames and checkpoints."""
-    config, n_replicas = setup.config, len(setup.temperatures)
-    paths = trajectory_paths(folder, config)
+def simulate(setup: Setup, folder: Path, console: Console, processes: Processes = Processes()) -> None:  # noqa: B008
+    """Advance the sweep to its end from its newest checkpoint, or from the start, storing frames and checkpoints.
+
+    Of several processes each advances and stores its own replicas; the first one writes everything else.
+    """
+    config = setup.config
+    mine = processes.own(len(setup.temperatures))
+    paths, n_replicas = trajectory_paths(folder, config)[mine], mine.stop - mine.start
     checkpoints = Checkpoints(folder / "checkpoints")
-    at, spent = _restore(setup, checkpoints, paths, console) or (_begin(setup, paths), 0.0)
-    mesh = replica_mesh(n_replicas)
+    at, spent = _restore(setup, checkpoints, paths, console, processes) or (_begin(setup, paths, processes), 0.0)
+    mesh = replica_mesh(n_replicas, usable_devices(config), config.devices_per_replica)
     states, watch = pad_replicas(at.states, at.watch, mesh)
     began = saved = time.monotonic()
 
     def save(at: Position) -> Position:
         if not at.pending:
             return at
-        frames = _flush(paths, at, config.timestep)
-        own = jax.tree.map(lambda x: x[:n_replicas], (at.states, at.watch))
+        frames = processes.join(np.asarray(_flush(paths, at, config.timestep)))
         metadata = {
             "layout": layout_to_json(at.states.neighbors.layout),
-            "frames": frames,
+            "frames": frames.tolist(),
             "seconds": spent + time.monotonic() - began,
         }
-        checkpoints.save(at.done, own, metadata)
+        own = jax.tree.map(lambda x: x[:n_replicas], (at.states, at.watch))
+        if (everything := processes.collect(own)) is not None:
+            checkpoints.save(at.done, everything, metadata)
         return dataclasses.replace(at, pending=())
 
     chunks = run_chunks(
-        setup.potential, setup.method, states, watch, setup.schedule, setup.limits, setup.topology, at.done, mesh
-    )
+        setup.potential, setup.method, states, watch, setup.schedule, setup.limits, setup.topology, at.done, mesh,
+        processes,
+    )  # fmt: skip
     first_step = min((at.done - 1) * config.sample_every, config.steps)
     labels = [f"{t:g}" for t in setup.temperatures]
     repeats = perovskite_repeats(setup.atoms) or config.supercell
+    ended = _Ended.of(at.watch, n_replicas, processes)
     try:
         with Progress(console, config.steps, first_step, config.timestep, labels) as progress:
             for chunk in chunks:
                 own = jax.tree.map(lambda x: x[:, :n_replicas], chunk.samples)
                 if chunk.regrown:
                     progress.say("neighbour list enlarged; that chunk was done again")
-                for line in _newly_lost(setup, at.watch, chunk.watch):
+                before, ended = ended, _Ended.of(chunk.watch, n_replicas, processes)
+                for line in _newly_lost(setup, before, ended):
                     progress.say(line)
                 done = chunk.first_sample + own.step.shape[0]
                 at = Position(chunk.states, chunk.watch, done, (*at.pending, own))
-                progress.update(int(own.step[-1].max()), own.valid[-1], _c_over_a(own.cell[-1], repeats))
-                if time.monotonic() - saved > config.checkpoint_every:
+                step, valid, cells = processes.join((own.step[-1], own.valid[-1], own.cell[-1]))
+                progress.update(int(step.max()), valid, _c_over_a(cells, repeats))
+                # the clock of the first process counts for all
+                if processes.join(np.asarray([time.monotonic() - saved]))[0] > config.checkpoint_every:
                     at, saved = save(at), time.monotonic()
     except StorageError:
         raise
     except BaseException:  # an interrupt, say: what is computed is kept
-        save(at)
+        if processes.count == 1:  # of several, the others may be elsewhere: the run goes back to its last checkpoint
+            save(at)
         raise
     save(at)
     for path in paths:
         finalize_trajectory(path, valid_frames(path))
-    _write_outcome(setup, folder, at.watch, spent + time.monotonic() - began)
+    ended = _Ended.of(at.watch, n_replicas, processes)  # and all trajectories are complete
+    if processes.first:
+        _write_outcome(setup, folder, ended, spent + time.monotonic() - began)
 
 
-def _begin(setup: Setup, paths: list[Path]) -> Position:
+def usable_devices(config: SweepConfig) -> list[jax.Device]:
+    """The devices of this process that the settings let it use."""
+    return jax.local_devices()[: config.devices or None]
+
+
+def _mesh_of_one(config: SweepConfig) -> Mesh | None:
+    """The devices that share one replica at the start of a run, or None where each replica has one device."""
+    per_replica = config.devices_per_replica
+    return atom_mesh(usable_devices(config)[:per_replica]) if per_replica > 1 else None
+
+
+class _Ended(NamedTuple):
+    """Why [replicas] and at which step each replica of all processes ended, as in `Watch`."""
+
+    reason: np.ndarray
+    step: np.ndarray
+
+    @classmethod
+    def of(cls, watch: Watch, n_own: int, processes: Processes) -> _Ended:
+        reason, step = jax.device_get((watch.reason, watch.failed_step))
+        return processes.join(cls(reason[:n_own], step[:n_own]))
+
+
+def _begin(setup: Setup, paths: list[Path], processes: Processes) -> Position:
     """The run at step 0, with empty trajectories."""
     system = from_ase(setup.atoms, np.dtype(setup.config.dtype))
     # Thermal disorder brings in shells that the perfect lattice has just outside; better to make room at the start.
@@ -249,13 +302,19 @@ def _begin(setup: Setup, paths: list[Path]) -> Position:
         atoms.rattle(0.2, seed=seed)
     moved = [dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken]
     skin = setup.config.skin or setup.potential.usual_skin
-    layout = setup.potential.allocate([system, *moved], skin, headroom=1.1)
+    starts = [] if setup.systems is None else unstack(jax.device_get(setup.systems))
+    layout = setup.potential.allocate([system, *moved, *starts], skin, headroom=1.1)
+    layout = divisible(layout, setup.config.devices_per_replica)
+    # rounding may differ between kinds of machines: the first process decides
+    layout = layout_from_json(json.loads(processes.gather(json.dumps(layout_to_json(layout)).encode())[0]))
     paths[0].parent.mkdir(exist_ok=True)
     for path in paths:
         create_trajectory(path, system, setup.schedule.n_samples, OBSERVABLES)
 
     def first(potential: Potential) -> tuple[MDState, Watch, Sample]:
         states, watch = start(dataclasses.replace(setup, potential=potential), layout)
+        mine = processes.own(len(setup.temperatures))
+        states, watch = jax.tree.map(lambda x: x[mine], (states, watch))
         return states, watch, sample(potential, setup.method, states, watch, setup.topology)
 
     states, watch, initial = jax.jit(first)(setup.potential)  # parameters as arguments, not as constants
@@ -263,19 +322,31 @@ def _begin(setup: Setup, paths: list[Path]) -> Position:
 
 
 def _restore(
-    setup: Setup, checkpoints: Checkpoints, paths: list[Path], console: Console
+    setup: Setup, checkpoints: Checkpoints, paths: list[Path], console: Console, processes: Processes
 ) -> tuple[Position, float] | None:
-    """The run at its newest usable checkpoint and the seconds it took to get there, or None where there is none."""
+    """The run at its newest usable checkpoint and the seconds it took to get there, or None where there is none.
+
+    Raises:
+        InputError: the processes do not find the same one, or what `Checkpoints.restore`, `into` and `check_trajectory`
+            refuse.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CheckpointWarning)
         checkpoint = checkpoints.restore()
     for warning in caught:
         console.print(f"warning: {warning.message}", highlight=False, soft_wrap=True)
+    found = processes.join(np.asarray([-1 if checkpoint is None else checkpoint.index]))
+    if (found != found[0]).any():
+        raise InputError(f"{checkpoints.directory}: processes find the checkpoints {found.tolist()}; run again")
     if checkpoint is None:
         return None
     layout = layout_from_json(checkpoint.metadata["layout"])
-    states, watch = checkpoint.into(jax.eval_shape(lambda: start(setup, layout)))
-    for path, frames in zip(paths, checkpoint.metadata["frames"], strict=True):
+    mine = processes.own(len(setup.temperatures))
+    states, watch = jax.tree.map(lambda x: x[mine], checkpoint.into(jax.eval_shape(lambda: start(setup, layout))))
+    shared = divisible(layout, setup.config.devices_per_replica)
+    if shared != layout:  # fewer devices shared a replica when this was saved
+        states = rebuild_all(states, shared)
+    for path, frames in zip(paths, checkpoint.metadata["frames"][mine], strict=True):
         check_trajectory(path, frames)
     console.print(f"continuing after {checkpoint.index} of {setup.schedule.n_samples} samples", highlight=False)
     return Position(states, watch, checkpoint.index, ()), float(checkpoint.metadata["seconds"])
@@ -299,16 +370,14 @@ def _flush(paths: list[Path], at: Position, timestep_fs: float) -> list[int]:
     return [valid_frames(path) for path in paths]
 
 
-def _newly_lost(setup: Setup, before: Watch, after: Watch) -> list[str]:
-    """One line for every replica that failed between two watches."""
+def _newly_lost(setup: Setup, before: _Ended, after: _Ended) -> list[str]:
+    """One line for every replica that failed in between."""
     lines = []
     for replica, temperature in enumerate(setup.temperatures):
         reason = int(after.reason[replica])
         if reason and not int(before.reason[replica]):
             why = setup.limits.describe(reason)
-            lines.append(
-                f"{temperature:g} K stopped at step {int(after.failed_step[replica])}: {why}; the others go on"
-            )
+            lines.append(f"{temperature:g} K stopped at step {int(after.step[replica])}: {why}; the others go on")
     return lines
 
 
@@ -326,9 +395,9 @@ def trajectory_paths(folder: Path, config: SweepConfig) -> list[Path]:
     ]
 
 
-def _write_outcome(setup: Setup, folder: Path, watch: Watch, seconds: float) -> None:
+def _write_outcome(setup: Setup, folder: Path, ended: _Ended, seconds: float) -> None:
     """How each replica ended, for the report."""
-    reasons, steps = np.asarray(watch.reason), np.asarray(watch.failed_step)
+    reasons, steps = ended
     replicas = [
         {
             "temperature_K": float(temperature),

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -19,9 +18,10 @@ from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
 from jaxpto.crowding import crowding
 from jaxpto.dynamics import Limits
 from jaxpto.errors import InputError
+from jaxpto.processes import Processes, connect
 from jaxpto.provenance import fingerprint, provenance
 from jaxpto.report import write_outputs
-from jaxpto.simulation import Setup, prepare, simulate
+from jaxpto.simulation import Setup, prepare, simulate, usable_devices
 from jaxpto.storage.files import write_json_atomic
 
 
@@ -34,23 +34,39 @@ def run(config: SweepConfig) -> Path:
     Raises:
         InputError: settings, structure, model or output folder that cannot be used; nothing is written then.
         StorageError: the disk fails in mid-run; what was computed up to the last checkpoint stays.
+        OtherProcessError: of several processes, another one has ended.
     """
-    console = Console()
     check(config)
-    configure_devices(1 if config.model.startswith(HOST_PREFIX) else config.devices or None)
+    processes = connect(config.distributed, config.distributed_timeout)
+    console = Console(quiet=not processes.first)
     folder = Path(config.out)
-    setup = prepare(config)
-    identity = _identity(setup)
-    resumed = _claim(folder, config, identity)
-    console.print(_headline(setup), highlight=False, soft_wrap=True)
-    for note in (setup.note, crowding(setup.potential, [setup.atoms])):
-        if note:
-            console.print(note, highlight=False, soft_wrap=True)
-    if not resumed:
-        _write_config(folder, config, identity)
-    simulate(setup, folder, console)
-    write_outputs(folder, console)
+    with processes.telling():
+        configure_devices(1 if config.model.startswith(HOST_PREFIX) else config.devices or None)
+        setup = prepare(config)
+        if processes.count > len(setup.temperatures):
+            raise InputError(f"{processes.count} processes for {len(setup.temperatures)} replica(s); start fewer")
+        _enter(folder, setup, processes)
+        console.print(_headline(setup, processes), highlight=False, soft_wrap=True)
+        for note in (setup.note, crowding(setup.potential, [setup.atoms])):
+            if note:
+                console.print(note, highlight=False, soft_wrap=True)
+        simulate(setup, folder, console, processes)
+        if processes.first:
+            write_outputs(folder, console)
     return folder
+
+
+def _enter(folder: Path, setup: Setup, processes: Processes) -> None:
+    """Take the folder for this run: the first process claims it, the others check that they see the same run there."""
+    identity = _identity(setup)
+    if processes.first and not _claim(folder, setup.config, identity):
+        _write_config(folder, setup.config, identity)
+    processes.any(False)
+    if not processes.first and not _claim(folder, dataclasses.replace(setup.config, resume=True), identity):
+        raise InputError(
+            f"--out {folder}: process {processes.index} does not see what process 0 has written there; "
+            "name a folder on a disk that all processes share"
+        )
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
@@ -97,18 +113,22 @@ def _write_config(folder: Path, config: SweepConfig, identity: dict[str, Any]) -
     write_json_atomic(folder / "config.json", document | provenance())
 
 
-def _headline(setup: Setup) -> str:
+def _headline(setup: Setup, processes: Processes) -> str:
     config = setup.config
     ladder = f"{min(config.temperatures):g}-{max(config.temperatures):g} K"
     if len(config.temperatures) == 1:
         ladder = f"{config.temperatures[0]:g} K"
     ensemble = f"npt {config.mask}" if config.ensemble == "npt" else config.ensemble
     caveat = f", {setup.potential.caveat}" if setup.potential.caveat else ""
+    devices = usable_devices(config)
+    hardware = f"{len(devices)} {devices[0].platform.upper()} device(s)"
+    hardware += f" in each of {processes.count} processes" if processes.count > 1 else ""
+    hardware += f", {config.devices_per_replica} a replica" if config.devices_per_replica > 1 else ""
     return (
         f"{setup.atoms.symbols.formula.reduce()[0].format('metal')}, {len(setup.atoms)} atoms, "
         f"{len(setup.temperatures)} replicas, {ladder}, {ensemble}, {config.steps} steps of {config.timestep:g} fs "
         f"= {config.steps * config.timestep / 1000:g} ps, model {setup.potential.name} ({config.dtype}{caveat}), "
-        f"{len(jax.local_devices())} {jax.local_devices()[0].platform.upper()} device(s)"
+        f"{hardware}"
     )
 
 

@@ -48,6 +48,11 @@ def stack(systems: list[System]) -> System:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *systems)
 
 
+def unstack(systems: System) -> list[System]:
+    """The systems of a batch, one by one."""
+    return [jax.tree.map(lambda leaf, r=r: leaf[r], systems) for r in range(systems.masses.shape[0])]
+
+
 def from_ase(atoms: ase.Atoms, dtype: DTypeLike = np.float32) -> System:
     """Convert checked ASE atoms to a `System` of floating-point type `dtype`.
 

@@ -1,1 +1,1 @@
-"""Everything that reaches the disk: `files` (atomic writes), `trajectory` (H5MD) and `checkpoint` (Orbax)."""
+"""Everything that reaches the disk: `files` (atomic writes), `trajectory` (H5MD), `checkpoint` and `alone` (Orbax)."""

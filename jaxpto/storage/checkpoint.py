@@ -26,6 +26,7 @@ from absl import logging as absl_logging
 
 from jaxpto.errors import InputError
 from jaxpto.neighbors import Layout
+from jaxpto.storage.alone import process_alone
 from jaxpto.storage.files import storage_error, sync_directory, write_json_atomic
 
 Tree = TypeVar("Tree")
@@ -203,7 +204,7 @@ def _write(target: Path, arrays: dict[str, np.ndarray], document: dict[str, Any]
 
     # TensorStore refuses arrays without elements; their shape in the document says all there is to say.
     state = {name: values for name, values in arrays.items() if values.size}
-    with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         checkpointer.save(
             target.absolute(),
             ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(document)),
@@ -221,7 +222,7 @@ def _read(path: Path) -> Checkpoint:
         if written.get(file) != found.get(file):
             what = "changed" if file in written and file in found else "missing" if file in written else "unknown"
             raise ValueError(f"its file {file} is {what}")
-    with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         saved = checkpointer.restore(path.absolute(), ocp.args.Composite(metadata=ocp.args.JsonRestore()))
         document = saved["metadata"]
         arrays = {name: np.empty(shape, kind) for name, (kind, shape) in document["shapes"].items()}
@@ -230,6 +231,18 @@ def _read(path: Path) -> Checkpoint:
         saved = checkpointer.restore(path.absolute(), ocp.args.Composite(state=restore))
     arrays |= {name: np.asarray(values) for name, values in saved["state"].items()}
     return Checkpoint(int(document["index"]), document["metadata"], arrays)
+
+
+def _checkpointer() -> Any:
+    import orbax.checkpoint as ocp
+
+    alone = process_alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        state=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+        metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _digests(folder: Path) -> dict[str, str]:

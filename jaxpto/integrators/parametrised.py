@@ -1,0 +1,72 @@
+"""Any integrator around an evaluate function that has parameters of each replica: a bias, a coupling, a field."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array
+
+from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.neighbors import Neighbors
+from jaxpto.potential import Prediction
+from jaxpto.system import System
+
+
+@struct.dataclass
+class ParametrisedBath:
+    """A bath and the parameters beside it; `jax.vmap` gives every replica its own of both.
+
+    Attributes:
+        bath: of the integrator within.
+        parameters: any pytree; the integrator never changes it.
+    """
+
+    bath: Any
+    parameters: Any
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Those of the integrator within."""
+        return self.bath.degrees_of_freedom
+
+
+def parametrised(
+    build: Callable[[EvaluateFn], Integrator], evaluate: Callable[[Any, System, Neighbors], Prediction]
+) -> Integrator:
+    """The integrator that `build` makes, with `evaluate(parameters, system, neighbors)` and the replica's parameters.
+
+    The parameters are part of the state: replicas with different ones run in one batch, and a checkpoint keeps them.
+    `init` takes them after all other arguments. `prediction` and `invariant` are those of the whole energy evaluated.
+
+    Args:
+        build: makes an integrator from an evaluate function.
+        evaluate: energy, forces and stress of (parameters, system, neighbors).
+    """
+
+    def within(parameters: Any) -> Integrator:
+        return build(functools.partial(evaluate, parameters))
+
+    def bare(state: MDState) -> MDState:
+        return replace(state, bath=state.bath.bath)
+
+    def init(*arguments: Any) -> MDState:
+        """Arguments of the integrator's own `init`, then the parameters."""
+        *own, parameters = arguments
+        state = within(parameters).init(*own)
+        return replace(state, bath=ParametrisedBath(state.bath, parameters))
+
+    def apply(state: MDState) -> MDState:
+        """Take one step."""
+        parameters = state.bath.parameters
+        after = within(parameters).apply(bare(state))
+        return replace(after, bath=ParametrisedBath(after.bath, parameters))
+
+    def invariant(state: MDState) -> Array:
+        """Conserved quantity of the integrator within, eV."""
+        return within(state.bath.parameters).invariant(bare(state))
+
+    return Integrator(init, apply, invariant)
