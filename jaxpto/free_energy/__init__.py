@@ -10,12 +10,32 @@ from rich.console import Console
 
 from jaxpto.command import run_command
 from jaxpto.errors import InputError
-from jaxpto.free_energy import ladder
-from jaxpto.free_energy.config import FreeEnergyConfig, MethodName
+from jaxpto.free_energy import harmonic, ladder, landau, qha, switching
+from jaxpto.free_energy.config import (
+    FreeEnergyConfig,
+    HarmonicOptions,
+    LandauOptions,
+    MethodName,
+    QuasiharmonicOptions,
+    SwitchingOptions,
+)
 
 __all__ = ["FreeEnergyConfig", "main", "run"]
 
-METHODS: dict[MethodName, Callable[[FreeEnergyConfig, Console], Any]] = {"ladder": ladder.run}
+METHODS: dict[MethodName, Callable[[FreeEnergyConfig, Console], Any]] = {
+    "ladder": ladder.run,
+    "switching": switching.run,
+    "landau": landau.run,
+    "harmonic": harmonic.run,
+    "qha": qha.run,
+}
+GROUPS: dict[MethodName, Any] = {
+    "switching": SwitchingOptions(),
+    "landau": LandauOptions(),
+    "harmonic": HarmonicOptions(),
+    "qha": QuasiharmonicOptions(),
+}
+BORROWED: dict[MethodName, MethodName] = {"qha": "harmonic"}  # methods that take the options of another one too
 
 
 def run(config: FreeEnergyConfig) -> Any:
@@ -26,6 +46,9 @@ def run(config: FreeEnergyConfig) -> Any:
     """
     if not (math.isfinite(config.equilibration) and 0.0 <= config.equilibration < 1.0):
         raise InputError(f"--equilibration {config.equilibration:g}: must be in [0, 1)")
+    for name, unchanged in GROUPS.items():
+        if name not in (config.method, BORROWED.get(config.method)) and getattr(config, name) != unchanged:
+            raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
     return METHODS[config.method](config, Console())
 
 

@@ -1,0 +1,116 @@
+"""Absolute free energies of argon by the command, against a published equation of state and the harmonic limit."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+
+import ase.build
+import ase.io
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpto.calculator import JaxptoCalculator
+from jaxpto.catalogue import save_potential
+from jaxpto.free_energy import main
+from jaxpto.lattice_dynamics.hessian import force_constants_of
+from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.thermodynamics import switching
+from jaxpto.units import BOLTZMANN
+
+ARGON = (0.0104, 3.40)  # eV, Angstrom
+
+
+def van_der_hoef(density: float, temperature: float) -> tuple[float, float]:
+    """Excess free energy per atom of the fcc Lennard-Jones crystal over kT: harmonic and anharmonic part.
+
+    Of the full potential and the infinite crystal.
+
+    M. A. van der Hoef, J. Chem. Phys. 113, 8142 (2000), equation 21; its constant rests on a triple point at 0.687,
+    with a later one at 0.694 it is lower by 0.018.
+
+    Args:
+        density: N sigma^3 / V.
+        temperature: kT / epsilon.
+    """
+    a = [[-8.2151768, 12.070686, -6.6594615, 1.3211582], [13.404069, -20.632066, 11.564825, -2.3064801]]
+    a += [[-5.5481261, 8.8465978, -5.0258631, 1.0070066]]
+    b = [69.833875, -132.86963, 97.438593, -25.848057]
+    static = -14.45392093 * density**2 + 6.065940096 * density**4
+    harmonic = -23.3450759 + static / temperature - 1.5 * math.log(temperature)
+    harmonic += sum(b[n] * density ** (n + 1) / (n + 1) for n in range(4))
+    series = [(n, m) for n in range(3) for m in range(2, 6)]
+    return harmonic, -sum(a[n][m - 2] * density**n * temperature ** (m - 1) / (m - 1) for n, m in series)
+
+
+def harmonic_limit(lattice: float, kelvin: float, mass: float) -> float:
+    """Classical harmonic free energy per atom of the infinite fcc crystal with the full potential, eV."""
+    epsilon, sigma = ARGON
+    primitive = lattice / 2.0 * (1.0 - np.eye(3))
+    grid = np.stack(np.meshgrid(*[np.arange(-14, 15)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    vectors = grid @ primitive
+    distance = np.linalg.norm(vectors, axis=1)
+    near = (distance > 0.1) & (distance < 9.0 * sigma)
+    vectors, distance = vectors[near], distance[near] / sigma
+    first = 4.0 * epsilon / sigma**2 * (-12.0 * distance**-14 + 6.0 * distance**-8)  # phi' / r
+    second = 4.0 * epsilon / sigma**2 * (156.0 * distance**-14 - 42.0 * distance**-8)
+    unit = vectors / (sigma * distance[:, None])
+    springs = (second - first)[:, None, None] * unit[:, :, None] * unit[:, None, :] + first[:, None, None] * np.eye(3)
+    points = np.stack(np.meshgrid(*[(np.arange(12) + 0.5) / 12] * 3, indexing="ij"), -1).reshape(-1, 3)
+    phases = 1.0 - np.cos(points @ (2.0 * np.pi * np.linalg.inv(primitive).T) @ vectors.T)
+    squares = np.linalg.eigvalsh(np.einsum("qr,rab->qab", phases, springs) / mass)
+    kT, density = BOLTZMANN * kelvin, 4.0 * (sigma / lattice) ** 3
+    static = epsilon * (-14.45392093 * density**2 + 6.065940096 * density**4)
+    vibrations = np.log(switching.PLANCK * np.sqrt(squares) / (2.0 * np.pi * kT)).sum() / len(points)
+    return static + kT * vibrations
+
+
+@pytest.mark.slow
+def test_argon_has_its_published_free_energy(tmp_path: pathlib.Path) -> None:
+    """108 atoms: at 5 K the harmonic value of the same crystal, at 60 K that of van der Hoef's equation of state.
+
+    The crystal here has 108 atoms and a potential cut smoothly from 10.5 to 11.5 A. What that makes is taken from the
+    harmonic free energies of this crystal and of the infinite one with the full potential (lattice sums to 9 sigma,
+    static energy by infinite sums). The harmonic part of the equation of state is 0.03 kT above the exact one, so the
+    whole is trusted to 0.05 kT, a quarter of a meV/atom, and its anharmonic part is compared by itself.
+    """
+    epsilon, sigma = ARGON
+    lattice = 5.4
+    atoms = ase.build.bulk("Ar", "fcc", a=lattice, cubic=True)
+    ase.io.write(tmp_path / "argon.vasp", atoms)
+    potential = lennard_jones(["Ar"], [epsilon], [sigma], cutoff=11.5, onset=10.5)
+    save_potential(potential, tmp_path / "model")
+    arguments = "--method switching --ensemble nvt --supercell 3 3 3 --temperatures 5 60 --steps 3000 --timestep 4 "
+    arguments += f"--replicas 4 --model {tmp_path / 'model'} --out {tmp_path / 'out'}"
+    assert main([str(tmp_path / "argon.vasp"), *arguments.split()]) == 0
+    document = json.loads((tmp_path / "out" / "free_energy.json").read_text())
+    cold, warm = document["rows"]
+    crystal = atoms.repeat(3)
+    double = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), potential)
+    constants = force_constants_of(crystal, double, list(range(108))).transpose(0, 2, 1, 3).reshape(324, 324)
+    mass = float(crystal.get_masses()[0])
+    modes = np.linalg.eigvalsh(constants / mass)[3:]
+    crystal.calc = JaxptoCalculator(double)
+    single = crystal.get_potential_energy()
+
+    def harmonic_here(kelvin: float) -> float:
+        where = (jnp.asarray(crystal.get_masses()), jnp.asarray(kelvin), jnp.asarray(crystal.get_volume()), 108)
+        return (single + float(switching.harmonic_free_energy(jnp.asarray(modes), *where))) / 108.0
+
+    gap = cold["free_energy_eV_per_atom"] - harmonic_here(5.0)
+    print(f"5 K: {1000 * gap:.4f} meV/atom off harmonic, error {1000 * cold['free_energy_eV_per_atom_error']:.4f}")
+    kT, density = BOLTZMANN * 60.0, 4.0 * (sigma / lattice) ** 3
+    thermal = switching.PLANCK / math.sqrt(2.0 * math.pi * mass * kT)
+    ideal = math.log(4.0 / lattice**3 * thermal**3) - 1.0
+    harmonic, anharmonic = van_der_hoef(density, kT / epsilon)
+    published, error = kT * (harmonic + anharmonic + ideal), warm["free_energy_eV_per_atom_error"]
+    beyond = warm["free_energy_eV_per_atom"] - harmonic_here(60.0)
+    here = beyond + harmonic_limit(lattice, 60.0, mass)
+    print(f"60 K: {here:.6f} eV/atom, published {published:.6f}, error {error:.6f}")
+    print(f"60 K: beyond harmonic {beyond:.6f} eV/atom, published {kT * anharmonic:.6f}")
+    assert abs(gap) < 1e-5 + 3.0 * cold["free_energy_eV_per_atom_error"]
+    assert abs(here - published) < 0.05 * kT + 3.0 * error
+    assert abs(beyond - kT * anharmonic) < 0.005 * kT + 3.0 * error
