@@ -9,7 +9,7 @@ either way along two directions. For each direction, and for the temperature, th
 2. the central difference of averages reweighted from the second ensemble, which shares no frame with the first,
 3. the central difference of averages of ensembles sampled anew with the moved parameters or temperatures,
 
-with jackknife errors over the replicas. The transition is where polar and nonpolar configurations are equally likely.
+with jackknife errors over the replicas. The transition is where tetragonal and cubic configurations are equally likely.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 OBSERVABLES = ("c_over_a", "a", "c", "volume", "polarization")
-POLAR_FROM = 0.4  # C/m^2, length of the polarization from which on a configuration counts as polar
+TETRAGONAL_FROM = 1.025  # c/a from which on a configuration counts as tetragonal
 
 
 def directions(params: dict, elements: tuple[int, ...]) -> dict:
@@ -47,24 +47,24 @@ def average(values, before, after, kelvin0: float, kelvin: float):
     return weights @ values / weights.sum()
 
 
-def transition(polar, before, after, kelvin0: float) -> float:
-    """Temperature at which polar frames carry half of the weight, by bisection."""
+def transition(ordered, before, after, kelvin0: float) -> float:
+    """Temperature at which tetragonal frames carry half of the weight, by bisection."""
     low, high = 0.6 * kelvin0, 1.5 * kelvin0
     for _ in range(40):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if average(polar, before, after, kelvin0, middle) > 0.5 else (low, middle)
+        low, high = (middle, high) if average(ordered, before, after, kelvin0, middle) > 0.5 else (low, middle)
     return 0.5 * (low + high)
 
 
-def slope_of_transition(polar, energies, slopes, kelvin: float) -> float:
-    """(d dG/dp) / dS between polar and nonpolar frames reweighted to Tc; energies and dU/dp [n]."""
+def slope_of_transition(ordered, energies, slopes, kelvin: float) -> float:
+    """(d dG/dp) / dS between tetragonal and cubic frames reweighted to Tc; energies and dU/dp [n]."""
     import numpy as np
 
-    tc = transition(polar, energies, energies, kelvin)
+    tc = transition(ordered, energies, energies, kelvin)
     both = np.stack([slopes, energies], axis=1)
     means = [
         average(mine[:, None] * both, energies, energies, kelvin, tc) / average(mine, energies, energies, kelvin, tc)
-        for mine in (polar, 1.0 - polar)
+        for mine in (ordered, 1.0 - ordered)
     ]
     change, heat = means[1] - means[0]
     return change * tc / heat
@@ -136,8 +136,10 @@ def measure(arguments: argparse.Namespace) -> dict:
         found = observe(frames.cells[s], frames.polarizations[s], plan.repeats)
         return by_replica(np.stack([found[name] for name in OBSERVABLES], axis=1))
 
-    def polar(frames, s: int) -> np.ndarray:
-        return by_replica(np.linalg.norm(frames.polarizations[s], axis=1) >= POLAR_FROM)
+    def ordered(frames, s: int) -> np.ndarray:
+        return by_replica(
+            observe(frames.cells[s], frames.polarizations[s], plan.repeats)["c_over_a"] >= TETRAGONAL_FROM
+        )
 
     compiled = jax.jit(lambda params, systems: reweighting.measure(at(params), systems, small).energies)
 
@@ -204,18 +206,18 @@ def measure(arguments: argparse.Namespace) -> dict:
             offset = np.log(mask.sum() / (~mask).sum())
             return reweighting.transition_temperature(*phases, (moving[mask], moving[~mask]), 0.0, offset)
 
-        mask = polar(first, 3).reshape(-1) > 0.5
+        mask = ordered(first, 3).reshape(-1) > 0.5
         automatic = jax.jit(jax.grad(critical))(jnp.asarray(0.0))
-        _, error = with_error(lambda *a: slope_of_transition(*a, hot), polar(first, 3), before["one", 3], slopes[3])
+        _, error = with_error(lambda *a: slope_of_transition(*a, hot), ordered(first, 3), before["one", 3], slopes[3])
         up, down = (energies(moved(direction, sign * step), second, 3) for sign in (1, -1))
         two = with_error(
             lambda p, b, u, d: (transition(p, b, u, hot) - transition(p, b, d, hot)) / (2 * step),
-            polar(second, 3), before["two", 3], up, down,
+            ordered(second, 3), before["two", 3], up, down,
         )  # fmt: skip
         ends = []
         for sign, frames in ((1, plus), (-1, minus)):
             own = energies(moved(direction, sign * step), frames, 3)
-            ends.append(with_error(lambda p, e: transition(p, e, e, hot), polar(frames, 3), own))
+            ends.append(with_error(lambda p, e: transition(p, e, e, hot), ordered(frames, 3), own))
         three = (ends[0][0] - ends[1][0]) / (2 * step), np.hypot(ends[0][1], ends[1][1]) / (2 * step)
         add("Tc", name, (automatic, error), two, three)
 

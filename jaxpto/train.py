@@ -1,4 +1,7 @@
-"""COMMAND `python -m jaxpto.train`: train the `perovskite` model on energies, forces and virials, or fine-tune one."""
+"""COMMAND `python -m jaxpto.train`: train the `perovskite` model on energies, forces and virials, or fine-tune one.
+
+With `--match` a model is tuned to measured averages on top of its loss on the data.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,27 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from ase.data import chemical_symbols
+from rich.console import Console
 
-from jaxpto.catalogue import load_potential, read_header, save_potential
-from jaxpto.command import run_command
+from jaxpto.catalogue import check_supports, find_model, load_potential, read_header, save_potential
+from jaxpto.command import configure_devices, run_command
 from jaxpto.errors import InputError
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
-from jaxpto.training import data, optimizer
+from jaxpto.provenance import provenance
+from jaxpto.training import data, matching, matching_output, optimizer
 from jaxpto.training.batches import Composition, group, reference_energies, share_of, shortest_distances
 from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.loss import LossWeights
+from jaxpto.training.matching_options import MatchOptions, check_options, plan_of
+from jaxpto.training.targets import parse_targets
 from jaxpto.training.whitening import Whitening, fold, unfold
 
 CHECKPOINT = "training.npz"
@@ -52,10 +60,13 @@ class Config:
         cutoff: Angstrom.
         validate_every: steps between validations; each writes checkpoint and model.
         patience: stop after this many validations without a better one (0: never).
-        initial: start from the weights of this model folder (fine-tuning).
+        initial: start from the weights of this model, a name or a folder (fine-tuning).
         resume: go on with the checkpoint in `out`.
         seed: of initial weights and of the order of frames.
         source: where the data come from, for model.json.
+        match: tune the initial model to a measured average, as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5"; of
+            c_over_a, a, c (Angstrom), volume (Angstrom^3, of five atoms), polarization (C/m^2). Once for each average.
+        matching: how; steps, rates, decay, averages and validations above then have no effect.
     """
 
     data: tuple[Path, ...]
@@ -78,6 +89,8 @@ class Config:
     resume: bool = False
     seed: int = 0
     source: str = ""
+    match: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    matching: MatchOptions = dataclasses.field(default_factory=MatchOptions)
 
 
 def check(config: Config) -> None:
@@ -101,6 +114,13 @@ def check(config: Config) -> None:
         )
     if not 0 <= config.ema < 1:
         raise InputError(f"ema = {config.ema}: it must lie in [0, 1)")
+    if config.match:
+        parse_targets(config.match)
+        check_options(config.matching)
+        if config.initial is None:
+            raise InputError("--match tunes a model: name it with --initial, as --initial perovskite")
+    elif config.matching != MatchOptions():
+        raise InputError("--matching options without a target; give --match OBSERVABLE@TEMPERATUREK=VALUE too")
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
         raise InputError(f"{config.out}: not empty; choose another --out, or --resume to go on with it")
 
@@ -180,7 +200,7 @@ def initial_model(folder: Path, elements: tuple[int, ...]) -> tuple[Perovskite, 
     Raises:
         InputError: the model is of another kind or lacks one of `elements`.
     """
-    initial = load_potential(folder)
+    initial, folder = load_potential(folder), find_model(folder)
     if not isinstance(initial.model, Perovskite):
         raise InputError(f"{folder}: a {type(initial.model).__name__}; only perovskite models can be trained further")
     unknown = [chemical_symbols[z] for z in elements if z not in initial.elements]
@@ -200,6 +220,8 @@ def run(config: Config) -> Potential:
         FloatingPointError: the training diverged.
     """
     check(config)
+    if config.match:
+        return match(config)
     task = set_up(config)
     model, compositions, scales = task.model, task.compositions, task.scales
     rule = optimizer.make_optimizer(
@@ -256,6 +278,46 @@ def run(config: Config) -> Potential:
     return load_potential(config.out)
 
 
+def match(config: Config) -> Potential:
+    """Tune the initial model to `config.match`, writing model, history and checkpoint in every iteration.
+
+    Raises:
+        InputError: see `set_up`, `plan_of` and `matching.match`.
+        FloatingPointError: the tuning diverged, or a simulation with it.
+    """
+    targets, options, console = parse_targets(config.match), config.matching, Console()
+    configure_devices()
+    plan = plan_of(options, targets, config.seed)
+    check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)
+    task = set_up(config)
+    problem = matching.Problem(
+        task.model, task.raw, task.scales, task.compositions, config.weights, targets, options, plan, config.seed
+    )
+    checks = [optimizer.make_validation(task.model, c.held_out, task.scales) if c.held_out else None
+              for c in task.compositions]  # fmt: skip
+    settings = describe_settings(config) | provenance()
+    config.out.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    errors: dict[str, dict[str, float]] = {}
+
+    def force_error(raw: Params) -> float:
+        errors.update(validate(task.compositions, checks, raw)[0])
+        return float(np.sqrt(np.mean([(1e-3 * e["forces"]) ** 2 for e in errors.values()]))) if errors else np.nan
+
+    def save(at: matching.Position) -> None:
+        progress = {"step": at.iteration, "seconds": time.time() - began}
+        header = describe(config, task.reference, errors, progress)
+        save_potential(
+            Potential(fold(task.model, at.raw, task.scales), task.model, config.out.name), config.out, header
+        )
+        matching_output.write_history(config.out, targets, at.rows, settings)
+
+    at = matching.match(problem, config.out, force_error, save, resume=config.resume, console=console)
+    matching_output.write_figure(config.out, targets, at.rows)
+    matching_output.show(targets, at.rows, at.met, config.out, console)
+    return load_potential(config.out)
+
+
 def progress_line(done: int, total: int, state: optimizer.TrainState, seconds: float) -> str:
     """One line: where the training is, running errors of the frames just seen, speed and time left."""
     value, *squares = np.asarray(state.errors).tolist()
@@ -291,18 +353,24 @@ def describe(
     config: Config, reference: dict[int, float], errors: dict[str, dict[str, float]], progress: dict[str, Any]
 ) -> dict[str, Any]:
     """What `model.json` says about a training."""
-    places = ("data", "out", "initial", "resume", "source")
     return {
         "source": config.source,
         "reference_energies_eV": {chemical_symbols[z]: e for z, e in reference.items()},
         "training": {
             "data": [p.name for p in config.data],
-            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in places},
+            "config": describe_settings(config),
             "steps_done": progress["step"],
             "seconds": round(progress["seconds"]),
             "validation_rmse_meV": errors,
         },
     }
+
+
+def describe_settings(config: Config) -> dict[str, Any]:
+    """The settings without the places of files, and those of `--match` only where it is used."""
+    places = ("data", "out", "initial", "resume", "source")
+    unused = ("match", "matching") if not config.match else ()
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in (*places, *unused)}
 
 
 def main() -> None:

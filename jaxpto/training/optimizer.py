@@ -128,6 +128,21 @@ def errors_of(prediction: tuple, target: tuple, atoms: int) -> Float[Array, 3]:
     return jnp.stack([(energy / atoms) ** 2, (forces**2).mean(), ((virial / atoms) ** 2).mean()])
 
 
+def frame_objective(model: Perovskite, batch: Batch, whitening: Whitening, weights: LossWeights) -> Callable:
+    """Function (raw weights of the species present, index, arrays) -> loss and squared errors of one frame."""
+    part = _whitening_part(whitening, known_elements(model, batch))
+    atoms = len(batch.numbers)
+    apply = predictor(model, batch)
+    everyone = list(range(len(batch.species)))
+
+    def objective(raw: Params, index: Array, arrays: tuple[Array, ...]) -> tuple[Array, Array]:
+        params = select(fold(model, raw, part), everyone)
+        prediction, target = apply(params, index, arrays)
+        return loss(prediction, target, atoms, weights), errors_of(prediction, target, atoms)
+
+    return objective
+
+
 def make_step(
     model: Perovskite,
     batch: Batch,
@@ -138,15 +153,7 @@ def make_step(
 ) -> Callable:
     """Compiled step (state, index, arrays) -> state on one frame of a batch."""
     known = known_elements(model, batch)
-    part = _whitening_part(whitening, known)
-    atoms = len(batch.numbers)
-    apply = predictor(model, batch)
-    everyone = list(range(len(known)))
-
-    def objective(raw: Params, index: Array, arrays: tuple[Array, ...]) -> tuple[Array, Array]:
-        params = select(fold(model, raw, part), everyone)
-        prediction, target = apply(params, index, arrays)
-        return loss(prediction, target, atoms, weights), errors_of(prediction, target, atoms)
+    objective = frame_objective(model, batch, whitening, weights)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, index: Array, arrays: tuple[Array, ...]) -> TrainState:

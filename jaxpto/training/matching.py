@@ -1,0 +1,307 @@
+"""Tunes a model to measured averages on top of its loss on DFT data, by gradients that need no trajectory.
+
+Each iteration adds the gradient of the loss on some frames of DFT data to that of the weighted squared deviations of
+<O>(parameters) from the targets, the latter by reweighting stored configurations (`jaxpto.thermodynamics.reweighting`;
+Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021)). Configurations are sampled anew once the parameters have moved so
+far that too few of them count; a step that would leave fresh ones behind, or end farther from the targets, is halved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+from rich.console import Console
+
+from jaxpto.errors import InputError
+from jaxpto.models.perovskite import Params, Perovskite
+from jaxpto.neighbors import Layout
+from jaxpto.potential import Potential
+from jaxpto.status_line import StatusLine
+from jaxpto.storage.checkpoint import layout_from_json, layout_to_json
+from jaxpto.system import from_ase
+from jaxpto.training import optimizer
+from jaxpto.training.batches import Batch, Composition
+from jaxpto.training.checkpoint import checkpoint, restore
+from jaxpto.training.deviation import Look, make_look, prepare
+from jaxpto.training.ensembles import Frames, Plan, at_rest, last_frames, simulate
+from jaxpto.training.loss import LossWeights
+from jaxpto.training.matching_options import MatchOptions
+from jaxpto.training.targets import Target
+from jaxpto.training.whitening import Whitening, fold
+
+CHECKPOINT = "matching.npz"
+HALVINGS = 8  # of a step at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is tuned, to what.
+
+    Attributes:
+        model: architecture.
+        raw: weights to start from, on whitened inputs.
+        scales: whitening.
+        compositions: the DFT data.
+        weights: of their loss.
+        targets: measured averages.
+        options: how.
+        plan: the simulations.
+        seed: of velocities and of the order of frames.
+    """
+
+    model: Perovskite
+    raw: Params
+    scales: Whitening
+    compositions: list[Composition]
+    weights: LossWeights
+    targets: tuple[Target, ...]
+    options: MatchOptions
+    plan: Plan
+    seed: int
+
+    def potential(self, raw: Params) -> Potential:
+        """The potential of raw weights."""
+        return Potential(fold(self.model, raw, self.scales), self.model, "matched")
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        raw: weights.
+        moments: of the optimizer.
+        sampled: weights that `frames` were sampled with.
+        frames: configurations.
+        layout: of the neighbour lists in the simulation.
+        iteration: changes of the weights so far.
+        simulations: batches sampled so far.
+        rows: the history.
+        met: fresh configurations met all targets.
+    """
+
+    raw: Params
+    moments: Any
+    sampled: Params
+    frames: Frames
+    layout: Layout
+    iteration: int
+    simulations: int
+    rows: tuple[dict[str, Any], ...]
+    met: bool
+
+
+def match(
+    problem: Problem,
+    out: Path,
+    validate: Callable[[Params], float],
+    save: Callable[[Position], None],
+    *,
+    resume: bool,
+    console: Console,
+) -> Position:
+    """Tune until fresh configurations meet all targets, or to the last iteration.
+
+    Args:
+        problem: what is tuned, to what.
+        out: folder of the checkpoint.
+        validate: RMS error of the forces on held-out DFT data, eV/Angstrom, of weights (NaN without such data).
+        save: called with every position that was looked at, to write the model and the history.
+        resume: go on with the checkpoint in `out`.
+        console: where to report.
+
+    Raises:
+        InputError: a checkpoint of other options.
+        FloatingPointError: a replica was lost, or the loss is not finite.
+    """
+    options, plan = problem.options, problem.plan
+    rule = optax.adam(options.rate, b1=0.5)  # more momentum would carry it past the target
+    look_at = make_look(problem.targets, problem.potential, plan.replicas, options.weight, options.tolerance)
+    dft_gradient = make_dft_gradient(problem)
+    at = _restore(problem, rule, out) if resume else _sample(problem, _start(problem, rule), console)
+    sampled = prepare(plan, problem.targets, at.frames, problem.potential, at.sampled, [])
+    fresh = not at.rows  # a resumed run has looked at its configurations before
+    look = look_at(at.raw, sampled)
+
+    def sample_again() -> None:
+        nonlocal at, fresh, sampled, look
+        at, fresh = _sample(problem, at, console), True
+        sampled = prepare(plan, problem.targets, at.frames, problem.potential, at.sampled, sampled)
+        look = look_at(at.raw, sampled)
+
+    while not at.met and at.iteration < options.iterations:
+        last = at.iteration + 1 >= options.iterations
+        if not fresh and (last or _met(problem, look)):
+            sample_again()
+        loss, gradient = dft_gradient(at.raw, at.iteration)
+        row = _row(problem, at, look, fresh, loss, validate(at.raw))
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower --matching.rate")
+        met = fresh and _met(problem, look)
+        at = dataclasses.replace(at, rows=(*at.rows, row), iteration=at.iteration + 1, met=met)
+        console.print(progress_line(problem, at), highlight=False, soft_wrap=True)
+        save(at)
+        if not (met or last):
+            total = jax.tree.map(jnp.add, gradient, look.gradient)
+            updates, moments = rule.update(total, at.moments, at.raw)
+            for _ in range(HALVINGS):
+                raw = jax.tree.map(jnp.add, at.raw, updates)
+                there = look_at(raw, sampled)
+                enough = there.effective >= options.effective
+                if enough and (there.deviation <= look.deviation or _met(problem, there)):
+                    break
+                if not enough and not fresh:
+                    sample_again()
+                else:
+                    updates = jax.tree.map(lambda leaf: 0.5 * leaf, updates)
+            at, look, fresh = dataclasses.replace(at, raw=raw, moments=moments), there, False
+        _checkpoint(problem, at, out)
+    return at
+
+
+def progress_line(problem: Problem, at: Position) -> str:
+    """One line: every target, the configurations that count, and the errors on DFT data."""
+    row, first = at.rows[-1], at.rows[0]
+    averages = "  ".join(
+        f"{t.name} {row[t.name]:.4f} +/- {row[f'{t.name}_error']:.4f} ({t.value:g})" for t in problem.targets
+    )
+    source = "new frames" if row["fresh"] else f"{100 * row['effective']:.0f} % of frames"
+    line = f"iteration {row['iteration']}/{problem.options.iterations}  {averages}  {source}  "
+    line += f"DFT loss {row['dft_loss']:.3f}"
+    if math.isnan(row["force_rmse"]):  # no frames were held out
+        return line
+    change = 100.0 * (row["force_rmse"] / first["force_rmse"] - 1.0)
+    return f"{line}  F {1e3 * row['force_rmse']:.1f} meV/A ({change:+.1f} %)"
+
+
+def _row(problem: Problem, at: Position, look: Look, fresh: bool, loss: float, force_rmse: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"iteration": at.iteration + 1, "fresh": fresh, "effective": look.effective}
+    for target, value, error in zip(problem.targets, look.values.tolist(), look.errors.tolist(), strict=True):
+        row |= {target.name: value, f"{target.name}_error": error}
+    return row | {"dft_loss": loss, "force_rmse": force_rmse}
+
+
+def _met(problem: Problem, look: Look) -> bool:
+    """Whether every average is within the tolerance, or within its standard error where that is larger."""
+    wanted = np.array([target.value for target in problem.targets])
+    return bool((np.abs(look.values - wanted) <= np.maximum(problem.options.tolerance * wanted, look.errors)).all())
+
+
+def _start(problem: Problem, rule: optax.GradientTransformation) -> Position:
+    """Before the first configurations."""
+    plan = problem.plan
+    shape = len(plan.conditions), plan.frames
+    n = len(plan.atoms)
+    empty = Frames(np.zeros((*shape, n, 3), np.float32), np.zeros((*shape, 3, 3), np.float32), np.zeros((*shape, 3)))
+    system = from_ase(plan.atoms, np.float32)
+    rattled = plan.atoms.copy()
+    rattled.rattle(0.2, seed=0)
+    moved = dataclasses.replace(system, positions=jnp.asarray(rattled.positions, np.float32))
+    potential = problem.potential(problem.raw)
+    layout = potential.allocate([system, moved], potential.usual_skin, headroom=1.1)
+    return Position(problem.raw, rule.init(problem.raw), problem.raw, empty, layout, 0, 0, (), False)
+
+
+def _sample(problem: Problem, at: Position, console: Console) -> Position:
+    """New configurations with the present weights, from where the last ones ended."""
+    plan = problem.plan
+    starts = last_frames(plan, at.frames) if at.simulations else at_rest(plan)
+    key = jax.random.fold_in(jax.random.PRNGKey(problem.seed), at.simulations)
+    runs = len(plan.conditions) * plan.replicas
+    potential = jax.jit(problem.potential)(at.raw)
+    first = f"simulation {at.simulations + 1}: {runs} runs of {plan.schedule.steps} steps, {len(plan.atoms)} atoms ..."
+    with StatusLine(console, first) as line:
+        frames, layout = simulate(
+            plan, potential, starts, at.layout, key,
+            lambda step: line.update(f"simulation {at.simulations + 1}: step {step}/{plan.schedule.steps}"),
+        )  # fmt: skip
+    return dataclasses.replace(at, frames=frames, layout=layout, sampled=at.raw, simulations=at.simulations + 1)
+
+
+def make_dft_gradient(problem: Problem) -> Callable[[Params, int], tuple[float, Params]]:
+    """Function (weights, iteration) -> mean loss of some frames of the DFT data, and its gradient.
+
+    The frames depend on the seed and the iteration alone, so that a resumed run repeats them.
+    """
+    batches = [composition.train for composition in problem.compositions]
+    draw = np.concatenate([composition.probability for composition in problem.compositions])
+    sizes = [len(composition.probability) for composition in problem.compositions]
+    which, row = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) for size in sizes])
+    adders = [_make_adder(problem, batch) for batch in batches]
+    count = problem.options.frames
+
+    def gradient_of(raw: Params, iteration: int) -> tuple[float, Params]:
+        generator = np.random.default_rng([problem.seed, iteration])
+        total = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, raw)
+        for pick in generator.choice(len(draw), count, p=draw / draw.sum()):
+            total = adders[which[pick]](total, raw, int(row[pick]), batches[which[pick]].arrays)
+        return float(total[0]) / count, jax.tree.map(lambda leaf: leaf / count, total[1])
+
+    return gradient_of
+
+
+def _make_adder(problem: Problem, batch: Batch) -> Callable:
+    """Compiled (sums, raw, index, arrays) -> sums, with the loss of one frame and its gradient added."""
+    known = optimizer.known_elements(problem.model, batch)
+    objective = optimizer.frame_objective(problem.model, batch, problem.scales, problem.weights)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def add(total: tuple[Array, Params], raw: Params, index: Array, arrays: tuple[Array, ...]) -> tuple[Array, Params]:
+        value, gradient = jax.value_and_grad(lambda part: objective(part, index, arrays)[0])(optimizer.take(raw, known))
+        own = jax.tree.map(jnp.add, optimizer.take(total[1], known), gradient)
+        return total[0] + value, optimizer.put(total[1], own, known)
+
+    return add
+
+
+def _identity(problem: Problem) -> dict[str, Any]:
+    """What a checkpoint must agree on; a resumed run may have more iterations."""
+    options = dataclasses.asdict(problem.options)
+    del options["iterations"]
+    return json.loads(json.dumps({"targets": [[t.name, t.value] for t in problem.targets], "options": options}))
+
+
+def _arrays(at: Position) -> dict[str, Any]:
+    frames = {name: getattr(at.frames, name) for name in ("positions", "cells", "polarizations")}
+    return {"raw": at.raw, "moments": at.moments, "sampled": at.sampled, "frames": frames}
+
+
+def _checkpoint(problem: Problem, at: Position, out: Path) -> None:
+    meta = {
+        "identity": _identity(problem),
+        "layout": layout_to_json(at.layout),
+        "iteration": at.iteration,
+        "simulations": at.simulations,
+        "rows": list(at.rows),
+        "met": at.met,
+    }
+    checkpoint(out / CHECKPOINT, _arrays(at), meta)
+
+
+def _restore(problem: Problem, rule: optax.GradientTransformation, out: Path) -> Position:
+    begin = _start(problem, rule)
+    arrays, meta = restore(out / CHECKPOINT, _arrays(begin))
+    if meta["identity"] != _identity(problem):
+        raise InputError(f"{out / CHECKPOINT}: of other targets or --matching options; resume with the same ones")
+    return Position(
+        raw=arrays["raw"],
+        moments=arrays["moments"],
+        sampled=arrays["sampled"],
+        frames=Frames(**{name: np.asarray(values) for name, values in arrays["frames"].items()}),
+        layout=layout_from_json(meta["layout"]),
+        iteration=meta["iteration"],
+        simulations=meta["simulations"],
+        rows=tuple(meta["rows"]),
+        met=meta["met"],
+    )

@@ -1,0 +1,84 @@
+"""Settings of `--match`, and the simulations they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from jaxpto.config import SweepConfig
+from jaxpto.errors import InputError
+from jaxpto.training.ensembles import Plan, make_plan
+from jaxpto.training.targets import Target, conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchOptions:
+    """How a model is tuned to the targets of --match."""
+
+    structure: str = "PbTiO3-tetragonal"
+    """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    supercell: tuple[int, int, int] = (3, 3, 3)
+    """Repeats along the lattice vectors; averages depend on the size of a small crystal."""
+    replicas: int = 8
+    """Independent runs at each temperature and pressure."""
+    steps: int = 4000
+    """Time steps of each run, equilibration included."""
+    timestep: float = 2.0
+    """fs."""
+    equilibration: float = 0.3
+    """Fraction of each run left out."""
+    sample_every: int = 20
+    """Steps between two frames."""
+    iterations: int = 60
+    """Changes of the parameters at most; fewer if all targets are met before."""
+    rate: float = 1e-5
+    """Learning rate of Adam: the largest change of a weight in one iteration."""
+    weight: float = 1.0
+    """Of the squared deviations from the targets, in tolerances, against the loss on DFT data."""
+    tolerance: float = 0.001
+    """Relative deviation that is good enough."""
+    frames: int = 32
+    """Frames of DFT data in each gradient."""
+    effective: float = 0.5
+    """Configurations are sampled anew before the effective number of them falls below this fraction."""
+
+
+def check_options(options: MatchOptions) -> None:
+    """Refuse options that cannot run; those of the simulation are checked by `make_plan`.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    for name in ("iterations", "rate", "tolerance", "frames"):
+        value = getattr(options, name)
+        if not 0 < value < math.inf:
+            raise InputError(f"--matching.{name} {value:g}: it must be above 0")
+    if not 0 <= options.weight < math.inf:
+        raise InputError(f"--matching.weight {options.weight:g}: it must be 0 or more")
+    if not 0 < options.effective < 1:
+        raise InputError(f"--matching.effective {options.effective:g}: it must lie in (0, 1)")
+
+
+def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Plan:
+    """The simulations that targets need.
+
+    Raises:
+        InputError: settings that cannot run, or a polarization of what has none.
+    """
+    settings = SweepConfig(
+        structure=options.structure,
+        supercell=options.supercell,
+        replicas=options.replicas,
+        steps=options.steps,
+        timestep=options.timestep,
+        equilibration=options.equilibration,
+        sample_every=options.sample_every,
+        seed=seed,
+    )
+    try:
+        plan = make_plan(settings, conditions(targets))
+    except InputError as error:
+        raise InputError(str(error).replace("--", "--matching.", 1)) from None
+    if plan.topology is None and any(target.observable == "polarization" for target in targets):
+        raise InputError(f"--match polarization: {plan.note}")
+    return plan
