@@ -88,4 +88,4 @@ def _module() -> str:
     """Dotted name of the command that runs, `jaxpto` when it is called from Python."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     ours = ("jaxpto", "converters", "benchmarks")
-    return spec.name if spec is not None and spec.name.startswith(ours) else "jaxpto"
+    return spec.name.removesuffix(".__main__") if spec is not None and spec.name.startswith(ours) else "jaxpto"
