@@ -67,8 +67,7 @@ def relax_with_ase(
             except (ValueError, RuntimeError) as error:  # atoms on top of each other, a Hessian of NaN, ...
                 if is_interrupt(error):
                     raise KeyboardInterrupt from error
-                # what a host callback raises arrives as its whole traceback
-                reason = f"a step led nowhere: {(str(error).strip().splitlines() or ['no message'])[-1].strip()}"
+                reason = f"a step led nowhere: {_in_one_line(error)}"
                 break
             energy, forces, stress = moving.get_potential_energy(), moving.get_forces(), stress_of(moving)
             residual = float(np.linalg.norm(free.get_forces(), axis=1).max())
@@ -82,6 +81,12 @@ def relax_with_ase(
         reason = f"{target.steps} steps done"
     history = History(*np.asarray(rows, np.float64).T)
     return Relaxed(last, converged, len(rows) - 1, reason, history, target.pressure)
+
+
+def _in_one_line(error: Exception) -> str:
+    """The message; of the whole traceback that an error in a host callback arrives with, its last line."""
+    lines = str(error).split("\n")
+    return " ".join((lines[-1] if any("Traceback" in line for line in lines) else str(error)).split())
 
 
 class _CellFilter(FrechetCellFilter):
