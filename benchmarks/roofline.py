@@ -6,7 +6,8 @@ Floating-point operations, transcendental functions and bytes are XLA's own coun
 operands and results of every fused kernel, many of which the caches serve. The core's speed is measured in the same
 process: a large matrix product, and a sum of two arrays that the second-level cache holds, or none. The roofline time
 is the larger of operations / speed and bytes / bandwidth of the cache: no order of these kernels can be faster. What
-the bandwidth of the memory would allow if no cache helped is given beside it.
+the bandwidth of the memory would allow if no cache helped is given beside it. XLA counts what is in a loop once, so
+models that pass their edges in slices are refused.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def measure(model: str, config: Config) -> dict[str, Any]:
         system, layout=potential.allocate([system], potential.usual_skin)
     )
     compiled = jax.jit(lambda p, s, n: p.evaluate(s, n)).lower(potential, system, neighbors).compile()
+    if " while(" in compiled.as_text():
+        raise SystemExit(f"{model} has loops, whose turns XLA does not count; no roofline can be given")
     costs = compiled.cost_analysis()
 
     def call() -> None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import tyro
 
+from benchmarks.deepmd_data import write_data
 from benchmarks.environments import FOLDER, ORIGINALS, TORCH_SIM, python_of
 from benchmarks.originals import SEEDED, seeded_mace
 from benchmarks.speed_figure import draw
@@ -104,6 +105,7 @@ def make_models(models: tuple[str, ...], folder: Path) -> None:
         if not (place / "compressed.pb").exists():
             place.mkdir(exist_ok=True)
             print("making a DeepPot-SE with DeePMD-kit ...", flush=True)
+            write_data(place / "data")
             quiet = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
             script = [str(python), str(HERE / "deepmd_checkpoint.py"), str(place)]
             subprocess.run(script, check=True, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
