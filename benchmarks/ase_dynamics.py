@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, required=True)
     parser.add_argument("--cores", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--timestep", type=float, default=2.0, help="fs")
     arguments = parser.parse_args()
     begin = time.perf_counter()
     if hasattr(os, "sched_setaffinity"):
@@ -46,8 +47,8 @@ def main() -> None:
     Stationary(atoms)
     pfactor = 75.0**2 * units.fs  # as in the scripts of the PTO-test
     driver = NPT(
-        atoms, 2.0 * units.fs, temperature_K=300.0, externalstress=0.0, ttime=25.0 * units.fs, pfactor=pfactor,
-        mask=np.eye(3),
+        atoms, arguments.timestep * units.fs, temperature_K=300.0, externalstress=0.0, ttime=25.0 * units.fs,
+        pfactor=pfactor, mask=np.eye(3),
     )  # fmt: skip
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Trajectory(Path(folder) / "md.traj", "w", atoms) as trajectory:

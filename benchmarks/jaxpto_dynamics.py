@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--cores", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--timestep", type=float, default=2.0, help="fs")
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, arguments.cores)
@@ -48,7 +49,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     temperatures = tuple(300.0 + 100.0 * r for r in range(replicas))
     config = SweepConfig(
         model=arguments.model, supercell=(arguments.cells,) * 3, temperatures=temperatures, steps=10_000_000,
-        sample_every=EVERY,
+        sample_every=EVERY, timestep=arguments.timestep,
     )  # fmt: skip
     setup = simulation.prepare(config)
     samples = max(1, round(ATOM_STEPS / (EVERY * replicas * len(setup.atoms))))
@@ -68,7 +69,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             chunk = next(chunks)
             for replica, path in enumerate(paths):
                 own = jax.tree.map(lambda x, r=replica: np.asarray(x[:, r]), chunk.samples)
-                frames = {"step": own.step, "time": 2.0 * own.step, "position": own.positions, "cell": own.cell}
+                frames = {
+                    "step": own.step,
+                    "time": arguments.timestep * own.step,
+                    "position": own.positions,
+                    "cell": own.cell,
+                }
                 frames |= {name: getattr(own, name) for name in simulation.OBSERVABLES}
                 write_frames(path, chunk.first_sample - 1, frames)
             return chunk

@@ -5,9 +5,10 @@
 S x S x S PbTiO3 at 300 K, 2 fs, a frame written every 10 steps. Engines: `jaxpto` (one run), `batch` (8 temperatures in
 one program), `ase` (the original calculator under ASE's NPT, which the paper used), `torchsim` (SevenNet). The model
 `deepmd` is a compressed DeepPot-SE of about the size of `perovskite`, made by DeePMD-kit; `mace-seeded` has the size of
-MACE-MP-0b medium. Every measurement is a process of its own on the given cores, and all engines take turns at each
-size, so that a machine that drifts drifts for all. Original programs run in environments made here; models of jaxpto
-must have been converted (`python -m jaxpto` lists them).
+MACE-MP-0b medium; both have no physics and take steps of 0.02 fs, so that the crystal holds together. Every measurement
+is a process of its own on the given cores, and all engines take turns at each size, so that a machine that drifts drifts
+for all. Original programs run in environments made here; models of jaxpto must have been converted (`python -m jaxpto`
+lists them).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from jaxpto.provenance import provenance
 HERE = Path(__file__).parent
 BATCH = 8
 DEEPMD = "deepmd"
+UNSTABLE_TIMESTEP = 0.02  # fs, for models without physics, whose crystals would fall apart at 2 fs
 EngineName = Literal["jaxpto", "batch", "ase", "torchsim"]
 ENGINES: tuple[EngineName, ...] = ("jaxpto", "batch", "ase", "torchsim")
 
@@ -77,7 +79,9 @@ class Config:
 
 def command_of(model: str, engine: EngineName, config: Config) -> list[str] | None:
     """The process that measures a model with an engine, without its size; None where there is no such thing."""
+    timestep = UNSTABLE_TIMESTEP if model in (DEEPMD, SEEDED) else 2.0
     common = ["--model", model, "--cores", *map(str, config.cores), "--seconds", str(config.seconds)]
+    common += ["--timestep", str(timestep)]
     if engine in ("jaxpto", "batch"):
         replicas = ["--replicas", str(BATCH if engine == "batch" else 1)]
         return [sys.executable, "-m", "benchmarks.jaxpto_dynamics", *common, *replicas]

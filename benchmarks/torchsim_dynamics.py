@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, required=True)
     parser.add_argument("--cores", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--timestep", type=float, default=2.0, help="fs")
     arguments = parser.parse_args()
     begin = time.perf_counter()
     if hasattr(os, "sched_setaffinity"):
@@ -44,7 +45,7 @@ def main() -> None:
     rates = {name: torch.tensor(1.0 / (0.1 * metal.time)) for name in ("alpha", "cell_alpha")}  # 1 / (100 fs)
     start, update = npt_langevin(
         model,
-        dt=torch.tensor(0.002 * metal.time),
+        dt=torch.tensor(1e-3 * arguments.timestep * metal.time),
         kT=kT,
         external_pressure=torch.tensor(0.0),
         b_tau=torch.tensor(0.3 * metal.time),
