@@ -6,8 +6,8 @@ S x S x S PbTiO3 at 300 K, 2 fs, a frame written every 10 steps. Engines: `jaxpt
 one program), `ase` (the original calculator under ASE's NPT, which the paper used), `torchsim` (SevenNet). The model
 `deepmd` is a compressed DeepPot-SE of about the size of `perovskite`, made by DeePMD-kit; `mace-seeded` has the size of
 MACE-MP-0b medium; both have no physics and take steps of 0.02 fs, so that the crystal holds together. Every measurement
-is a process of its own on the given cores, and all engines take turns at each size, so that a machine that drifts drifts
-for all. Original programs run in environments made here; models of jaxpto must have been converted (`python -m jaxpto`
+is a process of its own on the given cores, and all engines take turns at each size, so that a drift of the machine hits
+all. Original programs run in environments made here; models of jaxpto must have been converted (`python -m jaxpto`
 lists them).
 """
 
