@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from jaxpto.figures import COLORS, STYLE
 
@@ -41,7 +41,11 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.set_yscale("log")
             axes.set_xlabel("atoms")
             axes.set_ylabel(text.replace("us", r"$\mu$s"))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            sizes = sorted({one["atoms"] for points in results.values() for one in points if "ms" in one})
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_locator(NullLocator())
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         figure.savefig(path, dpi=200)
