@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.provenance import provenance
 from jaxpto.report import load_run
@@ -36,7 +35,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     folder = config.out / "sweep"
     if config.out.is_dir() and any(config.out.iterdir()) and not folder.exists():
         raise InputError(f"--out {config.out} exists and holds something else; name a new folder")
-    run_sweep(_sweep_config(config, folder))
+    run_sweep(sweep_settings(config, folder))
     finished = load_run(folder)
     cells = math.prod(config.supercell)
     atoms = cells * len(cell)
@@ -52,24 +51,3 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     subject = Subject(formula.format("metal"), config.model, cells * units, atoms, config.ensemble == "npt")
     write_ladder(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
-
-
-def _sweep_config(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
-    """The sweep that the ladder is sampled by; continued if it is there."""
-    return SweepConfig(
-        structure=config.structure,
-        model=config.model,
-        supercell=config.supercell,
-        temperatures=config.temperatures,
-        ensemble=config.ensemble,
-        steps=config.steps,
-        timestep=config.timestep,
-        pressure=config.pressure,
-        mask=config.mask,
-        seed=config.seed,
-        replicas=config.replicas,
-        out=str(folder),
-        resume=True,
-        equilibration=config.equilibration,
-        sample_every=config.sample_every,
-    )

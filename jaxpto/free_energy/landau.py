@@ -16,9 +16,10 @@ from rich.console import Console
 
 from jaxpto.ase_potential import PREFIX as HOST_PREFIX
 from jaxpto.command import configure_devices
-from jaxpto.config import SweepConfig, changed_fields, check, to_json
+from jaxpto.config import changed_fields, check, to_json
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig, LandauOptions
+from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.observables.polarization import PolarizationTopology
 from jaxpto.provenance import fingerprint, provenance
@@ -49,7 +50,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LandauResult:
         raise InputError(f"--out {config.out} is a file; name a folder")
     if config.out.is_dir() and any(config.out.iterdir()) and not folder.exists():
         raise InputError(f"--out {config.out} exists and holds something else; name a new folder")
-    sweep = _sweep_config(config, folder, 1)
+    sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
     check(sweep)
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)
     plain = prepare(sweep)
@@ -179,28 +180,6 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
             sizes[window].append(np.abs(np.linalg.det(record.cell[first:])))
         sampled.append(thinned(kelvin, series, sizes, windows))
     return sampled
-
-
-def _sweep_config(config: FreeEnergyConfig, folder: Path, replicas: int) -> SweepConfig:
-    """The settings of the simulation as a sweep has them."""
-    return SweepConfig(
-        structure=config.structure,
-        model=config.model,
-        supercell=config.supercell,
-        temperatures=config.temperatures,
-        ensemble=config.ensemble,
-        steps=config.steps,
-        timestep=config.timestep,
-        pressure=config.pressure,
-        mask=config.mask,
-        seed=config.seed,
-        replicas=replicas,
-        out=str(folder),
-        resume=True,
-        equilibration=config.equilibration,
-        sample_every=config.sample_every,
-        charges=config.landau.charges,
-    )
 
 
 def _claim(folder: Path, setup: Setup, windows: Windows) -> None:

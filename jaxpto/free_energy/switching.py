@@ -24,6 +24,7 @@ from jaxpto.command import configure_devices
 from jaxpto.config import SweepConfig, check
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching_run import Lanes, Protocol, run_lanes
 from jaxpto.observables.statistics import estimate
 from jaxpto.observables.summary import ReplicaRecord
@@ -170,22 +171,8 @@ def _protocol(config: FreeEnergyConfig) -> Protocol:
 
 def _sweep_config(config: FreeEnergyConfig, structure: str, kelvins: tuple[float, ...]) -> SweepConfig:
     """The sweep that springs and starts are taken from; continued if it is there."""
-    return SweepConfig(
-        structure=structure,
-        model=config.model,
-        supercell=config.supercell,
-        temperatures=kelvins,
-        ensemble="nvt",
-        steps=config.steps,
-        timestep=config.timestep,
-        pressure=config.pressure,
-        seed=config.seed,
-        replicas=config.replicas,
-        out=str(config.out / "sweep"),
-        resume=True,
-        equilibration=config.equilibration,
-        sample_every=config.sample_every,
-    )
+    shared = sweep_settings(config, config.out / "sweep")
+    return dataclasses.replace(shared, structure=structure, temperatures=kelvins, ensemble="nvt")
 
 
 def _relaxed(config: FreeEnergyConfig, potential: Potential, console: Console) -> Path:

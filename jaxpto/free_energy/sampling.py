@@ -1,0 +1,29 @@
+"""The sweep that a method samples with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxpto.config import SweepConfig
+from jaxpto.free_energy.config import FreeEnergyConfig
+
+
+def sweep_settings(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
+    """The settings of a free energy as a sweep in `folder` has them; it is continued if it is there."""
+    return SweepConfig(
+        structure=config.structure,
+        model=config.model,
+        supercell=config.supercell,
+        temperatures=config.temperatures,
+        ensemble=config.ensemble,
+        steps=config.steps,
+        timestep=config.timestep,
+        pressure=config.pressure,
+        mask=config.mask,
+        seed=config.seed,
+        replicas=config.replicas,
+        out=str(folder),
+        resume=True,
+        equilibration=config.equilibration,
+        sample_every=config.sample_every,
+    )
