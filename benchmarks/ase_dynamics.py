@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--timestep", type=float, default=2.0, help="fs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     begin = time.perf_counter()
     if hasattr(os, "sched_setaffinity"):

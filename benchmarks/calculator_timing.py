@@ -31,7 +31,8 @@ def chgnet(arguments: argparse.Namespace) -> Any:
     from chgnet.model import CHGNet, CHGNetCalculator
 
     version = arguments.model.removeprefix("chgnet-")
-    return CHGNetCalculator(CHGNet.load(model_name=version, use_device="cpu"), use_device="cpu")
+    network = CHGNet.load(model_name=version, use_device=arguments.device)
+    return CHGNetCalculator(network, use_device=arguments.device)
 
 
 def m3gnet(arguments: argparse.Namespace) -> Any:
@@ -49,20 +50,20 @@ def gptff(arguments: argparse.Namespace) -> Any:
     sys.path.insert(0, arguments.source)
     from gptff.model.mpredict import ASECalculator
 
-    return ASECalculator(arguments.checkpoint, "cpu")
+    return ASECalculator(arguments.checkpoint, arguments.device)
 
 
 def sevennet(arguments: argparse.Namespace) -> Any:
     from sevenn.calculator import SevenNetCalculator
 
-    return SevenNetCalculator(arguments.model, device="cpu")
+    return SevenNetCalculator(arguments.model, device=arguments.device)
 
 
 def mace(arguments: argparse.Namespace) -> Any:
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its constants as a pickle
     from mace.calculators import MACECalculator
 
-    return MACECalculator(model_paths=arguments.checkpoint, device="cpu", default_dtype="float32")
+    return MACECalculator(model_paths=arguments.checkpoint, device=arguments.device, default_dtype="float32")
 
 
 def deepmd(arguments: argparse.Namespace) -> Any:
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--source", default="", help="folder of the program, where it is in no package")
     parser.add_argument("--repeats", type=int, nargs=3, required=True)
     parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--core", type=int, default=0)
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):

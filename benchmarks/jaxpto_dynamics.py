@@ -11,11 +11,13 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 EVERY = 10  # steps between two frames
-ATOM_STEPS = 50_000  # of a chunk
+ATOM_STEPS_CPU = 50_000  # of a chunk
+ATOM_STEPS_ACCELERATOR = 1_000_000  # as in a sweep
 
 
 def main() -> None:
@@ -26,44 +28,60 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--timestep", type=float, default=2.0, help="fs")
+    parser.add_argument(
+        "--skin", type=float, help="of the neighbour list, Angstrom; the model's usual one if not given"
+    )
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, arguments.cores)
     print(json.dumps(measure(arguments)))
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    begin = time.perf_counter()
+def begin(
+    model: str, cells: int, replicas: int, cores: int, timestep: float, skin: float | None = None
+) -> tuple[Any, int, Iterator[Any]]:
+    """Set-up, steps of a chunk, and the chunks of a run without end."""
     import jax
-    import numpy as np
 
     from jaxpto import dynamics, simulation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
-    from jaxpto.storage.trajectory import create_trajectory, write_frames
     from jaxpto.system import from_ase
 
     set_up_jax("float32")
-    configure_devices(len(arguments.cores))
-    replicas = arguments.replicas
-    temperatures = tuple(300.0 + 100.0 * r for r in range(replicas))
+    configure_devices(cores)
     config = SweepConfig(
-        model=arguments.model, supercell=(arguments.cells,) * 3, temperatures=temperatures, steps=10_000_000,
-        sample_every=EVERY, timestep=arguments.timestep,
+        model=model, supercell=(cells,) * 3, temperatures=tuple(300.0 + 100.0 * r for r in range(replicas)),
+        steps=10_000_000, sample_every=EVERY, timestep=timestep,
     )  # fmt: skip
     setup = simulation.prepare(config)
-    samples = max(1, round(ATOM_STEPS / (EVERY * replicas * len(setup.atoms))))
+    atom_steps = ATOM_STEPS_CPU if jax.default_backend() == "cpu" else ATOM_STEPS_ACCELERATOR
+    samples = max(1, round(atom_steps / (EVERY * replicas * len(setup.atoms))))
     schedule = dynamics.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
-    system = from_ase(setup.atoms)
-    layout = setup.potential.allocate([system], setup.potential.usual_skin)
+    layout = setup.potential.allocate([from_ase(setup.atoms)], skin or setup.potential.usual_skin)
     mesh = dynamics.replica_mesh(replicas)
     states, watch = dynamics.pad_replicas(*jax.jit(lambda: simulation.start(setup, layout))(), mesh)
     chunks = dynamics.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
+    return setup, EVERY * samples, chunks
 
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    began = time.perf_counter()
+    import jax
+    import numpy as np
+
+    from jaxpto import simulation
+    from jaxpto.storage.trajectory import create_trajectory, write_frames
+    from jaxpto.system import from_ase
+
+    replicas = arguments.replicas
+    setup, steps, chunks = begin(
+        arguments.model, arguments.cells, replicas, len(arguments.cores), arguments.timestep, arguments.skin
+    )
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{r}.h5md" for r in range(replicas)]
         for path in paths:
-            create_trajectory(path, system, 100_000, simulation.OBSERVABLES)
+            create_trajectory(path, from_ase(setup.atoms), 100_000, simulation.OBSERVABLES)
 
         def advance() -> Any:
             chunk = next(chunks)
@@ -80,18 +98,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             return chunk
 
         advance()
-        first = time.perf_counter() - begin
+        first = time.perf_counter() - began
         advance()  # may still enlarge the lists
         times, processor = [], time.process_time()
         while sum(times) < arguments.seconds or len(times) < 3:
-            began = time.perf_counter()
+            start = time.perf_counter()
             chunk = advance()
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         processor = time.process_time() - processor
-    steps = EVERY * samples
     assert np.asarray(chunk.watch.alive)[:replicas].all()
     senders = np.asarray(chunk.states.neighbors.senders)[:replicas]
+    device = jax.local_devices()[0]
+    on_device = device.memory_stats() or {}
     return {
+        "device": device.device_kind,
         "atoms": len(setup.atoms),
         "replicas": replicas,
         "edges_in_list": int((senders < len(setup.atoms)).sum() / replicas),
@@ -100,6 +120,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "processor_ms_per_step": 1e3 * processor / (steps * len(times)),
         "steps_timed": steps * len(times),
         "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_device_memory_MiB": on_device["peak_bytes_in_use"] / 2**20 if on_device else None,
     }
 
 

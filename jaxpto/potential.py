@@ -197,7 +197,8 @@ class Potential:
         else:
             forces = forces + gradient.reshape(n, -1, 3).sum(axis=1)
         forces = forces.at[neighbors.senders].add(-gradient, mode="drop")
-        virial = vectors.T @ gradient
+        # in full precision: accelerators would otherwise round the factors to 10 bits
+        virial = jnp.matmul(vectors.T, gradient, precision=jax.lax.Precision.HIGHEST)
         stress = (virial + virial.T) / (2.0 * volume(system.cell))
         return Prediction(energy, forces, stress)
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +34,10 @@ WARP = 0.2  # of q = 1 / (u + WARP): makes w = (1 + WARP) u q fine where bonds a
 FADE = 0.1  # of u, relative to the trusted distance: within it (5 % of the distance) u becomes constant
 # eV; soft, so that a time step of 2 fs resolves a collision: at 95 % of the distance 0.5 eV, at 80 % 23 eV
 WALL_HEIGHT = 500.0
+EXACT = jax.lax.Precision.HIGHEST  # accelerators would otherwise round factors to 10 bits
 
 Params = dict[str, Array]
+matmul = functools.partial(jnp.matmul, precision=EXACT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +78,14 @@ class Perovskite:
         n = system.positions.shape[0]
         known = [self.elements.index(z) for z in layout.species]
         own = (system.numbers[:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
-        return self.atomic_energies(select(params, known), own, vectors.reshape(n, -1, 3), layout.slots).sum()
+        slots = jnp.swapaxes(vectors.reshape(n, -1, 3), 1, 2)
+        return self.atomic_energies(select(params, known), own, slots, layout.slots).sum()
 
     def atomic_energies(
         self,
         params: Params,
         own: Float[Array, "n t"],
-        vectors: Float[Array, "n s 3"],
+        vectors: Float[Array, "n 3 s"],
         slots: tuple[int, ...],
     ) -> Float[Array, " n"]:
         """Energy of each atom, eV.
@@ -92,12 +97,13 @@ class Perovskite:
             slots: sizes of the t blocks.
         """
         n, species = own.shape
-        moment, wall = moments(vectors, own @ params["trusted"], own @ params["wall"], self.cutoff, self.radial, slots)
+        trusted, start = matmul(own, params["trusted"]), matmul(own, params["wall"])
+        moment, wall = moments(vectors, trusted, start, self.cutoff, self.radial, slots)
         # Mix with every species' coefficients, then pick the atom's own: one dense product beats a gather of matrices.
         # From here on atoms come last, where the vector units want them; the barrier keeps XLA from reading transposed.
         table = jnp.swapaxes(params["mix"], 1, 2).reshape(species * self.channels, -1)
         last = jax.lax.optimization_barrier(jnp.transpose(moment, (1, 3, 2, 0)).reshape(-1, 9 * n))
-        mixed = (table @ last).reshape(species, self.channels, 9, n)
+        mixed = matmul(table, last).reshape(species, self.channels, 9, n)
         channels = sum(mixed[t] * own[:, t][None, None, :] for t in range(species))
         features = self.invariants(jnp.swapaxes(channels, 0, 1))
         return wall + self.readout(params, own.T, features, moment[:, :, 0].reshape(n, -1).T)
@@ -136,14 +142,14 @@ class Perovskite:
 
         # the linear readout rides along as one more row of the first layer
         both = jnp.concatenate([params["weight1"], params["linear"][:, :, None]], axis=2)
-        wide = pick(rows(both) @ features)
-        first = jnp.tanh(wide[:hidden] + params["bias1"].T @ own)
-        second = first + jnp.tanh(pick(rows(params["weight2"]) @ first) + params["bias2"].T @ own)
+        wide = pick(matmul(rows(both), features))
+        first = jnp.tanh(wide[:hidden] + matmul(params["bias1"].T, own))
+        second = first + jnp.tanh(pick(matmul(rows(params["weight2"]), first)) + matmul(params["bias2"].T, own))
         return (
-            (second * (params["weight3"].T @ own)).sum(axis=0)
+            (second * (matmul(params["weight3"].T, own))).sum(axis=0)
             + wide[hidden]
-            + (density * (params["pair"].reshape(species, -1).T @ own)).sum(axis=0)
-            + params["offset"] @ own
+            + (density * matmul(params["pair"].reshape(species, -1).T, own)).sum(axis=0)
+            + matmul(params["offset"], own)
         )
 
 
@@ -159,13 +165,19 @@ def select(params: Params, known: list[int]) -> Params:
     return {k: v[index[:, None], index[None, :]] if k in PAIRWISE else v[index] for k, v in params.items()}
 
 
-def chebyshev(t: Array, count: int) -> list[Array]:
-    """T_0 ... T_{count - 1} of t, by T_{a+b} = 2 T_a T_b - T_{b-a}: XLA repeats the chain of each."""
-    values = [jnp.ones_like(t), t]
-    for k in range(2, count):
-        a, b = k // 2, k - k // 2
-        values.append(2.0 * values[a] * values[b] - values[b - a])
-    return values
+@functools.cache
+def chebyshev_factors(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and offsets [count - 1, count] of the factors in T_k(t) = prod_j (slope[j, k] t + offset[j, k]).
+
+    The product over the roots takes the same operations for every k, so that all of them are one elementwise kernel;
+    a row for each k would be joined element by element.
+    """
+    slopes, offsets = np.zeros((count - 1, count)), np.ones((count - 1, count))
+    for k in range(1, count):
+        roots = np.cos(np.pi * (np.arange(k) + 0.5) / k)
+        slopes[:k, k] = [1.0] + [2.0] * (k - 1)
+        offsets[:k, k] = -slopes[:k, k] * roots
+    return slopes, offsets
 
 
 def chebyshev_slopes(count: int) -> np.ndarray:
@@ -177,18 +189,65 @@ def chebyshev_slopes(count: int) -> np.ndarray:
     return d
 
 
-def harmonics(x: Array, y: Array, z: Array) -> list[Array]:
-    """Real solid harmonics up to l = 2, in Racah normalization, of a scaled edge vector."""
-    r3 = np.sqrt(3.0).item()
-    return [
-        jnp.ones_like(x), x, y, z,
-        r3 * x * y, r3 * y * z, z * z - 0.5 * (x * x + y * y), r3 * x * z, (0.5 * r3) * (x * x - y * y),
-    ]  # fmt: skip
+def _quadratic_forms() -> np.ndarray:
+    """Symmetric matrices S [9, 4, 4] with Y_lm = sum_ab S[lm, a, b] w_a w_b of w = (1, x, y, z).
+
+    Real solid harmonics up to l = 2 in Racah normalization: 1, x, y, z, then sqrt(3) xy, sqrt(3) yz,
+    z^2 - (x^2 + y^2) / 2, sqrt(3) xz, sqrt(3) (x^2 - y^2) / 2.
+    """
+    half = np.sqrt(3.0) / 2.0
+    forms = np.zeros((9, 4, 4))
+    forms[0, 0, 0] = 1.0
+    for a in (1, 2, 3):
+        forms[a, 0, a] = forms[a, a, 0] = 0.5
+    for row, (a, b) in ((4, (1, 2)), (5, (2, 3)), (7, (1, 3))):
+        forms[row, a, b] = forms[row, b, a] = half
+    forms[6] = np.diag([0.0, -0.5, -0.5, 1.0])
+    forms[8] = np.diag([0.0, half, -half, 0.0])
+    return forms
+
+
+HARMONICS = _quadratic_forms()
+
+
+def harmonics(w: Float[Array, "n 3 s"]) -> Float[Array, "n 9 s"]:
+    """Y_lm of scaled edge vectors; each product of two components is given to all lm at once."""
+    columns = [jnp.ones_like(w[:, 0]), *(w[:, a] for a in range(3))]
+    total = jnp.zeros((w.shape[0], 9, w.shape[2]), w.dtype)
+    for a in range(4):
+        for b in range(a, 4):
+            coefficients = HARMONICS[:, a, b] * (1.0 if a == b else 2.0)
+            if coefficients.any():
+                total = total + _column(coefficients, w) * (columns[a] * columns[b])[:, None, :]
+    return total
+
+
+def _column(numbers: np.ndarray, like: Array) -> Array:
+    """Numbers along the middle axis of [n, *, s]."""
+    return jnp.asarray(numbers, like.dtype)[None, :, None]
+
+
+def _by_slices(function: Callable[..., Any], *rows: Array) -> Any:
+    """A function of rows of atoms, on a CPU in a few slices: what a loop gives is written down.
+
+    XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows. Where the
+    atoms do not divide into slices it does.
+    """
+    n = rows[0].shape[0]
+    number = 1 if jax.default_backend() != "cpu" else next((d for d in (4, 5, 3, 7, 2) if n % d == 0), 1)
+    if number == 1:
+        return function(*rows)
+    results = jax.lax.map(lambda slices: function(*slices), _split(number, rows))
+    return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
+
+
+def _split(number: int, rows: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def moments(
-    vectors: Float[Array, "n s 3"],
+    vectors: Float[Array, "n 3 s"],
     trusted: Float[Array, "n t"],
     wall: Float[Array, "n t"],
     cutoff: float,
@@ -213,57 +272,98 @@ def _blocks(slots: tuple[int, ...]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, slots, strict=True)]
 
 
+def _radial_variables(
+    v: Float[Array, "n 3 s"], trusted: Float[Array, " n"], wall: Float[Array, " n"]
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """u and q of each edge, w = q v, du / d|v|^2, d(wall energy) / d|v|^2, and the wall energy of each atom."""
+    x, y, z = (v[:, a] for a in range(3))
+    square = x * x + y * y + z * z
+    square = jnp.where(square > 1.0, jnp.ones_like(square), square)  # all radial functions and slopes vanish there
+    start = wall[:, None] ** 2
+    depth = jnp.where(square < start, start - square, jnp.zeros_like(square)) / start
+    # twice differentiable at both ends: du changes from 1 to 0 as 1 - 3 fade^2 + 2 fade^3
+    least = trusted[:, None] ** 2
+    fade = jnp.clip((least - square) / (FADE * least), 0.0, 1.0)
+    u = jnp.maximum(square, least) - (FADE * least) * (fade - fade**3 + 0.5 * fade**4)
+    q = 1.0 / (u + WARP)
+    slope = 1.0 - fade * fade * (3.0 - 2.0 * fade)
+    # each pair counts twice, once from either side
+    dwall = (-1.5 * WALL_HEIGHT) * depth * depth / start
+    return u, q, v * q[:, None, :], slope, dwall, (0.5 * WALL_HEIGHT) * (depth * depth * depth).sum(axis=1)
+
+
 def _moments_forward(vectors, trusted, wall, cutoff, radial, slots):
     """M = sum_j h_k (gap Y_lm) with h_k = T_k gap^2 and gap = 1 - u: the derivative needs no other radial function."""
     kept, moment, energies = [], [], []
+    scaled = vectors * (1.0 / cutoff)
     for t, block in enumerate(_blocks(slots)):
-        x, y, z = (vectors[:, block, a] * (1.0 / cutoff) for a in range(3))
-        u = x * x + y * y + z * z
-        u = jnp.where(u > 1.0, jnp.ones_like(u), u)  # every radial function and its slope vanish there
-        start = (wall[:, t] * (1.0 / cutoff))[:, None] ** 2
-        depth = jnp.where(u < start, start - u, jnp.zeros_like(u)) / start
-        # twice differentiable at both ends: du changes from 1 to 0 as 1 - 3 fade^2 + 2 fade^3
-        least = (trusted[:, t] * (1.0 / cutoff))[:, None] ** 2
-        fade = jnp.clip((least - u) / (FADE * least), 0.0, 1.0)
-        u = jnp.maximum(u, least) - (FADE * least) * (fade - fade**3 + 0.5 * fade**4)
-        q = 1.0 / (u + WARP)
+        v = scaled[:, :, block]
+        u, q, w, slope, dwall, energy = _by_slices(
+            _radial_variables, v, trusted[:, t] * (1.0 / cutoff), wall[:, t] * (1.0 / cutoff)
+        )
         gap = 1.0 - u
-        h = jnp.stack([f * (gap * gap) for f in chebyshev((2.0 * (1.0 + WARP)) * u * q - 1.0, radial)], axis=1)
-        angular = jnp.stack([gap * f for f in harmonics(x * q, y * q, z * q)], axis=1)
-        moment.append(jnp.einsum("nms,nks->nmk", angular, h))
-        # each pair counts twice, once from either side
-        energies.append((0.5 * WALL_HEIGHT) * (depth * depth * depth).sum(axis=1))
-        dwall = (-1.5 * WALL_HEIGHT) * depth * depth / start
-        kept.append((x, y, z, u, q, h, 1.0 - fade * fade * (3.0 - 2.0 * fade), dwall))
+        t_of_u = ((2.0 * (1.0 + WARP)) * u * q - 1.0)[:, None, :]
+        h = (gap * gap)[:, None, :]
+        for a, b in zip(*chebyshev_factors(radial), strict=True):
+            h = h * (_column(a, v) * t_of_u + _column(b, v))
+        moment.append(jnp.einsum("nms,nks->nmk", harmonics(w) * gap[:, None, :], h, precision=EXACT))
+        energies.append(energy)
+        kept.append((v, u, q, w, slope, dwall, h))
     return (jnp.stack(moment, axis=1), sum(energies)), kept
+
+
+def _radial_slope(
+    c: Float[Array, "n 18 s"],
+    u: Float[Array, "n s"],
+    q: Float[Array, "n s"],
+    w: Float[Array, "n 3 s"],
+    slope: Float[Array, "n s"],
+    dwall: Float[Array, "n s"],
+    denergy: Float[Array, " n"],
+) -> Float[Array, "n s"]:
+    """2 dE / d|v|^2 of each edge at fixed w / q = v."""
+    gap = 1.0 - u
+    # sum_lm c Y_lm by l, from the symmetric matrix of the l = 2 part
+    first = sum(c[:, a] * w[:, a - 1] for a in (1, 2, 3))
+    second = _second_order(c, w)
+    value = c[:, 0] + first + second
+    dvalue = c[:, 9] + sum(c[:, 9 + a] * w[:, a - 1] for a in (1, 2, 3)) + _second_order(c[:, 9:], w)
+    dt = (2.0 * (1.0 + WARP) * WARP) * q * q
+    du = dvalue * gap * dt - 3.0 * value  # of f = T gap^3 = h gap
+    return 2.0 * ((du - q * gap * (first + 2.0 * second)) * slope + dwall * denergy[:, None])
+
+
+def _second_order(c: Float[Array, "n _ s"], w: Float[Array, "n 3 s"]) -> Float[Array, "n s"]:
+    """sum_{l = 2} c_lm Y_lm."""
+    total = jnp.zeros_like(w[:, 0])
+    for m in range(4, 9):
+        form = sum(
+            (2.0 - (a == b)) * HARMONICS[m, a, b].item() * w[:, a - 1] * w[:, b - 1]
+            for a in (1, 2, 3)
+            for b in range(a, 4)
+            if HARMONICS[m, a, b]
+        )
+        total = total + c[:, m] * form
+    return total
 
 
 def _moments_backward(cutoff, radial, slots, kept, cotangent):
     """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
     dmoment, denergy = cotangent
     slopes = jnp.asarray(chebyshev_slopes(radial), dmoment.dtype)
-    both = jnp.concatenate([dmoment, (dmoment.reshape(-1, radial) @ slopes).reshape(dmoment.shape)], axis=2)
-    r3 = np.sqrt(3.0).item()
+    dslope = matmul(dmoment.reshape(-1, radial), slopes).reshape(dmoment.shape)
+    both = jnp.concatenate([dmoment, dslope], axis=2)
     gradients = []
-    for t, (x, y, z, u, q, h, slope_of_u, dwall) in enumerate(kept):
-        c = jnp.einsum("nmk,nks->nms", both[:, t], h)
-        gap = 1.0 - u
-        a, b, d = x * q, y * q, z * q
-        angular = harmonics(a, b, d)
-        g = [c[:, m] * gap for m in range(9)]
-        value = sum(c[:, m] * angular[m] for m in range(9))
-        slope = sum(c[:, m + 9] * angular[m] for m in range(9))
-        dt = (2.0 * (1.0 + WARP) * WARP) * q * q
-        du = slope * gap * dt - 3.0 * value  # of f = T gap^3 = h gap
-        ga = g[1] + r3 * (g[4] * b + g[7] * d + g[8] * a) - g[6] * a
-        gb = g[2] + r3 * (g[4] * a + g[5] * d - g[8] * b) - g[6] * b
-        gd = g[3] + r3 * (g[5] * b + g[7] * a) + 2.0 * g[6] * d
-        du = (du - q * (ga * a + gb * b + gd * d)) * slope_of_u + dwall * denergy[:, None]
-        radial_part = 2.0 * du
-        gradients.append(
-            jnp.stack([ga * q + radial_part * x, gb * q + radial_part * y, gd * q + radial_part * z], axis=2)
-        )
-    return jnp.concatenate(gradients, axis=1) * (1.0 / cutoff), None, None
+    for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
+        c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
+        du = _by_slices(_radial_slope, c, u, q, w, slope, dwall, denergy)
+        dw = c[:, 1:4]
+        for m in range(4, 9):
+            for b in (1, 2, 3):
+                if (column := 2.0 * HARMONICS[m, 1:, b]).any():
+                    dw = dw + _column(column, v) * (c[:, m] * w[:, b - 1])[:, None, :]
+        gradients.append(dw * (q * (1.0 - u))[:, None, :] + du[:, None, :] * v)
+    return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), None, None
 
 
 moments.defvjp(_moments_forward, _moments_backward)

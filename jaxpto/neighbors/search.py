@@ -8,8 +8,8 @@ One mechanism serves 5-atom cells and 20,000 atoms, at a cost proportional to th
 3. Each slot of the list looks up "its" set bit (rank and select by population counts). This takes gathers only, where
    compaction by prefix sums and scatter is several times slower on a CPU.
 
-The stages are loops (`lax.scan`) because XLA's CPU compiler would otherwise fuse them and recompute the candidates for
-each distance.
+The stages are loops because XLA's CPU compiler would otherwise fuse them and recompute the candidates for each
+distance; on an accelerator, where every turn of a loop costs the launch of its kernels, they are unrolled.
 
 jax-md's `partition` stays unused because it keeps one image of a pair (wrong once the cutoff exceeds half the cell,
 as usual here) and has no blocks of slots by species, which let a model know a slot's species statically.
@@ -18,6 +18,8 @@ as usual here) and has no blocks of slots by species, which let a model know a s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,12 @@ def inverse(cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     """Inverse of a cell."""
     reciprocal = jnp.cross(cell[jnp.array([1, 2, 0])], cell[jnp.array([2, 0, 1])])
     return reciprocal.T / jnp.dot(cell[0], reciprocal[0])
+
+
+def _loop(step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...]) -> Any:
+    """The carry after all turns of a loop over the first axis, and what the turns gave; unrolled on an accelerator."""
+    turns = jax.tree.leaves(inputs)[0].shape[0]
+    return jax.lax.scan(step, start, inputs, unroll=1 if jax.default_backend() == "cpu" else turns)
 
 
 def sort_into_bins(
@@ -107,7 +115,7 @@ def adjacency(
         return (words | jnp.where(is_edge, bit, jnp.uint32(0)), bit << 1), None
 
     nothing = jnp.zeros((n, code.shape[2]), jnp.uint32)
-    (words, _), _ = jax.lax.scan(add_bit, (nothing, jnp.uint32(1)), (x, y, z, code))
+    (words, _), _ = _loop(add_bit, (nothing, jnp.uint32(1)), (x, y, z, code))
     return words, code, bin_of, wraps, overflow
 
 
@@ -150,8 +158,8 @@ def dense_slots(words: UInt32[Array, "n w"], slots: int) -> tuple[Array, Array, 
     def find(index: Array, first: Array) -> tuple[Array, None]:
         return index + (first[:, None] <= slot).astype(jnp.int32), None
 
-    total, first = jax.lax.scan(accumulate, jnp.zeros(n, jnp.int32), number.T)
-    index, _ = jax.lax.scan(find, jnp.full((n, slots), -1, jnp.int32), first)
+    total, first = _loop(accumulate, jnp.zeros(n, jnp.int32), number.T)
+    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first)
     rows = jnp.arange(n)[:, None]
     rank = slot - first.at[index, rows].get(mode="promise_in_bounds")
     return index, rank, words.at[rows, index].get(mode="promise_in_bounds"), slot < total[:, None]
@@ -181,5 +189,5 @@ def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"]) -> Int32[Ar
         ), None
 
     widths = jnp.asarray([16, 8, 4, 2, 1], jnp.uint32)
-    (_, _, bit), _ = jax.lax.scan(halve, (words, rank, jnp.zeros_like(rank)), widths)
+    (_, _, bit), _ = _loop(halve, (words, rank, jnp.zeros_like(rank)), widths)
     return bit
