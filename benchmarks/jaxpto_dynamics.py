@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -60,7 +61,12 @@ def begin(
     schedule = dynamics.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
     layout = setup.potential.allocate([from_ase(setup.atoms)], skin or setup.potential.usual_skin)
     mesh = dynamics.replica_mesh(replicas)
-    states, watch = dynamics.pad_replicas(*jax.jit(lambda: simulation.start(setup, layout))(), mesh)
+
+    def first(potential: Any) -> Any:
+        return simulation.start(dataclasses.replace(setup, potential=potential), layout)
+
+    started = jax.jit(first, compiler_options=simulation.RUN_ONCE)(setup.potential)
+    states, watch = dynamics.pad_replicas(*started, mesh)
     chunks = dynamics.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
     return setup, EVERY * samples, chunks
 

@@ -57,6 +57,8 @@ from jaxpto.storage.trajectory import (
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import System, from_ase, unstack
 
+# a program that runs once is not worth the compiler's effort: a third of the time to compile
+RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ATOM_STEPS_PER_CHUNK = 1_000_000  # a few seconds on a processor core, so that progress is seen and little is redone
 OBSERVABLES = {
     "temperature": Observable((), "K"),
@@ -317,7 +319,8 @@ def _begin(setup: Setup, paths: list[Path], processes: Processes) -> Position:
         states, watch = jax.tree.map(lambda x: x[mine], (states, watch))
         return states, watch, sample(potential, setup.method, states, watch, setup.topology)
 
-    states, watch, initial = jax.jit(first)(setup.potential)  # parameters as arguments, not as constants
+    # parameters as arguments, not as constants
+    states, watch, initial = jax.jit(first, compiler_options=RUN_ONCE)(setup.potential)
     return Position(states, watch, 1, (jax.tree.map(lambda x: np.asarray(x)[None], initial),))
 
 
