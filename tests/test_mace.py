@@ -168,13 +168,15 @@ def test_polynomials_are_equivariant(l_out: int, numbers: list[int]) -> None:
     assert np.abs(before).max() > 1.0
 
 
-def test_blocks_hold_every_edge_once() -> None:
+@pytest.mark.parametrize(("width", "length"), [(16, 8), (1, 50)])
+def test_blocks_hold_every_edge_once(width: int, length: int) -> None:
     generator = np.random.default_rng(1)
     receivers = np.sort(generator.integers(0, 7, 300)).astype(np.int32)
     receivers = receivers[receivers != 3]  # an atom without neighbours
     senders = generator.integers(0, 7, receivers.size).astype(np.int32)
     chosen = generator.random(receivers.size) < 0.7
-    blocks = edge_blocks.make_blocks(jnp.asarray(chosen), jnp.asarray(senders), jnp.asarray(receivers), 7)
+    packed = [jnp.asarray(x) for x in (chosen, senders, receivers)]
+    blocks = edge_blocks.make_blocks(*packed, 7, width, length)
     edges = np.asarray(blocks.edges)
     used = edges < receivers.size
     np.testing.assert_array_equal(np.sort(edges[used]), np.nonzero(chosen)[0])
@@ -182,6 +184,7 @@ def test_blocks_hold_every_edge_once() -> None:
     np.testing.assert_array_equal(owners[used], receivers[edges[used]])
     np.testing.assert_array_equal(np.asarray(blocks.senders)[used], senders[edges[used]])
     assert (np.asarray(blocks.receivers) < 7).sum() == blocks.count == used.any(axis=1).sum()
+    assert blocks.edges.shape[0] % length == 0
 
 
 @pytest.mark.slow

@@ -26,10 +26,10 @@ from jaxpto import neighbors
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.models import sevennet
+from jaxpto.models.convolution import Convolution
 from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import SILU_NORM, wigner_3j
 from jaxpto.models.sevennet import SevenNet
-from jaxpto.models.sevennet_layers import Convolution
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
@@ -190,8 +190,8 @@ def test_radial_functions(kind: str, parameter: float) -> None:
 def test_convolution_is_a_tensor_product() -> None:
     """Against the sum over all m with 3j symbols, edge by edge and path by path."""
     generator = np.random.default_rng(0)
-    convolution = Convolution((5, 3, 2, 4), 3, 2)
     paths = coupling_paths(3, 3, 2, parity=False)
+    convolution = Convolution(sevennet.radial_weights, paths, (5, 3, 2, 4), 3)
     widths = [convolution.channels[path.features] for path in paths]
     radial = {"0": generator.normal(size=(7, 6)), "1": generator.normal(size=(sum(widths), 7))}
     features = [generator.normal(size=(2, 3, 2 * order + 1, c)) for order, c in enumerate((5, 3, 2, 4))]

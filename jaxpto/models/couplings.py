@@ -41,14 +41,19 @@ def coupling_paths(
     )
 
 
+def path_coefficients(path: CouplingPath) -> Float[np.ndarray, "a b c"]:
+    """sqrt(2 l3 + 1) times the 3j symbols [2 l1 + 1, 2 l2 + 1, 2 l3 + 1]: the identity for l2 = 0."""
+    return math.sqrt(2 * path.result + 1) * wigner_3j(*path)
+
+
 @functools.cache
 def coupling_table(paths: tuple[CouplingPath, ...], highest_harmonics: int) -> Float[np.ndarray, "t m"]:
-    """Map of harmonics to sqrt(2 l3 + 1) (3j symbols) . harmonics, each path's [2 l1 + 1, 2 l3 + 1] after the other."""
+    """Map of harmonics to coefficients . harmonics, each path's [2 l1 + 1, 2 l3 + 1] after the other."""
     blocks = []
     for path in paths:
-        symbols = math.sqrt(2 * path.result + 1) * wigner_3j(*path)
-        block = np.zeros((symbols.shape[0], symbols.shape[2], (highest_harmonics + 1) ** 2))
-        block[:, :, path.harmonics**2 : (path.harmonics + 1) ** 2] = symbols.transpose(0, 2, 1)
+        coefficients = path_coefficients(path)
+        block = np.zeros((coefficients.shape[0], coefficients.shape[2], (highest_harmonics + 1) ** 2))
+        block[:, :, path.harmonics**2 : (path.harmonics + 1) ** 2] = coefficients.transpose(0, 2, 1)
         blocks.append(block.reshape(-1, block.shape[2]))
     return np.concatenate(blocks)
 

@@ -45,32 +45,35 @@ def blocks_per_slice() -> int:
     return (SLICE if jax.default_backend() == "cpu" else SLICE_ACCELERATOR) // WIDTH
 
 
-def make_blocks(chosen: Bool[Array, " e"], senders: Int[Array, " e"], receivers: Int[Array, " e"], n: int) -> Blocks:
+def make_blocks(
+    chosen: Bool[Array, " e"], senders: Int[Array, " e"], receivers: Int[Array, " e"], n: int, width: int, length: int
+) -> Blocks:
     """Put the chosen edges of a packed neighbour list into blocks.
 
     Args:
         chosen: which edges; no empty ones.
         senders, receivers: ends of each edge, receivers in ascending order.
         n: number of atoms.
+        width: edges of a block.
+        length: the number of blocks, empty ones included, is a multiple of it.
     """
     e = chosen.shape[0]
-    length = blocks_per_slice()
-    capacity = length * math.ceil((e + n * (WIDTH - 1)) / WIDTH / length)
+    capacity = length * math.ceil((e + n * (width - 1)) / width / length)
     owner = jnp.where(chosen, receivers, n)
     degree = jnp.zeros(n, jnp.int32).at[owner].add(1, mode="drop")
-    full = -(-degree // WIDTH)
+    full = -(-degree // width)
     first_block = jnp.cumsum(full, dtype=jnp.int32) - full
     first_edge = jnp.cumsum(degree, dtype=jnp.int32) - degree
-    shift = first_block * WIDTH - first_edge
+    shift = first_block * width - first_edge
     place = jnp.cumsum(chosen, dtype=jnp.int32) - 1 + shift.at[owner].get(mode="clip")
-    place = jnp.where(chosen, place, capacity * WIDTH)
-    edges = jnp.full(capacity * WIDTH, e, jnp.int32).at[place].set(jnp.arange(e, dtype=jnp.int32), mode="drop")
+    place = jnp.where(chosen, place, capacity * width)
+    edges = jnp.full(capacity * width, e, jnp.int32).at[place].set(jnp.arange(e, dtype=jnp.int32), mode="drop")
     count = jnp.sum(full, dtype=jnp.int32)
     owners = jnp.repeat(jnp.arange(n, dtype=jnp.int32), full, total_repeat_length=capacity)
     return Blocks(
         receivers=jnp.where(jnp.arange(capacity) < count, owners, n),
-        senders=senders.at[edges].get(mode="fill", fill_value=n).astype(jnp.int32).reshape(capacity, WIDTH),
-        edges=edges.reshape(capacity, WIDTH),
+        senders=senders.at[edges].get(mode="fill", fill_value=n).astype(jnp.int32).reshape(capacity, width),
+        edges=edges.reshape(capacity, width),
         count=count,
     )
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.couplings import CouplingPath, coupling_paths, coupling_table, sum_products
-from jaxpto.models.edge_blocks import Blocks, block_pass, make_blocks
+from jaxpto.models.convolution import Convolution, arrange, convolve
+from jaxpto.models.couplings import CouplingPath, coupling_paths
+from jaxpto.models.edge_blocks import Blocks
 from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics
 from jaxpto.models.layers import add_up, product, species_of
 from jaxpto.models.mace_product import symmetric_contraction
@@ -95,7 +96,7 @@ class MACE:
         species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) < self.cutoff**2  # leaves out the skin and the padding
-        blocks = make_blocks(close, neighbors.senders, neighbors.receivers, n)
+        blocks = arrange(close, neighbors.senders, neighbors.receivers, n)
         # the original's vectors run from sender to receiver
         vectors = -vectors.at[blocks.edges].get(mode="fill", fill_value=2.0 * self.cutoff)
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # padding is long, so no zero reaches the root
@@ -131,12 +132,19 @@ class MACE:
     def _messages(
         self, number: int, layer: dict[str, Any], features: Features, blocks: Blocks, streams: dict[str, Array]
     ) -> Features:
-        """Sums over the neighbours of each atom: for each path [n, 2 l3 + 1, channels], and the density [n, 1]."""
-        table = {key: product(x, layer["up"][key]) for key, x in features.items()}
-        messages = Messages(self.paths(number), self.highest_edge)
-        names = ("radial", "couplings", "density") if self.density[number] else ("radial", "couplings")
-        n = features["0"].shape[0]
-        return block_pass(messages, n, {name: layer[name] for name in names}, table, blocks, streams)
+        """Sums over the neighbours of each atom: [n, 2 l + 1, channels of all paths], and the density [n, 1]."""
+        paths = self.paths(number)
+        senders = [product(x, layer["up"][key]) for key, x in features.items()]
+        convolution = Convolution(radial_weights, paths, tuple(x.shape[2] for x in senders), self.highest_edge)
+        last = jnp.concatenate([layer["couplings"][path_name(path)] for path in paths])
+        sums = convolve(convolution, {"radial": layer["radial"], "last": last}, senders, blocks, streams)
+        result = {str(degree): x for degree, x in enumerate(sums)}
+        if self.density[number]:
+            density = jnp.tanh(product(streams["radial"], layer["density"]) ** 2)
+            density = jnp.sum(density * streams["envelope"] if "envelope" in streams else density, axis=1)
+            n = senders[0].shape[0]
+            result["density"] = jnp.zeros_like(density, shape=(n, 1)).at[blocks.receivers].add(density, mode="drop")
+        return result
 
     def paths(self, number: int) -> tuple[CouplingPath, ...]:
         """The couplings of a layer, in the order of its radial weights."""
@@ -156,21 +164,30 @@ class MACE:
             padding = [(0, slices * length - n)] + [(0, 0)] * (x.ndim - 1)
             return jnp.pad(x, padding).reshape(slices, length, *x.shape[1:])
 
+        mix = {
+            str(degree): jnp.concatenate(
+                [layer["mix"][path_name(path)] for path in self.paths(number) if path.result == degree], axis=1
+            )
+            for degree in range(self.highest_edge + 1)
+        }
+
         @jax.checkpoint
         def update(_: None, atoms: Any) -> tuple[None, Any]:
-            return None, self._update_atoms(number, layer, *atoms)
+            return None, self._update_atoms(number, layer, mix, *atoms)
 
         _, results = jax.lax.scan(update, None, jax.tree.map(sliced, (species, features, sums)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)
 
     def _update_atoms(
-        self, number: int, layer: dict[str, Any], species: Int[Array, " n"], features: Features, sums: Features
+        self,
+        number: int,
+        layer: dict[str, Any],
+        mix: dict[str, Array],
+        species: Int[Array, " n"],
+        features: Features,
+        sums: Features,
     ) -> tuple[Features, Float[Array, " n"]]:
-        mixed: Features = {}
-        for path in self.paths(number):
-            term = product(sums[path_name(path)], layer["mix"][path_name(path)])
-            key = str(path.result)
-            mixed[key] = mixed[key] + term if key in mixed else term
+        mixed = {key: product(sums[key], weights) for key, weights in mix.items()}
         if self.density[number]:
             mixed = {key: x / (sums["density"] + 1.0)[:, :, None] for key, x in mixed.items()}
         if not self.residual[number]:
@@ -192,52 +209,17 @@ class MACE:
         return result, y[:, 0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Messages:
-    """The sums over each block of edges of (radial weight) (features of the sender) (harmonics), for `block_pass`.
+def radial_weights(params: dict[str, Any], edge: dict[str, Array]) -> Float[Array, "*batch c"]:
+    """Weights of all paths' channels by a network of the radial functions; silu before its last layer.
 
-    Attributes:
-        paths: the couplings, in the order of the radial weights.
-        highest: largest l of the harmonics.
+    Args:
+        params: radial (weights "0", "1", ... [out, in]) and the last layer [channels of all paths, in].
+        edge: radial [..., k], and envelope [..., 1] if it is not in radial.
     """
-
-    paths: tuple[CouplingPath, ...]
-    highest: int
-
-    def __call__(self, params: dict[str, Any], rows: Features, edge: dict[str, Array]) -> Features:
-        """Sums of each path [b, 2 l3 + 1, channels], and the density [b, 1].
-
-        Args:
-            params: radial (weights "0", "1", ... [out, in]), couplings (its last layer, for each path [channels, in])
-                and, for the density, density [1, k].
-            rows: features of the senders [b, w, 2 l + 1, channels] for each l.
-            edge: radial [b, w, k], harmonics [b, w, m], and envelope [b, w, 1] if it is not in radial.
-        """
-        blocks, edges = edge["radial"].shape[:2]
-        x = edge["radial"].reshape(blocks * edges, -1)
-        for number in range(len(params["radial"])):
-            x = jax.nn.silu(product(x, params["radial"][str(number)]))
-        if "envelope" in edge:
-            x = x * edge["envelope"].reshape(-1, 1)
-        table = jnp.asarray(coupling_table(self.paths, self.highest), x.dtype)
-        coefficients = product(edge["harmonics"], table)
-        sums, column = {}, 0
-        for path in self.paths:
-            shape = (edges * (2 * path.features + 1), 2 * path.result + 1)
-            size = (2 * path.features + 1) * shape[1]
-            # one map for all paths would have to be cut into pieces, whose derivatives are slow to put together
-            radial = product(x, params["couplings"][path_name(path)]).reshape(blocks, edges, 1, -1)
-            weighted = radial * rows[str(path.features)]
-            if path.harmonics == 0:  # the coupling is the identity
-                sums[path_name(path)] = jnp.sum(weighted, axis=1)
-            else:
-                coupling = coefficients[..., column : column + size].reshape(blocks, *shape)
-                sums[path_name(path)] = sum_products(coupling, weighted.reshape(blocks, shape[0], -1))
-            column += size
-        if "density" in params:
-            density = jnp.tanh(product(edge["radial"], params["density"]) ** 2)
-            sums["density"] = jnp.sum(density * edge["envelope"] if "envelope" in edge else density, axis=1)
-        return sums
+    x = edge["radial"]
+    for number in range(len(params["radial"])):
+        x = jax.nn.silu(product(x, params["radial"][str(number)]))
+    return product(x * edge["envelope"] if "envelope" in edge else x, params["last"])
 
 
 def path_name(path: CouplingPath) -> str:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxpto.models.edge_blocks import block_pass, make_blocks
+from jaxpto.models.convolution import Convolution, arrange, convolve
+from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import normalized_silu, polynomial_envelope, spherical_harmonics
 from jaxpto.models.layers import add_up, product, species_of
-from jaxpto.models.sevennet_layers import Convolution, joined
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -49,7 +49,7 @@ class SevenNet:
         species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
-        blocks = make_blocks(close, neighbors.senders, neighbors.receivers, n)
+        blocks = arrange(close, neighbors.senders, neighbors.receivers, n)
         vectors = vectors.at[blocks.edges].get(mode="fill", fill_value=self.cutoff)  # padding is beyond the cutoff
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
         edge = {
@@ -59,9 +59,9 @@ class SevenNet:
         features = [params["embedding"][species][:, None, :]]
         for index, channels in enumerate(self.channels[1:]):
             layer = params["layers"][str(index)]
-            convolution = Convolution(self.channels[index], self.highest, len(channels) - 1)
-            senders = joined(linear(layer["before"], features))
-            sums = block_pass(convolution, n, layer["radial"], senders, blocks, edge)
+            paths = coupling_paths(len(self.channels[index]) - 1, self.highest, len(channels) - 1, parity=False)
+            convolution = Convolution(radial_weights, paths, self.channels[index], self.highest)
+            sums = convolve(convolution, layer["radial"], linear(layer["before"], features), blocks, edge)
             received, connected = linear(layer["after"], sums), linear(layer["connection"], features)
             # the first features are scalars only, which no self-connection turns into vectors
             both = [x + y for x, y in zip(received, connected, strict=False)]
@@ -85,6 +85,14 @@ def xplor_envelope(r: Float[Array, "*b"], cutoff: float, onset: float) -> Float[
     """1 up to the onset a, then (c^2 - r^2)^2 (c^2 + 2 r^2 - 3 a^2) / (c^2 - a^2)^3 for the cutoff c."""
     c, a, square = cutoff**2, onset**2, r**2
     return jnp.where(r < onset, 1.0, (c - square) ** 2 * (c + 2.0 * square - 3.0 * a) / (c - a) ** 3)
+
+
+def radial_weights(radial: dict[str, Any], edge: dict[str, Array]) -> Float[Array, "*batch c"]:
+    """A network of the radial functions, linear layers "0", "1", ... [out, in], normalized silu in between."""
+    x = product(edge["radial"], radial["0"])
+    for index in range(1, len(radial)):
+        x = product(normalized_silu(x), radial[str(index)])
+    return x
 
 
 def linear(layer: dict[str, Array], features: Any) -> Features:

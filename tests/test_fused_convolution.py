@@ -1,0 +1,156 @@
+"""The convolution by cuEquivariance: the polynomial of its kernel, run on the CPU by the package's own plain JAX.
+
+The package takes plain JAX in place of the kernel where there is no GPU, and warns that it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import ase
+import jax
+import jax.numpy as jnp
+import model_contract as contract
+import numpy as np
+import pytest
+import test_sevennet
+
+from converters import mace, sevennet
+from converters.sources import find_checkpoint
+from jaxpto import neighbors
+from jaxpto.models import convolution, fused_convolution
+from jaxpto.models.couplings import coupling_paths
+from jaxpto.models.equivariant import wigner_3j
+from jaxpto.potential import Potential, Prediction
+from jaxpto.system import System, from_ase, stack
+
+pytestmark = pytest.mark.filterwarnings("ignore:Method 'uniform_1d' requires CUDA:UserWarning")
+
+
+def _potential(name: str, shared: pathlib.Path) -> Potential:
+    if name == "small":
+        params = sevennet.parameters(test_sevennet._state(), test_sevennet.SMALL, by_result=False)
+        return contract.cast(Potential(params, test_sevennet.SMALL, "small"), np.float64)
+    if name == "mace":
+        checkpoint = find_checkpoint(mace.NAME, shared / "weights/fixtures/mace_mp0b_reduced.model")
+        return contract.cast(mace.convert(checkpoint, name), np.float64)
+    return contract.cast(test_sevennet._published(name), np.float64)
+
+
+def _run(function: Callable, fused: bool, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Any:
+    """What a function gives by the polynomial, or by block passes; it is traced anew each time."""
+    monkeypatch.setattr(fused_convolution, "available", lambda: fused)
+    return jax.device_get(jax.jit(lambda *arguments: function(*arguments))(*arguments))
+
+
+def _evaluate(potential: Potential, system: System, found: neighbors.Neighbors) -> Prediction:
+    return potential.evaluate(system, found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["small", "mace", pytest.param("0", marks=pytest.mark.slow), pytest.param("l3i5", marks=pytest.mark.slow)],
+)
+def test_same_numbers(name: str, shared: pathlib.Path, crystal: ase.Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    potential, system = _potential(name, shared), from_ase(crystal, np.float64)
+    layout = contract.layout_of(potential, crystal)
+    found = neighbors.build(system, layout)
+    expected = _run(_evaluate, False, monkeypatch, potential, system, found)
+    assert np.abs(expected.forces).max() > 0.01
+    contract.assert_same(_run(_evaluate, True, monkeypatch, potential, system, found), expected, 1e-10)
+
+
+def test_empty_edges_and_slices(shared: pathlib.Path, crystal: ase.Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    potential, system = _potential("small", shared), from_ase(crystal, np.float64)
+    layout = contract.layout_of(potential, crystal)
+    expected = _run(_evaluate, False, monkeypatch, potential, system, neighbors.build(system, layout))
+    more = neighbors.build(system, dataclasses.replace(layout, edges=2 * layout.edges + 1))
+    monkeypatch.setattr(fused_convolution, "EDGES", layout.edges)
+    assert fused_convolution.slice_length(2 * layout.edges + 1) < layout.edges
+    contract.assert_same(_run(_evaluate, True, monkeypatch, potential, system, more), expected, 1e-10)
+
+
+def test_replicas_under_vmap(shared: pathlib.Path, crystal: ase.Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replica has its own list of edges."""
+    potential, images = _potential("small", shared), [crystal.copy() for _ in range(3)]
+    for seed, image in enumerate(images):
+        image.rattle(0.3, seed=seed)
+    systems = stack([from_ase(image, np.float64) for image in images])
+    layout = potential.allocate([from_ase(image, np.float64) for image in images], contract.SKIN)
+
+    def together(potential: Potential, systems: System) -> Prediction:
+        return jax.vmap(lambda s: potential.evaluate(s, neighbors.build(s, layout)))(systems)
+
+    expected = _run(together, False, monkeypatch, potential, systems)
+    assert np.ptp(expected.energy) > 0.01
+    contract.assert_same(_run(together, True, monkeypatch, potential, systems), expected, 1e-10)
+
+
+@pytest.mark.slow
+def test_derivatives_of_forces(shared: pathlib.Path, crystal: ase.Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parameters, as training takes them, and in positions, forwards and backwards."""
+    potential, system = _potential("small", shared), from_ase(crystal, np.float64)
+    found = neighbors.build(system, contract.layout_of(potential, crystal))
+
+    def force(params: Any, positions: jax.Array) -> jax.Array:
+        return potential.replace(params=params).evaluate(system.replace(positions=positions), found).forces[1, 2]
+
+    gradients = jax.grad(force, (0, 1))
+    expected = _run(gradients, False, monkeypatch, potential.params, system.positions)
+    backwards = _run(gradients, True, monkeypatch, potential.params, system.positions)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), backwards, expected)
+    forwards = jax.jacfwd(force, 1)
+    np.testing.assert_allclose(
+        _run(forwards, True, monkeypatch, potential.params, system.positions), expected[1], rtol=1e-9, atol=1e-10
+    )
+
+
+def test_polynomial_is_a_tensor_product() -> None:
+    """Against the sum over all m with 3j symbols, edge by edge and path by path."""
+    generator = np.random.default_rng(0)
+    channels, paths = (6, 2, 4), coupling_paths(2, 3, 2, parity=False)
+    polynomial = fused_convolution.coupled_channels(paths, channels, 3)
+    widths = [channels[path.features] for path in paths]
+    features = [generator.normal(size=(4, 2 * order + 1, c)) for order, c in enumerate(channels)]
+    weights, harmonics = generator.normal(size=(9, sum(widths))), generator.normal(size=(9, 16))
+    weights[6:] = 0.0
+    senders, receivers = np.asarray([0, 2, 3, 1, 0, 0, 4, 4, 4]), np.asarray([0, 0, 1, 1, 1, 3, 4, 4, 4])
+    expected = [np.zeros((4, 2 * order + 1, 0)) for order in range(3)]
+    for path, weight in zip(paths, np.split(weights, np.cumsum(widths)[:-1], axis=-1), strict=True):
+        symbols = (2 * path.result + 1) ** 0.5 * wigner_3j(*path)
+        y = harmonics[:, path.harmonics**2 : (path.harmonics + 1) ** 2]
+        summed = np.zeros((4, 2 * path.result + 1, channels[path.features]))
+        for e in range(6):
+            summed[receivers[e]] += np.einsum(
+                "u,ijk,iu,j->ku", weight[e], symbols, features[path.features][senders[e]], y[e]
+            )
+        expected[path.result] = np.concatenate([expected[path.result], summed], axis=2)
+
+    @jax.jit
+    def sums(weights: jax.Array, harmonics: jax.Array) -> jax.Array:
+        table, streams = convolution.joined([jnp.asarray(x) for x in features]), {"w": weights, "harmonics": harmonics}
+        ends = jnp.asarray(senders), jnp.asarray(receivers)
+        return fused_convolution.fused_sums(polynomial, lambda s: s["w"], table, *ends, streams)
+
+    found = convolution.split(sums(jnp.asarray(weights), jnp.asarray(harmonics)), [x.shape[2] for x in expected])
+    for order in range(3):
+        np.testing.assert_allclose(found[order], expected[order], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "missing", "expected"),
+    [
+        ("gpu", None, True),
+        ("gpu", "cuequivariance_jax", False),
+        ("gpu", "cuequivariance_ops_jax", False),
+        ("cpu", None, False),
+    ],
+)
+def test_when_it_is_chosen(backend: str, missing: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else object())
+    assert fused_convolution.available() is expected
