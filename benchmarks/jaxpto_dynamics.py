@@ -91,6 +91,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
         def advance() -> Any:
             chunk = next(chunks)
+            if (reasons := np.asarray(chunk.watch.reason)[:replicas]).any():
+                raise SystemExit(f"lost: {[setup.limits.describe(int(reason)) for reason in reasons]}")
             for replica, path in enumerate(paths):
                 own = jax.tree.map(lambda x, r=replica: np.asarray(x[:, r]), chunk.samples)
                 frames = {
@@ -112,7 +114,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             chunk = advance()
             times.append(time.perf_counter() - start)
         processor = time.process_time() - processor
-    assert np.asarray(chunk.watch.alive)[:replicas].all()
     senders = np.asarray(chunk.states.neighbors.senders)[:replicas]
     device = jax.local_devices()[0]
     on_device = device.memory_stats() or {}

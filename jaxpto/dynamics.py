@@ -37,8 +37,6 @@ REASONS = (
     "neighbour list still overflowing after {regrows} enlargements",
 )
 OVERFLOWED = 5
-# what a GPU launches as one graph: with loops in it the host decides neither about a step nor about a neighbour list
-_COMMAND_BUFFERS = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CONDITIONAL,WHILE"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +315,7 @@ def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Me
         axis_names={REPLICAS},  # what happens along `ATOMS` is left to XLA
         check_vma=False,
     )
-    return jax.jit(advance, compiler_options=_COMMAND_BUFFERS if jax.default_backend() == "gpu" else None)
+    return jax.jit(advance)
 
 
 def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:
