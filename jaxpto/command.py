@@ -23,8 +23,6 @@ from jaxpto.processes import OtherProcessError
 from jaxpto.storage.files import StorageError
 
 Config = TypeVar("Config")
-# On a GPU, XLA would compile and time dozens of kernels for every matrix product: minutes before the first step.
-XLA_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -104,7 +102,7 @@ def _terminated_is_interrupted() -> Generator[None]:
 def set_up_jax(dtype: str) -> None:
     """Set JAX up for a command: precision, persistent compilation cache, no chatter.
 
-    The cache lies where JAX_COMPILATION_CACHE_DIR says, else in ~/.cache/jaxpto/xla. XLA_FLAGS counts where it is set.
+    The cache lies where JAX_COMPILATION_CACHE_DIR says, else in ~/.cache/jaxpto/xla.
 
     Args:
         dtype: "float64" switches the 64-bit mode on; anything else leaves it alone.
@@ -115,7 +113,6 @@ def set_up_jax(dtype: str) -> None:
         # At level ERROR, XLA says of every program from the cache of a CPU that another machine compiled it, because it
         # compares lists of features that it has itself extended. What really fails is raised as an exception.
         jax.config.update("jax_logging_level", "CRITICAL")
-    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)  # read when the first operation starts the backend
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]
