@@ -196,6 +196,7 @@ def test_convolution_is_a_tensor_product() -> None:
     radial = {"0": generator.normal(size=(7, 6)), "1": generator.normal(size=(sum(widths), 7))}
     features = [generator.normal(size=(2, 3, 2 * order + 1, c)) for order, c in enumerate((5, 3, 2, 4))]
     edge = {"radial": generator.normal(size=(2, 3, 6)), "harmonics": generator.normal(size=(2, 3, 16))}
+    edge["harmonics"][..., 0] = 1.0  # as that of l = 0 is
     together = np.concatenate([x.reshape(2, 3, -1) for x in features], axis=-1)
     found = convolution(jax.tree.map(jnp.asarray, radial), jnp.asarray(together), jax.tree.map(jnp.asarray, edge))
 

@@ -57,7 +57,7 @@ class Convolution:
         Args:
             params: of the radial weights.
             features: [b, w, f] of the edges' senders, as `joined` puts them together.
-            streams: harmonics [b, w, m], and what the radial weights are made from.
+            streams: harmonics [b, w, m], the first of them 1, and what the radial weights are made from.
         """
         weights = self.weights(params, streams)
         coupled = product(streams["harmonics"], jnp.asarray(coupling_table(self.paths, self.highest), weights.dtype))
@@ -68,7 +68,7 @@ class Convolution:
         results: list[list[Array]] = [[] for _ in self.summed_channels]
         for path, left, right in zip(self.paths, lefts, rights, strict=True):
             weighted = by_order[path.features] * right[:, :, None, :]
-            if path.harmonics == 0:  # the coupling is the identity
+            if path.harmonics == 0:  # the coupling is the identity, the harmonic 1
                 results[path.result].append(jnp.sum(weighted, axis=1))
                 continue
             blocks, edges, components, width = weighted.shape
@@ -98,7 +98,7 @@ def convolve(
         params: of the radial weights.
         features: of the atoms, [n, 2 l + 1, channels] for each l.
         blocks: from `arrange`.
-        streams: harmonics [b, w, m] of the edges, and what the radial weights are made from, [b, w, ...].
+        streams: harmonics [b, w, m], the first of them 1, and what the radial weights are made from, [b, w, ...].
     """
     n, table = features[0].shape[0], joined(features)
     if not fused_convolution.available():
