@@ -37,7 +37,7 @@ class Config:
     models: tyro.conf.Positional[tuple[str, ...]] = ("perovskite",)
     cells: int = 5
     replicas: int = 1
-    out: Path = Path("benchmarks/results/kernels.json")
+    out: Path = Path("benchmarks/results/gpu/kernels.json")
 
 
 def kernels_of(folder: Path) -> list[tuple[str, float, float]]:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxpto.catalogue import load_potential, save_potential
-from jaxpto.models import perovskite
-from jaxpto.models.perovskite import Perovskite, initialize, moments
+from jaxpto.models import perovskite_moments
+from jaxpto.models.perovskite import Perovskite, initialize
+from jaxpto.models.perovskite_moments import moments
 from jaxpto.potential import Potential
 
 MODEL = Perovskite((8, 22, 38, 82), radial=6, channels=5, quartic=3, hidden=7)
@@ -90,12 +91,12 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
                     u = jnp.sum(r**2) / model.cutoff**2
                     depth = jnp.maximum(0.0, 1.0 - u * model.cutoff**2 / params["wall"][a, b] ** 2)
                     least = (params["trusted"][a, b] / model.cutoff) ** 2
-                    v = jnp.clip((1.0 - u / least) / perovskite.FADE, 0.0, 1.0)
+                    v = jnp.clip((1.0 - u / least) / perovskite_moments.FADE, 0.0, 1.0)
                     inside = 1.0 - float(there @ there) / float(params["trusted"][a, b]) ** 2
-                    faded.append(min(max(inside, 0.0) / perovskite.FADE, 1.0))
-                    u = jnp.maximum(u, least) - perovskite.FADE * least * (v - v**3 + v**4 / 2)
-                    q = 1.0 / (u + perovskite.WARP)
-                    w = (1.0 + perovskite.WARP) * u * q
+                    faded.append(min(max(inside, 0.0) / perovskite_moments.FADE, 1.0))
+                    u = jnp.maximum(u, least) - perovskite_moments.FADE * least * (v - v**3 + v**4 / 2)
+                    q = 1.0 / (u + perovskite_moments.WARP)
+                    w = (1.0 + perovskite_moments.WARP) * u * q
                     f = jnp.stack([jnp.cos(k * jnp.arccos(2 * w - 1)) for k in range(model.radial)]) * (1 - u) ** 3
                     x, y, z = r * q / model.cutoff
                     tensor = np.sqrt(3.0) * jnp.stack(
@@ -110,7 +111,7 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
                     angular = jnp.concatenate([jnp.stack([jnp.ones(()), x, y, z]), tensor])
                     channels += (params["mix"][a, b] @ f)[:, None] * angular[None, :]
                     pair += params["pair"][a, b] @ f
-                    wall += 0.5 * perovskite.WALL_HEIGHT * depth**3
+                    wall += 0.5 * perovskite_moments.WALL_HEIGHT * depth**3
             c = model.channels
             vectors, tensors = channels[:, 1:4], channels[:, 4:9]
             # symmetric traceless matrices of the l = 2 channels, whose plain matrix algebra gives the couplings
@@ -160,7 +161,7 @@ def test_against_naive_formula_and_its_autodiff(random_potential: Potential, cry
 
 def test_second_derivatives_of_the_moments() -> None:
     """The written-out first derivative can itself be differentiated, forwards and backwards (Hessians, training)."""
-    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)) * 2.0)
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)) * 2.0)
     wall, trusted = jnp.full((2, 2), 2.5), jnp.full((2, 2), 3.0)
 
     def scalar(v: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ class Batch:
     """Frames of one composition on the device, with their edges in the dense, species-sorted layout.
 
     Attributes:
-        vectors: [f, n, s, 3] Angstrom, empty slots beyond the cutoff.
+        vectors: [f, n, 3, s] Angstrom, empty slots beyond the cutoff.
         senders: [f, n * s], n marks an empty slot.
         energies: [f] eV, reference energies subtracted.
         forces: [f, n, 3] eV / Angstrom.
@@ -32,7 +32,7 @@ class Batch:
         slots: sizes of the blocks.
     """
 
-    vectors: Float[Array, "f n s 3"]
+    vectors: Float[Array, "f n 3 s"]
     senders: Int[Array, "f e"]
     energies: Float[Array, " f"]
     forces: Float[Array, "f n 3"]
@@ -80,7 +80,7 @@ def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: j
         layout = neighbors.grow(layout)
     else:
         raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells")
-    vectors = np.asarray(vectors).reshape(len(frames), n, -1, 3)
+    vectors = np.swapaxes(np.asarray(vectors).reshape(len(frames), n, -1, 3), 2, 3)
     senders = np.asarray(senders).reshape(len(frames), n, -1)
     keep, slots, start = [], [], 0
     for size in layout.slots:  # drop the slots that no frame uses
@@ -90,7 +90,7 @@ def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: j
         start += size
     offset = sum(reference[z] for z in frames.numbers.tolist())
     return Batch(
-        jnp.asarray(vectors[:, :, keep]),
+        jnp.asarray(vectors[:, :, :, keep]),
         jnp.asarray(senders[:, :, keep].reshape(len(frames), -1)),
         jnp.asarray(frames.energies - offset, dtype),
         jnp.asarray(frames.forces, dtype),
@@ -198,7 +198,7 @@ def shortest_distances(
     closest = np.full((len(elements), len(elements), rare), np.inf)
     batches = [b for c in compositions for b in (c.train, c.held_out) if b is not None]
     for batch in batches:
-        distances = np.linalg.norm(np.asarray(batch.vectors), axis=-1)
+        distances = np.linalg.norm(np.asarray(batch.vectors), axis=2)
         ends = np.cumsum(batch.slots)
         for other, end, size in zip(batch.species, ends, batch.slots, strict=True):
             for own in batch.species:

@@ -37,15 +37,14 @@ def predict(
     model: Perovskite,
     params: Params,
     own: Float[Array, "n t"],
-    vectors: Float[Array, "n s 3"],
+    vectors: Float[Array, "n 3 s"],
     senders: Int[Array, " e"],
     slots: tuple[int, ...],
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]:
     """Energy (eV), forces (eV / Angstrom) and virial -dE/dstrain (eV) of one frame."""
     energy, slope = jax.value_and_grad(lambda v: model.atomic_energies(params, own, v, slots).sum())(vectors)
-    flat = slope.reshape(-1, 3)
-    forces = slope.sum(axis=1).at[senders].add(-flat, mode="drop")
-    virial = -(vectors.reshape(-1, 3).T @ flat)
+    forces = slope.sum(axis=2).at[senders].add(-jnp.swapaxes(slope, 1, 2).reshape(-1, 3), mode="drop")
+    virial = -jnp.einsum("nas,nbs->ab", vectors, slope, precision="highest")
     return energy, forces, 0.5 * (virial + virial.T)
 
 

@@ -14,7 +14,8 @@ from flax import struct
 from jaxtyping import Array, Float
 from optax import contrib
 
-from jaxpto.models.perovskite import ATOMWISE, PAIRWISE, Params, Perovskite, initialize, moments, select
+from jaxpto.models.perovskite import ATOMWISE, PAIRWISE, Params, Perovskite, initialize, select
+from jaxpto.models.perovskite_moments import moments
 from jaxpto.training.batches import Batch
 from jaxpto.training.loss import LossWeights, loss, one_hot, predict
 from jaxpto.training.whitening import Whitening, fold, independent, inverse_root
