@@ -8,7 +8,6 @@ from pathlib import Path
 
 import ase
 import ase.data
-import ase.io
 import numpy as np
 
 from jaxpto.errors import InputError
@@ -70,6 +69,8 @@ def read_frames(path: str | Path) -> list[ase.Atoms]:
 
 
 def _read(path: str | Path, index: int | str) -> list[ase.Atoms]:
+    import ase.io  # takes 30 MiB and a second, so only where it is used
+
     path = Path(path)
     if not path.exists():
         raise InputError(

@@ -6,6 +6,7 @@ All are meant for float64, where a broken law shows at 1e-9 and rounding does no
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import ase
 import jax
@@ -16,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxpto import neighbors
 from jaxpto.potential import Potential, Prediction
-from jaxpto.system import from_ase, stack
+from jaxpto.system import System, from_ase, stack
 
 SKIN = 0.4
 
@@ -28,6 +29,18 @@ def layout_of(potential: Potential, atoms: ase.Atoms) -> neighbors.Layout:
     """Layout with room for the edges of atoms."""
     system = from_ase(atoms, np.float64)
     return potential.allocate([system], SKIN)
+
+
+def layouts_of(potential: Potential, structures: Sequence[ase.Atoms]) -> list[neighbors.Layout]:
+    """A layout for each structure; those with as many atoms have one together, and so one compiled program."""
+    groups: dict[tuple[object, ...], list[System]] = {}
+    keys = []
+    for atoms in structures:
+        species = tuple(dict.fromkeys(atoms.numbers.tolist())) if potential.model.by_species else ()
+        keys.append((len(atoms), *species))
+        groups.setdefault(keys[-1], []).append(from_ase(atoms, np.float64))
+    found = {key: potential.allocate(systems, SKIN) for key, systems in groups.items()}
+    return [found[key] for key in keys]
 
 
 def predict(potential: Potential, atoms: ase.Atoms, layout: neighbors.Layout | None = None) -> Prediction:
@@ -63,10 +76,10 @@ def agreement(potential: Potential, cases: list[Case], *names: str) -> None:
     """The named cases (all, if none) come out as the original has them, in both precisions."""
     double, single = cast(potential, np.float64), cast(potential, np.float32)
     assert set(names) <= {case.name for case in cases}
-    for case in cases:
-        if not names or case.name in names:
-            case.assert_exact(predict(double, case.atoms))
-            case.assert_as_exact_as(predict(single, case.atoms), cases)
+    chosen = [case for case in cases if not names or case.name in names]
+    for case, layout in zip(chosen, layouts_of(potential, [case.atoms for case in chosen]), strict=True):
+        case.assert_exact(predict(double, case.atoms, layout))
+        case.assert_as_exact_as(predict(single, case.atoms, layout), cases)
 
 
 def rotation(potential: Potential, atoms: ase.Atoms) -> None:

@@ -89,13 +89,13 @@ def _everything(potential: Potential, atoms: ase.Atoms, dtype: type = np.float64
 
 def _assert_agrees(version: str, shared: pathlib.Path, names: tuple[str, ...] = ()) -> None:
     potential = _published(version)
-    for case in load_reference(shared, f"chgnet-{version}"):
-        if not names or case.name in names:
-            prediction, sites = _everything(potential, case.atoms)
-            case.assert_exact(prediction)
-            np.testing.assert_allclose(sites["magmoms"], case.extra["magmoms"], atol=1e-9)
-            np.testing.assert_allclose(sites["energies"], case.extra["site_energies"], atol=ENERGY)
-            np.testing.assert_allclose(sites["energies"].sum(), prediction.energy, rtol=1e-12)
+    cases = [case for case in load_reference(shared, f"chgnet-{version}") if not names or case.name in names]
+    for case, layout in zip(cases, contract.layouts_of(potential, [case.atoms for case in cases]), strict=True):
+        prediction, sites = _everything(potential, case.atoms, layout=layout)
+        case.assert_exact(prediction)
+        np.testing.assert_allclose(sites["magmoms"], case.extra["magmoms"], atol=1e-9)
+        np.testing.assert_allclose(sites["energies"], case.extra["site_energies"], atol=ENERGY)
+        np.testing.assert_allclose(sites["energies"].sum(), prediction.energy, rtol=1e-12)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -122,8 +122,8 @@ def test_float32_is_as_exact_as_the_original(shared: pathlib.Path) -> None:
 def test_float32_is_as_exact_as_the_original_everywhere(shared: pathlib.Path) -> None:
     potential = _published("0.3.0", np.float32)
     cases = load_reference(shared, "chgnet-0.3.0")
-    for case in cases:
-        case.assert_as_exact_as(contract.predict(potential, case.atoms), cases)
+    for case, layout in zip(cases, contract.layouts_of(potential, [case.atoms for case in cases]), strict=True):
+        case.assert_as_exact_as(contract.predict(potential, case.atoms, layout), cases)
 
 
 FAR = [[8, 0, 0], [0, 8, 0]]

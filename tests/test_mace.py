@@ -70,7 +70,8 @@ def _cases(shared: pathlib.Path) -> list[Case]:
         atoms = ase.Atoms(numbers=entry["numbers"], positions=entry["positions"], cell=entry["cell"], pbc=True)
         exact = Prediction(*(np.asarray(entry[key]) for key in ("energy", "forces", "stress")))
         site = {"node_energy": np.asarray(entry["node_energy"])}
-        cases.append(Case(name, atoms, exact, ROUNDING.get(name, ROUNDING["PTO_T"]), site))
+        energy, *others = ROUNDING.get(name, ROUNDING["PTO_T"])
+        cases.append(Case(name, atoms, exact, (energy * len(atoms), *others), site))
     return cases
 
 
@@ -80,7 +81,9 @@ def test_agrees_with_the_original(converted: Potential, shared: pathlib.Path) ->
 
 @pytest.mark.slow
 def test_agrees_with_the_original_on_all_structures(converted: Potential, shared: pathlib.Path) -> None:
-    contract.agreement(converted, _cases(shared))
+    """Zinc apart: its energy is ten times the others', and so is its rounding, which they must not be allowed."""
+    for zinc in (False, True):
+        contract.agreement(converted, [case for case in _cases(shared) if case.name.startswith("Zn") == zinc])
 
 
 def test_energies_of_atoms(published: Potential, shared: pathlib.Path) -> None:

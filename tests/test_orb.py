@@ -141,16 +141,16 @@ def _listed(entry: dict[str, Any]) -> Neighbors:
 def _compare(shared: pathlib.Path, name: str, names: set[str], entries: dict[str, dict[str, Any]]) -> None:
     """The named structures (all, if none), in both precisions; those with ties on the original's edges."""
     potential, cases = _convert(shared, name), _cases(shared, name)
-    for case in cases:
-        if names and case.name not in names:
-            continue
+    chosen_cases = [case for case in cases if not names or case.name in names]
+    layouts = contract.layouts_of(potential, [case.atoms for case in chosen_cases])
+    for case, layout in zip(chosen_cases, layouts, strict=True):
         tied = name == V2 and entries[case.name]["knn_gap"] < GAP
         for dtype in (np.float64, np.float32):
             chosen = contract.cast(potential, dtype)
             if tied:
                 found = _evaluate(chosen, from_ase(case.atoms, np.float64), _listed(entries[case.name]))
             else:
-                found = contract.predict(chosen, case.atoms)
+                found = contract.predict(chosen, case.atoms, layout)
             if dtype is np.float64:
                 case.assert_exact(found)
             else:

@@ -82,6 +82,9 @@ def _forward(
     count: Array,
 ) -> tuple[Any, Any]:
     number, length = _sliced_shape(index)
+    # Where a network repeats its passes in a loop, JAX takes out of it whatever depends on the graph alone: from here
+    # the untaken branch of every slice, zeros for all rows. A count that comes with the tables does not invite that.
+    count = jax.lax.optimization_barrier((count, tables))[0]
     inputs = _sliced(number, length, index, streams)
 
     def compute(index: dict[str, Array], streams: Any) -> tuple[Any, Any]:
