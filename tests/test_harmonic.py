@@ -371,8 +371,9 @@ class Kinked(Evaluator):
 @pytest.mark.parametrize("place", [1.0, 7e-5, -7e-5, 1e-5, 1e-6, -1e-6])
 def test_curvature_beside_a_jump_of_the_gradient(place: float) -> None:
     evaluator = Kinked(place)
-    found = _curvature(evaluator, evaluator(np.zeros(2), np.zeros(0), 100.0), 100.0)
+    found, jumps = _curvature(evaluator, evaluator(np.zeros(2), np.zeros(0), 100.0), 100.0)
     np.testing.assert_allclose(found, Kinked.stiffness, rtol=1e-6)
+    assert jumps == (abs(place) < 1e-4)
 
 
 def test_the_loss_of_stability_is_bracketed(fcc: Phonopy, argon: Potential) -> None:
