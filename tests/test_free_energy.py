@@ -67,10 +67,20 @@ def test_bad_input(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["--equilibration", "1", "--out", str(tmp_path / "a")]) == 2
     assert "must be in [0, 1)" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "thesis.tex").write_text("")
-    assert main(["--out", str(tmp_path / "b")]) == 2
-    assert "holds something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["ladder", "harmonic", "qha", "switching", "landau"])
+def test_what_lies_in_the_way_is_kept(method: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of something else, and a file."""
+    given = ["--method", method, *(["--ensemble", "nvt", "--replicas", "2"] if method == "switching" else [])]
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("all of it")
+    assert main([*given, "--out", str(tmp_path)]) == 2
+    assert "holds something else; name a new folder" in capsys.readouterr().err
+    assert main([*given, "--out", str(thesis)]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert thesis.read_text() == "all of it"
 
 
 def test_a_sweep_that_is_too_short_is_kept(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

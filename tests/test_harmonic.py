@@ -371,8 +371,9 @@ class Kinked(Evaluator):
 @pytest.mark.parametrize("place", [1.0, 7e-5, -7e-5, 1e-5, 1e-6, -1e-6])
 def test_curvature_beside_a_jump_of_the_gradient(place: float) -> None:
     evaluator = Kinked(place)
-    found = _curvature(evaluator, evaluator(np.zeros(2), np.zeros(0), 100.0), 100.0)
+    found, jumps = _curvature(evaluator, evaluator(np.zeros(2), np.zeros(0), 100.0), 100.0)
     np.testing.assert_allclose(found, Kinked.stiffness, rtol=1e-6)
+    assert jumps == (abs(place) < 1e-4)
 
 
 def test_the_loss_of_stability_is_bracketed(fcc: Phonopy, argon: Potential) -> None:
@@ -452,8 +453,14 @@ def test_command_qha(files: dict[str, str], tmp_path: pathlib.Path, capsys: pyte
     # what holds at a minimum without pressure: static and thermal stress cancel, and all axes are alike
     assert rows[0]["a_A"][:9] == rows[0]["c_A"][:9]
     before = (out / "free_energy.csv").read_text()
-    stored = (out / "points.json").read_text()
+    document = json.loads((out / "points.json").read_text())
+    assert [point["jumps"] for point in document["points"]] == [False, False]
+    assert "Do not quote" not in said
+    document["points"][1]["jumps"] = True
+    stored = json.dumps(document)
+    (out / "points.json").write_text(stored)
     assert command(files, "qha", out, *options) == 0
+    assert "Do not quote expansion and Cp at 30 K" in " ".join(capsys.readouterr().out.split())
     assert (out / "free_energy.csv").read_text() == before
     assert (out / "points.json").read_text() == stored
     assert command(files, "qha", out, *options, "--pressure", "0.1") == 2

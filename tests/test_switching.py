@@ -433,11 +433,6 @@ def test_bad_input(
     assert not (tmp_path / "new").exists()
 
 
-def test_options_of_another_method_and_foreign_folders(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_of_another_method(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--switching.scaling", "--out", str(tmp_path / "new")]) == 2
     assert "--method switching" in capsys.readouterr().err
-    (tmp_path / "thesis.tex").write_text("")
-    assert main(["--method", "switching", "--ensemble", "nvt", "--replicas", "2", "--out", str(tmp_path)]) == 2
-    assert "holds something else" in capsys.readouterr().err

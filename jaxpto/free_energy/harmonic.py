@@ -21,6 +21,7 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.folder import check_folder
 from jaxpto.lattice_dynamics.harmonic import formula_units
 from jaxpto.lattice_dynamics.phonopy_bridge import hessian_force_constants, make_phonopy
 from jaxpto.provenance import provenance
@@ -99,10 +100,7 @@ def check(config: FreeEnergyConfig) -> None:
     mesh = config.harmonic.mesh
     if mesh is not None and min(mesh) < 1:
         raise InputError(f"--harmonic.mesh {' '.join(map(str, mesh))}: must be three counts of at least 1")
-    if config.out.is_file():
-        raise InputError(f"--out {config.out} is a file; name a folder")
-    if config.out.is_dir() and any(config.out.iterdir()) and _method_of(config.out) != config.method:
-        raise InputError(f"--out {config.out} exists and holds something else; name a new folder")
+    check_folder(config.out, begun=_method_of(config.out) == config.method)
 
 
 def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:

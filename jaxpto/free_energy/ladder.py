@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.provenance import provenance
@@ -33,8 +34,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
         raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
     cell = read_structure(config.structure)
     folder = config.out / "sweep"
-    if config.out.is_dir() and any(config.out.iterdir()) and not folder.exists():
-        raise InputError(f"--out {config.out} exists and holds something else; name a new folder")
+    check_folder(config.out, begun=folder.exists())
     run_sweep(sweep_settings(config, folder))
     finished = load_run(folder)
     cells = math.prod(config.supercell)

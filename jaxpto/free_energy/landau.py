@@ -19,6 +19,7 @@ from jaxpto.command import configure_devices
 from jaxpto.config import changed_fields, check, to_json
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig, LandauOptions
+from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.observables.polarization import PolarizationTopology
@@ -46,10 +47,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LandauResult:
     """
     check_options(config.landau)
     folder = config.out / "windows"
-    if config.out.is_file():
-        raise InputError(f"--out {config.out} is a file; name a folder")
-    if config.out.is_dir() and any(config.out.iterdir()) and not folder.exists():
-        raise InputError(f"--out {config.out} exists and holds something else; name a new folder")
+    check_folder(config.out, begun=folder.exists())
     sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
     check(sweep)
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)

@@ -24,6 +24,7 @@ from jaxpto.command import configure_devices
 from jaxpto.config import SweepConfig, check
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching_run import Lanes, Protocol, run_lanes
 from jaxpto.observables.statistics import estimate
@@ -90,8 +91,7 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     )
     if not potential.conservative:
         raise InputError(f"model {potential.name}: {potential.caveat}, so that no work is that of its energy")
-    if config.out.is_dir() and any(config.out.iterdir()) and not any((config.out / n).exists() for n in OWN_FILES):
-        raise InputError(f"--out {config.out} exists and holds something else; name a new folder")
+    check_folder(config.out, begun=any((config.out / name).exists() for name in OWN_FILES))
     kelvins = sorted(config.temperatures)
     kelvins = [kelvins[0], kelvins[-1]] if config.switching.scaling else kelvins
     check(_sweep_config(config, config.structure, tuple(kelvins)))

@@ -126,7 +126,7 @@ def ladder_figure(result: LadderResult, subject: Subject) -> Figure:
         ("gibbs", energy, f"{subject.energy} (meV per formula unit)"),
         ("enthalpy", energy, f"{subject.enthalpy} (meV per formula unit)"),
         ("entropy", molar, "S (J K$^{-1}$ mol$^{-1}$)"),
-        ("heat_capacity", molar, f"{subject.capacity} (J K$^{{-1}}$ mol$^{{-1}}$)"),
+        ("heat_capacity", molar, f"C$_\\mathrm{{{subject.capacity[1]}}}$ (J K$^{{-1}}$ mol$^{{-1}}$)"),
     )
     points: dict[str, tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"] | None, str]] = {
         "gibbs": (result.integrated, result.integrated_errors, "Gibbs-Helmholtz integration"),
@@ -150,7 +150,8 @@ def ladder_figure(result: LadderResult, subject: Subject) -> Figure:
             axes.set_ylabel(text if name == "heat_capacity" else f"{text[0]} $-$ {text[0]}$_0${text[1:]}")
             if name in ("entropy", "heat_capacity"):
                 axes.set_xlabel("temperature (K)")
-            axes.margins(x=0.03)
+            # room for a legend that hides no error bar
+            axes.margins(x=0.03, y=0.25 if name == "heat_capacity" else 0.05)
             if name != "entropy":
                 axes.legend(loc="best")
     return figure

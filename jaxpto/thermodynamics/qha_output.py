@@ -158,6 +158,13 @@ def _remarks(result: QuasiharmonicResult, subject: Subject) -> list[str]:
             f"Stability is lost between {lost.last:g} and {lost.first:g} K: {lost.reason}; temperatures above have no "
             "quasi-harmonic free energy and are left out."
         )
+    rough = [minimum.temperature for minimum in result.equilibria if minimum.jumps]
+    if rough:
+        remarks.append(
+            f"Do not quote expansion and Cp at {', '.join(f'{kelvin:g}' for kelvin in rough)} K: third derivatives of "
+            "the model jump beside the minimum, and there they depend on which side of a jump it lies. Lattice "
+            "parameters, G, S and Cv are not affected."
+        )
     how = {
         "zsisa": "relaxed in the static energy at each cell (zero static internal stress)",
         "full": "minimised together with the cell",

@@ -29,6 +29,7 @@ class Equilibrium:
         expansion: [k] dx/dT, 1/K.
         strain_rate: [3, 3] h^-1 dh/dT, whose symmetric part is the thermal expansion tensor, 1/K.
         heat_capacity: Cp, at constant pressure within the coordinates, eV/K.
+        jumps: whether dG/dx jumps beside the minimum, so that d2G/dx2, expansion and Cp hold between two jumps only.
     """
 
     temperature: float
@@ -37,6 +38,7 @@ class Equilibrium:
     expansion: Float[np.ndarray, " k"]
     strain_rate: Float[np.ndarray, "3 3"]
     heat_capacity: float
+    jumps: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def minimise(
         if residual < TOLERANCE:
             return _equilibrium(evaluator, point, temperature)
         if curvature is None:
-            curvature = _curvature(evaluator, point, temperature)
+            curvature, _ = _curvature(evaluator, point, temperature)
         change = -np.linalg.solve(curvature, point.gradient)
         change *= min(1.0, LARGEST_STEP / np.abs(change).max())
         point = evaluator(point.x + change, point.y, temperature)
@@ -140,17 +142,17 @@ def _advance(
 
 def _equilibrium(evaluator: Evaluator, point: Point, temperature: float) -> Equilibrium:
     terrain = evaluator.landscape
-    curvature = _curvature(evaluator, point, temperature)
+    curvature, jumps = _curvature(evaluator, point, temperature)
     point = evaluator(point.x, point.y, temperature, entropy_gradient=True)
     expansion = np.linalg.solve(curvature, point.entropy_gradient)
     growth = terrain.cell @ np.tensordot(expansion[: len(terrain.strains)], terrain.strains, 1)
     capacity = point.heat_capacity + temperature * float(point.entropy_gradient @ expansion)
     rate = np.linalg.solve(point.cell, growth)
-    return Equilibrium(temperature, point, curvature, expansion, rate, capacity)
+    return Equilibrium(temperature, point, curvature, expansion, rate, capacity, jumps)
 
 
-def _curvature(evaluator: Evaluator, point: Point, temperature: float) -> Float[np.ndarray, "k k"]:
-    """d2G/dx2 by central differences of the exact gradient.
+def _curvature(evaluator: Evaluator, point: Point, temperature: float) -> tuple[Float[np.ndarray, "k k"], bool]:
+    """d2G/dx2 by central differences of the exact gradient, and whether a jump was met within the largest of them.
 
     Where the third derivatives of a model jump (at its cutoff, say) so does dG/dx, and a difference over such a place
     is off by the jump over the step. Differences forwards and backwards then differ, and a smaller step is taken.
@@ -158,7 +160,7 @@ def _curvature(evaluator: Evaluator, point: Point, temperature: float) -> Float[
     Raises:
         UnstableError: it is not that of a minimum.
     """
-    rows = []
+    rows, jumps = [], False
     for direction in np.eye(len(point.x)):
         sides = np.zeros((2, len(point.x)))
         for step in DIFFERENCES:
@@ -167,10 +169,11 @@ def _curvature(evaluator: Evaluator, point: Point, temperature: float) -> Float[
             if np.abs(sides[0] - sides[1]).max() <= JUMP * np.abs(sides).min(axis=0).max():
                 rows.append(sides.mean(axis=0))
                 break
+            jumps = True
         else:  # a jump right here is on one side, and makes that one the larger
             rows.append(sides[np.abs(sides).max(axis=1).argmin()])
     curvature = np.array(rows).reshape(len(point.x), len(point.x))
     curvature = 0.5 * (curvature + curvature.T)
     if (np.linalg.eigvalsh(curvature) <= 0.0).any():
         raise UnstableError("the free energy is not at a minimum over the cell: its curvature is negative")
-    return curvature
+    return curvature, jumps

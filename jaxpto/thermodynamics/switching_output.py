@@ -160,7 +160,7 @@ def _draw_works(axes: Axes, switched: list[Switched]) -> None:
     axes.set_xlim(-0.6, len(switched) - 0.4)
     axes.set_xlabel("temperature (K)")
     axes.set_ylabel(r"(work $-$ free-energy change) / kT")
-    axes.legend(loc="best")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # within, it would hide works
 
 
 def _draw_slopes(axes: Axes, switched: list[Switched], subject: SwitchingSubject) -> None:
