@@ -86,7 +86,7 @@ def _column(numbers: np.ndarray, like: Array) -> Array:
     return jnp.asarray(numbers, like.dtype)[None, :, None]
 
 
-def _by_slices(function: Callable[..., Any], *rows: Array) -> Any:
+def by_slices(function: Callable[..., Any], *rows: Array) -> Any:
     """A function of rows of atoms, on a CPU in a few slices: what a loop gives is written down.
 
     XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows. Where the
@@ -157,7 +157,7 @@ def _moments_forward(vectors, trusted, wall, cutoff, radial, slots):
     scaled = vectors * (1.0 / cutoff)
     for t, block in enumerate(_blocks(slots)):
         v = scaled[:, :, block]
-        u, q, w, slope, dwall, energy = _by_slices(
+        u, q, w, slope, dwall, energy = by_slices(
             _radial_variables, v, trusted[:, t] * (1.0 / cutoff), wall[:, t] * (1.0 / cutoff)
         )
         gap = 1.0 - u
@@ -215,7 +215,7 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
     gradients = []
     for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
-        du = _by_slices(_radial_slope, c, u, q, w, slope, dwall, denergy)
+        du = by_slices(_radial_slope, c, u, q, w, slope, dwall, denergy)
         dw = c[:, 1:4]
         for m in range(4, 9):
             for b in (1, 2, 3):
