@@ -6,6 +6,7 @@ vectors into the model and back through its derivative, and adds the sums over d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -87,4 +88,11 @@ def sharded(
         evaluate: such as `potential.evaluate`.
         mesh: see `constrain`.
     """
-    return lambda system, neighbors: evaluate(system, constrain(neighbors, mesh))
+
+    def dealt_out(system: System, neighbors: Neighbors) -> Prediction:
+        # the model learns of the mesh by the context, as inside of `jax.shard_map`; see `layers.divided`
+        known = contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+        with known:
+            return evaluate(system, constrain(neighbors, mesh))
+
+    return dealt_out

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.couplings import CouplingPath, path_coefficients
+from jaxpto.models.layers import divided
 
 EDGES = 1 << 15  # that go through a layer at once; their radial weights are written down
 _NEGLIGIBLE = 1e-12  # 3j symbols that are zero but for rounding
@@ -27,12 +28,12 @@ _NEGLIGIBLE = 1e-12  # 3j symbols that are zero but for rounding
 def available() -> bool:
     """Whether the default device is a GPU, cuEquivariance is installed (bindings and kernels), and XLA divides no work.
 
-    XLA cannot deal a kernel's edges out over the devices that share a replica (axes of a mesh that are left to it).
+    XLA cannot deal a kernel's edges out over the devices that share a replica.
     """
     packages = ("cuequivariance_jax", "cuequivariance_ops_jax")
     if jax.default_backend() != "gpu" or not all(importlib.util.find_spec(name) for name in packages):
         return False
-    return not jax.sharding.get_abstract_mesh().auto_axes
+    return not divided()
 
 
 def slice_length(edges: int) -> int:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxpto.models.layers import divided
+
 WARP = 0.2  # of q = 1 / (u + WARP): makes w = (1 + WARP) u q fine where bonds are, and |r| q / cutoff close to one
 FADE = 0.1  # of u, relative to the trusted distance: within it (5 % of the distance) u becomes constant
 # eV; soft, so that a time step of 2 fs resolves a collision: at 95 % of the distance 0.5 eV, at 80 % 23 eV
@@ -90,11 +92,11 @@ def by_slices(function: Callable[..., Any], *rows: Array) -> Any:
     """A function of rows of atoms, on a CPU in a few slices: what a loop gives is written down.
 
     XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows. Where the
-    atoms do not divide into slices it does.
+    atoms do not divide into slices it does, and where they are dealt out over devices, which a loop would gather.
     """
     n = rows[0].shape[0]
-    number = 1 if jax.default_backend() != "cpu" else next((d for d in (4, 5, 3, 7, 2) if n % d == 0), 1)
-    if number == 1:
+    number = next((d for d in (4, 5, 3, 7, 2) if n % d == 0), 1)
+    if number == 1 or jax.default_backend() != "cpu" or divided():
         return function(*rows)
     results = jax.lax.map(lambda slices: function(*slices), _split(number, rows))
     return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
