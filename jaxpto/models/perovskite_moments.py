@@ -98,12 +98,9 @@ def by_slices(function: Callable[..., Any], *rows: Array) -> Any:
     number = next((d for d in (4, 5, 3, 7, 2) if n % d == 0), 1)
     if number == 1 or jax.default_backend() != "cpu" or divided():
         return function(*rows)
-    results = jax.lax.map(lambda slices: function(*slices), _split(number, rows))
+    slices = tuple(x.reshape(number, n // number, *x.shape[1:]) for x in rows)
+    results = jax.lax.map(lambda one: function(*one), slices)
     return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
-
-
-def _split(number: int, rows: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
