@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxpto.models.equivariant import polynomial_envelope
 from jaxpto.models.layers import add_up, gather, layer_norm, linear, product, row, sum_edges
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -155,10 +156,7 @@ def radial_basis(
         exponent: p.
     """
     x = distance / cutoff
-    p = exponent
-    power = x**p
-    envelope = 1.0 + power * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * (p * (p + 1) / 2)))
-    factor = jnp.where(x < 1.0, math.sqrt(2.0 / cutoff) * envelope / distance, 0.0)
+    factor = math.sqrt(2.0 / cutoff) * polynomial_envelope(x, exponent) / distance
     return jnp.sin(x[:, None] * frequencies[None, :]) * factor[:, None]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
+from jaxpto.models.equivariant import polynomial_envelope
 from jaxpto.models.layers import add_up, linear, linear_term, species_of
 from jaxpto.models.passes import row_pass, select_rows
 from jaxpto.neighbors import Neighbors
@@ -78,7 +79,7 @@ class M3GNet:
         geometry = {
             "radial": radial_basis(distance, self.cutoff),
             "spherical": harmonics(vectors / distance[:, None]),
-            "envelope": three_body_envelope(distance / self.three_body_cutoff)[:, None],
+            "envelope": polynomial_envelope(distance / self.three_body_cutoff, 3)[:, None],
         }
         atoms = params["atom_embedding"][species]
         edges, _ = row_pass(embed_edges, "receivers", n, params["edge_embedding"], {}, index, geometry, count)
@@ -154,12 +155,6 @@ def harmonics(unit: Float[Array, "e 3"]) -> Float[Array, "e 9"]:
     root = math.sqrt(3.0)
     tensor = [root * x * y, root * y * z, 1.5 * z**2 - 0.5, root * x * z, 0.5 * root * (x**2 - y**2)]
     return jnp.stack([jnp.ones_like(x), x, y, z, *tensor], axis=-1)
-
-
-def three_body_envelope(x: Float[Array, " e"]) -> Float[Array, " e"]:
-    """1 - 10 x^3 + 15 x^4 - 6 x^5 for x <= 1, else 0."""
-    x = jnp.minimum(x, 1.0)
-    return 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
 
 
 def embed_edges(
