@@ -24,6 +24,7 @@ from jaxpto.neighbors import Layout, build, grow, refresh
 from jaxpto.observables.polarization import PolarizationTopology, polarization
 from jaxpto.potential import Potential
 from jaxpto.processes import Processes
+from jaxpto.replicas import in_turn
 from jaxpto.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.system import Leaf, System, volume
 
@@ -245,7 +246,7 @@ def _advance(
 
     With `share` the device is a group of devices that have dealt out each replica's edges.
     """
-    integrator = method.integrator(sharded(potential.evaluate) if share else potential.evaluate)
+    integrator = method.integrator(in_turn(sharded(potential.evaluate) if share else potential.evaluate))
     step_all = jax.vmap(integrator.apply)
     sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
     # Looking 1.5 steps ahead covers the drift and the acceleration of the step that is about to use the list.

@@ -43,6 +43,7 @@ from jaxpto.observables.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential
 from jaxpto.processes import Processes
 from jaxpto.progress import Progress
+from jaxpto.replicas import in_turn
 from jaxpto.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
 from jaxpto.storage.checkpoint import Checkpoints, CheckpointWarning, layout_from_json, layout_to_json
 from jaxpto.storage.files import StorageError, write_json_atomic
@@ -163,7 +164,7 @@ def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
     kT = jnp.asarray(setup.temperatures * units.BOLTZMANN, dtype)
     mesh = _mesh_of_one(config)
     evaluate = setup.potential.evaluate if mesh is None else sharded(setup.potential.evaluate, mesh)
-    integrator = setup.method.integrator(evaluate)
+    integrator = setup.method.integrator(in_turn(evaluate))
     stress = jnp.asarray(external_stress(config), dtype)
     key = jax.random.PRNGKey(config.seed)
     nearest = jnp.asarray(nearest_distance(setup.atoms), dtype)

@@ -26,6 +26,7 @@ from jaxpto.neighbors import Layout, build
 from jaxpto.potential import Potential
 from jaxpto.progress import duration
 from jaxpto.provenance import fingerprint
+from jaxpto.replicas import in_turn
 from jaxpto.simulation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
@@ -193,7 +194,7 @@ def _begin(
 
     def one(potential: Potential, number: Array, kT: Array, start: Array, switch: Switch) -> tuple[MDState, Watch]:
         moved = dataclasses.replace(system, positions=start)
-        integrator = protocol.integrator(potential.evaluate)
+        integrator = protocol.integrator(in_turn(potential.evaluate))
         state = integrator.init(jax.random.fold_in(key, number), moved, build(moved, layout), kT, switch)
         return state, watch_init(system, kT, nearest)
 

@@ -21,6 +21,7 @@ from jaxpto.integrators.state import MDState
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
+from jaxpto.replicas import in_turn
 from jaxpto.simulation import ATOM_STEPS_PER_CHUNK, method_of, nearest_distance
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import System, from_ase
@@ -156,7 +157,7 @@ def simulate(
     ideal = from_ase(plan.atoms, np.float32)
 
     def begin(potential: Potential, starts: System, key: Array) -> tuple[MDState, Watch]:
-        integrator = plan.method.integrator(potential.evaluate)
+        integrator = plan.method.integrator(in_turn(potential.evaluate))
 
         def one(system: System, own_key: Array, kT: Array, pressure: Array) -> tuple[MDState, Watch]:
             stress = -pressure * jnp.eye(3, dtype=pressure.dtype)
