@@ -75,17 +75,18 @@ RECIPES = {
 
 def settings(recipe: Recipe, data: Path) -> dict[str, Any]:
     """Input of `dp train`."""
+    every = max(1, recipe.steps // 20)  # checkpoints are written at steps that are displayed
     rates = {"start_lr": recipe.first_rate, "stop_lr": 0.04 * recipe.first_rate}
     return {
         "model": recipe.model,
-        "learning_rate": {"type": "exp", "decay_steps": max(1, recipe.steps // 20), **rates},
+        "learning_rate": {"type": "exp", "decay_steps": every, **rates},
         "loss": {
             "start_pref_e": 0.02, "limit_pref_e": 1, "start_pref_f": 1000, "limit_pref_f": 10,
             "start_pref_v": 0.02, "limit_pref_v": 1,
         },
         "training": {
             "training_data": {"systems": [str(data)], "batch_size": 1}, "numb_steps": recipe.steps, "seed": 1,
-            "disp_file": "lcurve.out", "disp_freq": 100, "save_freq": recipe.steps,
+            "disp_file": "lcurve.out", "disp_freq": every, "save_freq": recipe.steps,
         },
     }  # fmt: skip
 
