@@ -107,12 +107,13 @@ def compare(model: str, checkpoint: str, size: int, config: Config) -> dict[str,
 def run(config: Config) -> None:
     """Measure, print a table and store everything."""
     document = json.loads(config.out.read_text()) if config.out.exists() else {}
+    origin = provenance()  # before results are written, which would count as changes
     checkpoints = checkpoints_of(config.models, config.checkpoints, config.environments)
     print(f"{'model':35s} atoms   original s   jaxpto s   faster   original MiB   jaxpto MiB")
     for model in config.models:
         options = f"--sizes {' '.join(map(str, config.sizes))} --rounds {config.rounds} --calls {config.calls}"
         command = {"command": f"python -m benchmarks.originals {model} {options}"}  # without the paths of this machine
-        entry: dict[str, Any] = {"provenance": provenance() | command, "dtype": "float32", "cores": 1, "sizes": []}
+        entry: dict[str, Any] = {"provenance": origin | command, "dtype": "float32", "cores": 1, "sizes": []}
         for size in config.sizes:
             one = compare(model, checkpoints.get(model, ""), size, config)
             entry["sizes"].append(one)
