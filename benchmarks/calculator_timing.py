@@ -66,6 +66,16 @@ def mace(arguments: argparse.Namespace) -> Any:
     return MACECalculator(model_paths=arguments.checkpoint, device=arguments.device, default_dtype="float32")
 
 
+def orb(arguments: argparse.Namespace) -> Any:
+    from orb_models.forcefield import pretrained
+    from orb_models.forcefield.calculator import ORBCalculator
+
+    published = arguments.model.removesuffix("-seeded")
+    load = pretrained.ORB_PRETRAINED_MODELS[published]
+    network = load(weights_path=arguments.checkpoint, device=arguments.device, precision="float32-high")
+    return ORBCalculator(network, device=arguments.device)
+
+
 def deepmd(arguments: argparse.Namespace) -> Any:
     os.environ |= {"DP_INTRA_OP_PARALLELISM_THREADS": "1", "DP_INTER_OP_PARALLELISM_THREADS": "1"}
     from deepmd.calculator import DP
@@ -73,7 +83,7 @@ def deepmd(arguments: argparse.Namespace) -> Any:
     return DP(model=arguments.checkpoint)
 
 
-FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, deepmd)}
+FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, orb, deepmd)}
 
 
 def lead_titanate(repeats: tuple[int, int, int]) -> ase.Atoms:

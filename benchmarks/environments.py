@@ -26,18 +26,26 @@ class Original:
     without_dependencies: tuple[str, ...] = ()
 
 
-# by the first part of a model's name
+DEEPMD_KIT = Original("deepmd", ("deepmd-kit[cpu]==3.2.0", "ase"))
+# by the family of a model
 ORIGINALS = {
     "chgnet": Original("chgnet", (TORCH, "chgnet==0.4.2")),
     "m3gnet": Original("m3gnet", (TORCH, "dgl==2.1.0", "ase", "pymatgen"), ("matgl==2.0.4",)),
     "gptff": Original("gptff", (TORCH, "ase", "pymatgen", "cython", "setuptools", "psutil", "tqdm")),
     "7net": Original("sevennet", (TORCH, "sevenn==0.13.0")),
     "mace": Original("mace", (TORCH, "mace-torch==0.3.16")),
-    "deepmd": Original("deepmd", ("deepmd-kit[cpu]==3.2.0", "ase")),
+    "orb": Original("orb", (TORCH, "orb-models==0.5.5")),
+    "deepmd": DEEPMD_KIT,
+    "unipero": DEEPMD_KIT,
 }
 TORCH_SIM = Original(
     "torchsim", (TORCH, "torch-sim-atomistic==0.3.0", "sevenn==0.11.2")
 )  # the sevenn that its wrapper knows
+
+
+def family(model: str) -> str:
+    """The part of a model's name that says which program it belongs to."""
+    return model.split("-")[0]
 
 
 def python_of(original: Original, folder: Path) -> Path:

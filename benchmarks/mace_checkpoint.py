@@ -1,13 +1,17 @@
 """Write a checkpoint of the size and architecture of MACE-MP-0b medium with seeded random parameters.
 
-Runs in the environment of mace-torch; `benchmarks.originals` calls it, because the published file is in no package.
+Runs in the environment of mace-torch; `benchmarks.stand_ins` calls it, because the published file is in no package.
 
-    python mace_checkpoint.py OUT.model [--seed 0]
+    python mace_checkpoint.py FOLDER [--seed 0]      # writes FOLDER/mace.model
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its constants as a pickle
 
 import numpy as np
 import torch
@@ -53,7 +57,7 @@ def seeded_model(seed: int) -> torch.nn.Module:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.save(seeded_model(arguments.seed), arguments.out)
+    torch.save(seeded_model(arguments.seed), arguments.folder / "mace.model")

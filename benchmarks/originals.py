@@ -8,14 +8,13 @@ from the package index). Each measurement is a process of its own, bound to one 
 so that each builds its neighbour lists or graphs as in molecular dynamics. Ratios are of processor time (both programs
 are single-threaded here, and it is the time on the clock of a quiet machine), medians over all calls; peak memory is
 that of the whole process, libraries included. Models of jaxpto must have been converted (`python -m jaxpto` lists
-them); `mace-seeded`, of the size of MACE-MP-0b medium with random parameters, is made and converted here.
+them); those of `benchmarks.stand_ins`, such as `mace-seeded` or `unipero-seeded`, are made and converted here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,15 +23,12 @@ from typing import Any
 
 import tyro
 
-from benchmarks.environments import FOLDER, ORIGINALS, python_of
-from converters.mace import MaceConfig
-from converters.mace import run as convert_mace
-from jaxpto.catalogue import user_folder
+from benchmarks.environments import FOLDER, ORIGINALS, family, python_of
+from benchmarks.stand_ins import checkpoints_of
 from jaxpto.provenance import provenance
 
 REPEATS = {5: (1, 1, 1), 40: (2, 2, 2), 135: (3, 3, 3), 625: (5, 5, 5)}
 TIMING = Path(__file__).with_name("calculator_timing.py")
-SEEDED, SEEDING = "mace-seeded", Path(__file__).with_name("mace_checkpoint.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Config:
         calls: timed calls in each process.
         core: the processor core that all are bound to.
         environments: folder for the originals' environments.
-        checkpoints: files for originals whose package holds none, as MODEL=PATH (m3gnet, gptff, mace).
+        checkpoints: files for originals whose package holds none, as MODEL=PATH (m3gnet, gptff, mace, orb, unipero).
         gptff_source: checkout of the GPTFF repository, built in place with its setup.py (it is in no package).
         out: JSON file; models already in it are kept.
     """
@@ -62,43 +58,28 @@ class Config:
     out: Path = Path("benchmarks/results/originals.json")
 
 
-def seeded_mace(python: Path, folder: Path) -> Path:
-    """Checkpoint of `mace-seeded`, made and converted if it is not there."""
-    checkpoint = folder / f"{SEEDED}.model"
-    if not checkpoint.exists():
-        trusting = os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # e3nn 0.4.4 reads its constants as a pickle
-        subprocess.run([str(python), str(SEEDING), str(checkpoint)], check=True, env=trusting)
-    if not (user_folder() / SEEDED).exists():
-        convert_mace(MaceConfig(checkpoint=checkpoint, out=user_folder() / SEEDED))
-    return checkpoint
-
-
-def time_once(python: Path, factory: str, model: str, size: int, config: Config) -> dict[str, Any]:
+def time_once(python: Path, factory: str, model: str, checkpoint: str, size: int, config: Config) -> dict[str, Any]:
     """One process of one program."""
-    checkpoints = dict(item.split("=", 1) for item in config.checkpoints)
     command = [str(python), str(TIMING), factory, "--model", model, "--calls", str(config.calls)]
     command += ["--core", str(config.core), "--repeats", *map(str, REPEATS[size])]
-    command += ["--checkpoint", checkpoints.get(model, ""), "--source", str(config.gptff_source or "")]
+    command += ["--checkpoint", checkpoint, "--source", str(config.gptff_source or "")]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
         raise SystemExit(f"{factory} with {model} failed:\n{answer.stderr[-2000:]}")
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def compare(model: str, size: int, config: Config) -> dict[str, Any]:
+def compare(model: str, checkpoint: str, size: int, config: Config) -> dict[str, Any]:
     """jaxpto and the original in turns; ratios above 1 say that jaxpto is faster, or smaller."""
-    original = ORIGINALS[model.split("-")[0]]
+    original = ORIGINALS[family(model)]
     programs = {
         "jaxpto": (Path(sys.executable), "jaxpto"),
         "original": (python_of(original, config.environments), original.factory),
     }
-    if model == SEEDED:
-        checkpoint = seeded_mace(programs["original"][0], config.environments)
-        config = dataclasses.replace(config, checkpoints=(*config.checkpoints, f"{SEEDED}={checkpoint}"))
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(config.rounds):
         for name, (python, factory) in programs.items():
-            rounds[name].append(time_once(python, factory, model, size, config))
+            rounds[name].append(time_once(python, factory, model, checkpoint, size, config))
     medians = {
         name: {
             "wall_s": statistics.median(value for one in ones for value in one["wall_s"]),
@@ -126,17 +107,19 @@ def compare(model: str, size: int, config: Config) -> dict[str, Any]:
 def run(config: Config) -> None:
     """Measure, print a table and store everything."""
     document = json.loads(config.out.read_text()) if config.out.exists() else {}
-    print(f"{'model':20s} atoms   original s   jaxpto s   faster   original MiB   jaxpto MiB")
+    origin = provenance()  # before results are written, which would count as changes
+    checkpoints = checkpoints_of(config.models, config.checkpoints, config.environments)
+    print(f"{'model':35s} atoms   original s   jaxpto s   faster   original MiB   jaxpto MiB")
     for model in config.models:
         options = f"--sizes {' '.join(map(str, config.sizes))} --rounds {config.rounds} --calls {config.calls}"
         command = {"command": f"python -m benchmarks.originals {model} {options}"}  # without the paths of this machine
-        entry: dict[str, Any] = {"provenance": provenance() | command, "dtype": "float32", "cores": 1, "sizes": []}
+        entry: dict[str, Any] = {"provenance": origin | command, "dtype": "float32", "cores": 1, "sizes": []}
         for size in config.sizes:
-            one = compare(model, size, config)
+            one = compare(model, checkpoints.get(model, ""), size, config)
             entry["sizes"].append(one)
             theirs, ours = one["medians"]["original"], one["medians"]["jaxpto"]
             print(
-                f"{model:20s} {size:5d} {theirs['processor_s']:12.3f} {ours['processor_s']:10.3f}"
+                f"{model:35s} {size:5d} {theirs['processor_s']:12.3f} {ours['processor_s']:10.3f}"
                 f" {one['times_faster']:8.2f} {theirs['peak_memory_MiB']:14.0f} {ours['peak_memory_MiB']:12.0f}",
                 flush=True,
             )

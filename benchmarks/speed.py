@@ -3,12 +3,11 @@
     python -m benchmarks.speed [MODELS ...] [--cells 1 2 ... 10] [--engines jaxpto batch ase torchsim] [--quick]
 
 S x S x S PbTiO3 at 300 K, 2 fs, a frame written every 10 steps. Engines: `jaxpto` (one run), `batch` (8 temperatures in
-one program), `ase` (the original calculator under ASE's NPT, which the paper used), `torchsim` (SevenNet). The model
-`deepmd` is a compressed DeepPot-SE of about the size of `perovskite`, made by DeePMD-kit; `mace-seeded` has the size of
-MACE-MP-0b medium; both have no physics and take steps of 0.02 fs, so that the crystal holds together. Every measurement
-is a process of its own on the given cores, and all engines take turns at each size, so that a drift of the machine hits
-all. Original programs run in environments made here; models of jaxpto must have been converted (`python -m jaxpto`
-lists them).
+one program), `ase` (the original calculator under ASE's NPT, which the paper used), `torchsim` (SevenNet). The models
+of `benchmarks.stand_ins` (`deepmd`, a compressed DeepPot-SE of about the size of `perovskite`, `mace-seeded`, ...)
+have no physics and take steps of 0.02 fs, so that the crystal holds together. Every measurement is a process of its own
+on the given cores, and all engines take turns at each size, so that a drift of the machine hits all. Original programs
+run in environments made here; other models of jaxpto must have been converted (`python -m jaxpto` lists them).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,19 +23,13 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.deepmd_data import write_data
-from benchmarks.environments import FOLDER, ORIGINALS, TORCH_SIM, python_of
-from benchmarks.originals import SEEDED, seeded_mace
+from benchmarks.environments import FOLDER, ORIGINALS, TORCH_SIM, family, python_of
 from benchmarks.speed_figure import draw
-from converters.deepmd import DeepmdConfig
-from converters.deepmd import run as convert_deepmd
-from jaxpto.catalogue import user_folder
+from benchmarks.stand_ins import STAND_INS, UNSTABLE_TIMESTEP, checkpoints_of
 from jaxpto.provenance import provenance
 
 HERE = Path(__file__).parent
 BATCH = 8
-DEEPMD = "deepmd"
-UNSTABLE_TIMESTEP = 0.02  # fs, for models without physics, whose crystals would fall apart at 2 fs
 EngineName = Literal["jaxpto", "batch", "ase", "torchsim"]
 ENGINES: tuple[EngineName, ...] = ("jaxpto", "batch", "ase", "torchsim")
 
@@ -47,7 +39,7 @@ class Config:
     """Speed of NPT dynamics against the number of atoms.
 
     Attributes:
-        models: converted models, `perovskite`, `deepmd` or `mace-seeded`.
+        models: converted models, `perovskite`, or those of `benchmarks.stand_ins`.
         cells: S of the S x S x S supercells.
         engines: those a model does not have are passed over.
         cores: processor cores that every process is bound to.
@@ -57,12 +49,12 @@ class Config:
         memory: GiB that a process may take; larger cells are left out when it would be more.
         quick: cells 1 to 4 of the perovskite and 7net-0, within ten minutes on two cores.
         environments: folder for the originals' environments.
-        checkpoints: files for originals whose package holds none, as MODEL=PATH (m3gnet, gptff).
+        checkpoints: files for originals whose package holds none, as MODEL=PATH (m3gnet, gptff, mace, orb, unipero).
         gptff_source: checkout of the GPTFF repository, built in place.
         out: JSON file; the figure lies beside it.
     """
 
-    models: tyro.conf.Positional[tuple[str, ...]] = ("perovskite", DEEPMD)
+    models: tyro.conf.Positional[tuple[str, ...]] = ("perovskite", "deepmd")
     cells: tuple[int, ...] = tuple(range(1, 11))
     engines: tuple[EngineName, ...] = ENGINES
     cores: tuple[int, ...] = (0,)
@@ -77,44 +69,23 @@ class Config:
     out: Path = Path("benchmarks/results/speed.json")
 
 
-def command_of(model: str, engine: EngineName, config: Config) -> list[str] | None:
+def command_of(model: str, engine: EngineName, checkpoint: str, config: Config) -> list[str] | None:
     """The process that measures a model with an engine, without its size; None where there is no such thing."""
-    timestep = UNSTABLE_TIMESTEP if model in (DEEPMD, SEEDED) else 2.0
+    timestep = UNSTABLE_TIMESTEP if model in STAND_INS else 2.0
     common = ["--model", model, "--cores", *map(str, config.cores), "--seconds", str(config.seconds)]
     common += ["--timestep", str(timestep)]
     if engine in ("jaxpto", "batch"):
         replicas = ["--replicas", str(BATCH if engine == "batch" else 1)]
         return [sys.executable, "-m", "benchmarks.jaxpto_dynamics", *common, *replicas]
-    family = model.split("-")[0]
     if engine == "torchsim":
-        if family != "7net":
+        if family(model) != "7net":
             return None
         return [str(python_of(TORCH_SIM, config.environments)), str(HERE / "torchsim_dynamics.py"), *common]
-    if family not in ORIGINALS:
+    if family(model) not in ORIGINALS:
         return None
-    original = ORIGINALS[family]
-    files = dict(item.split("=", 1) for item in config.checkpoints)
-    files |= {DEEPMD: str(config.environments / "deepmd-model" / "compressed.pb")}
-    files |= {SEEDED: str(config.environments / f"{SEEDED}.model")}
+    original = ORIGINALS[family(model)]
     command = [str(python_of(original, config.environments)), str(HERE / "ase_dynamics.py"), original.factory, *common]
-    return [*command, "--checkpoint", files.get(model, ""), "--source", str(config.gptff_source or "")]
-
-
-def make_models(models: tuple[str, ...], folder: Path) -> None:
-    """Make and convert the models that stand for others."""
-    if SEEDED in models:
-        seeded_mace(python_of(ORIGINALS["mace"], folder), folder)
-    if DEEPMD in models:
-        place, python = folder / "deepmd-model", python_of(ORIGINALS[DEEPMD], folder)
-        if not (place / "compressed.pb").exists():
-            place.mkdir(exist_ok=True)
-            print("making a DeepPot-SE with DeePMD-kit ...", flush=True)
-            write_data(place / "data")
-            quiet = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-            script = [str(python), str(HERE / "deepmd_checkpoint.py"), str(place)]
-            subprocess.run(script, check=True, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if not (user_folder() / DEEPMD).exists():
-            convert_deepmd(DeepmdConfig(place / "graph.pb", user_folder() / DEEPMD, compress=True))
+    return [*command, "--checkpoint", checkpoint, "--source", str(config.gptff_source or "")]
 
 
 def measure(command: list[str], cells: int) -> dict[str, Any]:
@@ -168,8 +139,13 @@ def run(config: Config) -> None:
     """Measure, print, store after every size, and draw."""
     if config.quick:
         config = dataclasses.replace(config, models=("perovskite", "7net-0"), cells=(1, 2, 3, 4), seconds=2.0)
-    make_models(config.models, config.environments)
-    commands = {(m, e): command for m in config.models for e in config.engines if (command := command_of(m, e, config))}
+    checkpoints = checkpoints_of(config.models, config.checkpoints, config.environments)
+    commands = {
+        (model, engine): command
+        for model in config.models
+        for engine in config.engines
+        if (command := command_of(model, engine, checkpoints.get(model, ""), config))
+    }
     results: dict[str, list[dict[str, Any]]] = {f"{model} {engine}": [] for model, engine in commands}
     options = " ".join([*config.models, "--cells", *map(str, config.cells), "--cores", *map(str, config.cores)])
     header = provenance() | {"dtype": "float32", "cores": list(config.cores), "timestep_fs": 2.0, "frames_every": 10}
