@@ -24,7 +24,6 @@ from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.observables.polarization import PolarizationTopology
 from jaxpto.provenance import fingerprint, provenance
-from jaxpto.replicas import in_turn
 from jaxpto.report import load_run
 from jaxpto.simulation import Setup, prepare, simulate
 from jaxpto.storage.files import write_json_atomic
@@ -141,7 +140,7 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     starts = jax.jit(jax.vmap(lambda target: displaced(system, topology, target)))(z)
     layout = plain.potential.allocate([system, *unstack(jax.device_get(starts))], plain.potential.usual_skin)
     descend = jax.jit(
-        lambda potential: jax.vmap(lambda start: settled(in_turn(potential.evaluate), start, topology, layout))(starts)
+        lambda potential: jax.vmap(lambda start: settled(potential.evaluate, start, topology, layout))(starts)
     )
     place = np.tile(np.repeat(np.arange(len(z)), config.replicas), len(config.temperatures))
     systems = jax.tree.map(lambda leaf: leaf[place], descend(plain.potential))
