@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.deepmd_layers import (
+    Groups,
     attention,
     by_type,
     environment,
@@ -103,16 +104,17 @@ class DeepPotSE:
         types = species_of(self.elements, system.numbers)
         blocks = by_type(neighbors.layout, self.elements)
         kept = self._nearest(vectors.reshape(n, -1, 3), blocks)
+        rows = tuple(self._rows(params, types, block) for block in kept)
         present = [kind for kind, _ in blocks]
         groups = make_groups(types, present, atoms_at_once())
-        grouped = tuple(block.at[groups.atoms].get(mode="clip") for block in kept)
 
+        # The loop looks its rows up; those that it is handed XLA cuts out anew for every feature, element by element.
         @jax.checkpoint
-        def step(_: None, group: tuple[Array, tuple[Array, ...]]) -> tuple[None, Array]:
-            kind, vectors = group
-            return None, self._density(params, kind, dict(zip(present, vectors, strict=True)))
+        def step(_: None, group: Groups) -> tuple[None, Array]:
+            own = jax.tree.map(lambda block: block.at[group.atoms].get(mode="clip"), rows)
+            return None, self._density(params, group.types, dict(zip(present, own, strict=True)))
 
-        density = jax.lax.scan(step, None, (groups.types, grouped))[1]
+        density = jax.lax.scan(step, None, groups)[1]
         density = density.reshape(-1, *density.shape[2:])
         density = (
             jnp.zeros_like(density, shape=(n, *density.shape[1:]))
@@ -137,25 +139,33 @@ class DeepPotSE:
             for part, (kind, _) in zip(found, blocks, strict=True)
         ]
 
+    def _rows(
+        self, params: dict[str, Any], types: Int[Array, " n"], vectors: Float[Array, "n s 3"]
+    ) -> tuple[Float[Array, "n s 4"], Float[Array, "n s"]]:
+        """Normalized rows R of the neighbours of one type, and 1 for neighbours, 0 for empty slots."""
+        mean, std = params["mean"][types], params["std"][types]
+        real = (jnp.sum(vectors**2, axis=-1) < self.cutoff**2).astype(vectors.dtype)
+        rows = environment(vectors, self.smooth_start, self.cutoff)
+        return (rows - mean[:, None, :]) / std[:, None, :], real
+
     def _density(
-        self, params: dict[str, Any], kind: Int[Array, ""], vectors: dict[int, Float[Array, "w _ 3"]]
+        self,
+        params: dict[str, Any],
+        kind: Int[Array, ""],
+        neighbors: dict[int, tuple[Float[Array, "w _ 4"], Float[Array, "w _"]]],
     ) -> Float[Array, "w 4 m"]:
-        """X of atoms of one type, whose neighbours of each type are given; empty slots count as well.
+        """X of atoms of one type from `_rows` of each type of neighbours; empty slots count as well.
 
         An empty slot has s = 0, hence the row -mean / std: what DeePMD-kit's padding does to its sums.
         """
-        mean, std = params["mean"][kind], params["std"][kind]
-        empty = -mean / std
-        total = jnp.zeros((), mean.dtype)
+        empty = -params["mean"][kind] / params["std"][kind]
+        total = jnp.zeros((), empty.dtype)
         for number, most in enumerate(self.sel):
             blank = empty[:, None] * self._embed(params, kind, number, empty[None, :1])
-            if number not in vectors:
+            if number not in neighbors:
                 total = total + most * blank[None]
                 continue
-            found = vectors[number]
-            real = (jnp.sum(found**2, axis=-1) < self.cutoff**2).astype(found.dtype)
-            rows = environment(found, self.smooth_start, self.cutoff)
-            rows = (rows - mean[None, None, :]) / std[None, None, :]
+            rows, real = neighbors[number]
             features = self._embed(params, kind, number, rows[:, :, :1])
             weighted = rows * real[:, :, None]
             sums = jnp.einsum("wsa,wsm->wam", weighted, features, precision=jax.lax.Precision.HIGHEST)

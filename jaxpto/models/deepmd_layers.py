@@ -243,16 +243,13 @@ def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any
     """
     n = arrays[0].shape[0]
     slices = math.ceil(n / longest)
-    length = math.ceil(n / slices)
-
-    def sliced(x: Array) -> Array:
-        # the last row again and again: zeros could be where a derivative is infinite
-        padding = [(0, slices * length - n)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding, mode="edge").reshape(slices, length, *x.shape[1:])
+    # the last row again and again: zeros could be where a derivative is infinite
+    index = jnp.minimum(jnp.arange(slices * math.ceil(n / slices), dtype=jnp.int32), n - 1).reshape(slices, -1)
 
     @jax.checkpoint
-    def step(_: None, rows: tuple[Array, ...]) -> tuple[None, Any]:
-        return None, function(*rows)
+    def step(_: None, index: Array) -> tuple[None, Any]:
+        # looked up, not handed to the loop: see DeepPotSE
+        return None, function(*(x.at[index].get(mode="promise_in_bounds") for x in arrays))
 
-    results = jax.lax.scan(step, None, tuple(sliced(x) for x in arrays))[1]
+    results = jax.lax.scan(step, None, index)[1]
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)
