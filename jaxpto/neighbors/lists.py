@@ -185,9 +185,11 @@ def refresh(systems: System, coming: System, neighbors: Neighbors, active: Bool[
     def some(carry: tuple[Neighbors, Array]) -> Array:
         return jnp.any(carry[1])
 
+    # A CPU builds one list after another, so that only those in need cost anything; others build all at once.
+    rebuild = _rebuild_first if jax.default_backend() == "cpu" else _rebuild_all
+
     def turn(carry: tuple[Neighbors, Array]) -> tuple[Neighbors, Array]:
-        # A CPU builds one list after another, so that only those in need cost anything; others build all at once.
-        return jax.lax.platform_dependent(systems, *carry, cpu=_rebuild_first, default=_rebuild_all)
+        return rebuild(systems, *carry)
 
     return jax.lax.while_loop(some, turn, (neighbors, needed))[0]
 
