@@ -47,17 +47,16 @@ def begin(
     from jaxpto import dynamics, simulation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
-    from jaxpto.system import from_ase
 
     set_up_jax("float32")
     configure_devices(cores)
     config = SweepConfig(
         model=model, supercell=(cells,) * 3, temperatures=tuple(300.0 + 100.0 * r for r in range(replicas)),
-        steps=10_000_000, sample_every=EVERY, timestep=timestep,
+        steps=10_000_000, sample_every=EVERY, timestep=timestep, skin=skin,
     )  # fmt: skip
     setup = simulation.prepare(config)
     schedule = dynamics.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
-    layout = setup.potential.allocate([from_ase(setup.atoms)], skin or setup.potential.usual_skin)
+    layout = simulation.first_layout(setup)
     mesh = dynamics.replica_mesh(replicas)
 
     def first(potential: Any) -> Any:

@@ -36,7 +36,6 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
     from jaxpto.neighbors import build, needs_rebuild
-    from jaxpto.system import from_ase
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -46,9 +45,8 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     )  # fmt: skip
     setup = simulation.prepare(config)
     schedule = dynamics.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
-    system = from_ase(setup.atoms)
     potential = setup.potential
-    layout = potential.allocate([system], potential.usual_skin)
+    layout = simulation.first_layout(setup)
     mesh = dynamics.replica_mesh(replicas)
     states, watch = dynamics.pad_replicas(*jax.jit(lambda: simulation.start(setup, layout))(), mesh)
 

@@ -181,6 +181,20 @@ def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
     return jax.vmap(one, each)(jnp.arange(len(setup.temperatures)), kT, systems, setup.parameters)
 
 
+def first_layout(setup: Setup) -> Layout:
+    """Room in the neighbour lists for where the replicas start and for what thermal disorder brings in."""
+    system = from_ase(setup.atoms, np.dtype(setup.config.dtype))
+    # shells that the perfect lattice has just outside; better to make room at the start
+    shaken = [setup.atoms.copy() for _ in range(2)]
+    for seed, atoms in enumerate(shaken):
+        atoms.rattle(0.2, seed=seed)
+    moved = [dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken]
+    skin = setup.config.skin or setup.potential.usual_skin
+    starts = [] if setup.systems is None else unstack(jax.device_get(setup.systems))
+    layout = setup.potential.allocate([system, *moved, *starts], skin, headroom=1.1)
+    return divisible(layout, setup.config.devices_per_replica)
+
+
 def nearest_distance(atoms: ase.Atoms) -> float:
     """Smallest distance between two atoms (images included), Angstrom."""
     reach = 3.0
@@ -298,16 +312,7 @@ class _Ended(NamedTuple):
 
 def _begin(setup: Setup, paths: list[Path], processes: Processes) -> Position:
     """The run at step 0, with empty trajectories."""
-    system = from_ase(setup.atoms, np.dtype(setup.config.dtype))
-    # Thermal disorder brings in shells that the perfect lattice has just outside; better to make room at the start.
-    shaken = [setup.atoms.copy() for _ in range(2)]
-    for seed, atoms in enumerate(shaken):
-        atoms.rattle(0.2, seed=seed)
-    moved = [dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken]
-    skin = setup.config.skin or setup.potential.usual_skin
-    starts = [] if setup.systems is None else unstack(jax.device_get(setup.systems))
-    layout = setup.potential.allocate([system, *moved, *starts], skin, headroom=1.1)
-    layout = divisible(layout, setup.config.devices_per_replica)
+    system, layout = from_ase(setup.atoms, np.dtype(setup.config.dtype)), first_layout(setup)
     # rounding may differ between kinds of machines: the first process decides
     layout = layout_from_json(json.loads(processes.gather(json.dumps(layout_to_json(layout)).encode())[0]))
     paths[0].parent.mkdir(exist_ok=True)
