@@ -99,11 +99,12 @@ def measure(command: list[str], cells: int) -> dict[str, Any]:
 
 def too_large(before: list[dict[str, Any]], atoms: int, config: Config) -> str:
     """Why a size is not tried after the smaller ones, or ""."""
+    if before and "left_out" in before[-1]:
+        return before[-1]["left_out"]
+    before = [one for one in before if "ms" in one]  # one that failed says nothing of larger ones
     if not before:
         return ""
     last = before[-1]
-    if "failed" in last or "left_out" in last:
-        return last.get("left_out", "a smaller one failed")
     times = atoms / last["atoms"]
     if (step := times * last["ms"] / 1e3) > config.longest:
         return f"about {step:.0f} s a step, --longest is {config.longest:g}"

@@ -84,7 +84,7 @@ def folder(tmp_path_factory) -> Path:
 
 def config(folder: Path, out: Path, **changes) -> train.Config:
     base = train.Config(
-        data=(folder,), out=out, steps=300, validate_every=150, hidden=8, channels=4, radial=6, quartic=2, cutoff=5.0,
+        data=(folder,), out=out, steps=450, validate_every=150, hidden=8, channels=4, radial=6, quartic=2, cutoff=5.0,
         ema=0.9, matrix_rate=0.01, other_rate=0.01,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
