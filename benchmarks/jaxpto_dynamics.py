@@ -103,7 +103,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{r}.h5md" for r in range(replicas)]
         for path in paths:
-            create_trajectory(path, from_ase(setup.atoms), 100_000, simulation.OBSERVABLES)
+            frames = 100 + 2_000_000 // len(setup.atoms)  # more than are written, and no more than a disk holds
+            create_trajectory(path, from_ase(setup.atoms), frames, simulation.OBSERVABLES)
 
         def advance(written: int) -> Any:
             chunk = following(chunks)

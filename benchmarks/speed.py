@@ -108,9 +108,9 @@ def too_large(before: list[dict[str, Any]], atoms: int, config: Config) -> str:
     times = atoms / last["atoms"]
     if (step := times * last["ms"] / 1e3) > config.longest:
         return f"about {step:.0f} s a step, --longest is {config.longest:g}"
-    growth = [
-        (b["peak_memory_MiB"] - a["peak_memory_MiB"]) / (b["atoms"] - a["atoms"]) for a, b in itertools.pairwise(before)
-    ]
+    # by the two largest: that of small cells is the compiler's
+    pairs = list(itertools.pairwise(before))[-1:]
+    growth = [(b["peak_memory_MiB"] - a["peak_memory_MiB"]) / (b["atoms"] - a["atoms"]) for a, b in pairs]
     expected = last["peak_memory_MiB"] + max(growth, default=0.0) * (atoms - last["atoms"])
     if expected > 1024 * config.memory:
         return f"about {expected / 1024:.0f} GiB, --memory is {config.memory:g}"
