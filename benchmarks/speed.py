@@ -148,7 +148,8 @@ def run(config: Config) -> None:
         if (command := command_of(model, engine, checkpoints.get(model, ""), config))
     }
     results: dict[str, list[dict[str, Any]]] = {f"{model} {engine}": [] for model, engine in commands}
-    options = " ".join([*config.models, "--cells", *map(str, config.cells), "--cores", *map(str, config.cores)])
+    lists = {"cells": config.cells, "engines": config.engines, "cores": config.cores}
+    options = " ".join([*config.models, *(f"--{name} {' '.join(map(str, values))}" for name, values in lists.items())])
     header = provenance() | {"dtype": "float32", "cores": list(config.cores), "timestep_fs": 2.0, "frames_every": 10}
     header["command"] = f"python -m benchmarks.speed {options} --seconds {config.seconds:g} --rounds {config.rounds}"
     print(
