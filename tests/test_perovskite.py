@@ -9,11 +9,14 @@ import model_contract as contract
 import numpy as np
 import pytest
 
+from jaxpto import neighbors
 from jaxpto.catalogue import load_potential, save_potential
-from jaxpto.models import perovskite_moments
+from jaxpto.models import perovskite, perovskite_moments
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.models.perovskite_moments import moments
 from jaxpto.potential import Potential
+from jaxpto.structures import builtin_structure
+from jaxpto.system import from_ase
 
 MODEL = Perovskite((8, 22, 38, 82), radial=6, channels=5, quartic=3, hidden=7)
 
@@ -241,3 +244,27 @@ def test_shipped_weights_are_small_and_know_pbtio3(shipped: Potential) -> None:
     assert 0.04 < other.energy - one.energy < 0.12
     assert np.abs(one.forces).max() < 0.5
     np.testing.assert_allclose(other.forces, 0.0, atol=1e-9)
+
+
+def test_slices_of_atoms_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energy, forces, stress, and derivatives of the energy in parameters and of a force, with slices and without."""
+    potential = load_potential("perovskite", np.dtype(np.float64))
+    atoms = builtin_structure("PbTiO3-tetragonal").repeat(2)
+    atoms.rattle(0.05, seed=0)
+    system = from_ase(atoms, np.float64)
+    found = neighbors.build(system, potential.allocate([system], 0.1))
+
+    def everything():
+        def force(positions):
+            return potential.evaluate(system.replace(positions=positions), found).forces[0, 0]
+
+        prediction = potential.evaluate(system, found)
+        trained = jax.grad(lambda params: potential.replace(params=params).energy(system, found))(potential.params)
+        return prediction, trained, jax.grad(force)(system.positions)
+
+    whole = everything()
+    monkeypatch.setattr(perovskite, "CROWD", 30)
+    monkeypatch.setattr(perovskite, "SLICE", 12)  # four slices, the last one not full
+    assert "scan" in str(jax.make_jaxpr(lambda: potential.energy(system, found))())
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(everything()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)

@@ -12,6 +12,7 @@ more are within the cutoff.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxpto.models.atom_slices import local_energies
 from jaxpto.models.deepmd_layers import (
     Groups,
     attention,
     by_type,
     environment,
     fitted,
-    in_slices,
     invariants,
     make_groups,
     nearest,
@@ -262,15 +263,19 @@ class DPA1:
         near = pick(dense, chosen)
         kinds = jnp.asarray(kind_of_slot)[chosen]
 
-        def density(types: Array, kinds: Array, near: Array) -> Array:
-            return self._density(params, types, kinds, near)
+        network = functools.partial(self._network, [kind for kind, _ in blocks])
+        result = local_energies(network, atoms_at_once(), params, near, (types, kinds))
+        return result * params["scale"][types], params["shift"][types]
 
-        x = invariants(in_slices(density, atoms_at_once(), types, kinds, near), self.axis)
+    def _network(
+        self, present: list[int], params: dict[str, Any], vectors: Float[Array, "w s 3"], others: tuple[Array, Array]
+    ) -> Float[Array, " w"]:
+        """What the network gives for a few atoms, of whom `others` has the types, and those of the neighbours."""
+        types, kinds = others
+        x = invariants(self._density(params, types, kinds, vectors), self.axis)
         if self.appended:
             x = jnp.concatenate([x, params["types"][types]], axis=1)
-        present = [kind for kind, _ in blocks]
-        result = fitted(params["fitting"], self.fitting, self.fitting_activation, present, types, x)
-        return result * params["scale"][types], params["shift"][types]
+        return fitted(params["fitting"], self.fitting, self.fitting_activation, present, types, x)
 
     def _density(
         self, params: dict[str, Any], types: Int[Array, " w"], kinds: Int[Array, "w s"], vectors: Float[Array, "w s 3"]

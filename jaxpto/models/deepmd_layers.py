@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -231,25 +231,3 @@ def _table_derivatives_rule(
     moved = tangents[1][..., None]
     found = _table_derivatives(table, place, s, order)
     return found, (found[1] * moved, _table_derivatives(table, place, s, order + 1)[1] * moved)
-
-
-def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any:
-    """A function of rows, of a few rows at a time; its derivative does them again instead of keeping what it needs.
-
-    Args:
-        function: of slices of the arrays; a row's result depends on that row only.
-        longest: rows that go through at once.
-        arrays: [n, ...].
-    """
-    n = arrays[0].shape[0]
-    slices = math.ceil(n / longest)
-    # the last row again and again: zeros could be where a derivative is infinite
-    index = jnp.minimum(jnp.arange(slices * math.ceil(n / slices), dtype=jnp.int32), n - 1).reshape(slices, -1)
-
-    @jax.checkpoint
-    def step(_: None, index: Array) -> tuple[None, Any]:
-        # looked up, not handed to the loop: see DeepPotSE
-        return None, function(*(x.at[index].get(mode="promise_in_bounds") for x in arrays))
-
-    results = jax.lax.scan(step, None, index)[1]
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)

@@ -18,17 +18,21 @@ Everything per edge is rational in (x, y, z): no square root, exponential or tab
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxpto.models.atom_slices import local_energies
+from jaxpto.models.layers import divided
 from jaxpto.models.perovskite_moments import matmul, moments
-from jaxpto.neighbors import Neighbors
+from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.system import System
 
 Params = dict[str, Array]
+CROWD, SLICE = 1024, 320  # atoms: on a processor more of them crowd each other out of the caches, and go in slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +72,19 @@ class Perovskite:
         layout = neighbors.layout
         n = system.positions.shape[0]
         known = [self.elements.index(z) for z in layout.species]
-        own = (system.numbers[:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
-        slots = jnp.swapaxes(vectors.reshape(n, -1, 3), 1, 2)
-        return self.atomic_energies(select(params, known), own, slots, layout.slots).sum()
+        some = functools.partial(self._some_energies, layout)
+        params, vectors = select(params, known), vectors.reshape(n, -1, 3)
+        # slices of few atoms cost more than they save, and those that are dealt out over devices would be gathered
+        if n <= CROWD or jax.default_backend() != "cpu" or divided():
+            return some(params, vectors, (system.numbers,)).sum()
+        return local_energies(some, SLICE, params, vectors, (system.numbers,)).sum()
+
+    def _some_energies(
+        self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], others: tuple[Int[Array, " n"]]
+    ) -> Float[Array, " n"]:
+        """Energy of some of the atoms, whose atomic numbers `others` has, eV."""
+        own = (others[0][:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
+        return self.atomic_energies(params, own, jnp.swapaxes(vectors, 1, 2), layout.slots)
 
     def atomic_energies(
         self,

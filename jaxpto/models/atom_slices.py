@@ -1,0 +1,97 @@
+"""Energies of atoms that depend on their own neighbours only, of a few atoms at a time.
+
+Such models need not keep the features of all edges at once: a slice of atoms goes through all of the network, and its
+forces are there before the next one starts. What a slice needs fits the caches of a processor, whatever the system.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any:
+    """A function of rows, of a few rows at a time; its derivative does them again instead of keeping what it needs.
+
+    Args:
+        function: of slices of the arrays; a row's result depends on that row only.
+        longest: rows that go through at once.
+        arrays: [n, ...].
+    """
+    n = arrays[0].shape[0]
+    slices = math.ceil(n / longest)
+    # the last row again and again: zeros could be where a derivative is infinite
+    index = jnp.minimum(jnp.arange(slices * math.ceil(n / slices), dtype=jnp.int32), n - 1).reshape(slices, -1)
+
+    @jax.checkpoint
+    def step(_: None, index: Array) -> tuple[None, Any]:
+        # looked up, not handed to the loop: see DeepPotSE
+        return None, function(*(x.at[index].get(mode="promise_in_bounds") for x in arrays))
+
+    results = jax.lax.scan(step, None, index)[1]
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def local_energies(
+    function: Callable[[Any, Array, tuple[Array, ...]], Array],
+    longest: int,
+    params: Any,
+    vectors: Float[Array, "n s 3"],
+    others: tuple[Array, ...],
+) -> Float[Array, " n"]:
+    """Energies of atoms that depend on their own rows only, of a few atoms at a time.
+
+    Where forces are wanted, each slice gives its derivative as soon as its energies are there, so that nothing is
+    computed twice; where derivatives in the parameters are, the slices are done again. It can be differentiated
+    backwards, also twice, but not forwards (`jax.jvp`).
+
+    Args:
+        function: (params, rows of vectors, rows of others) -> energies of these atoms.
+        longest: atoms that go through at once.
+        params: pytree that every slice sees.
+        vectors: to the neighbours of each atom, Angstrom.
+        others: arrays of integers [n, ...].
+    """
+    return in_slices(lambda vectors, *others: function(params, vectors, others), longest, vectors, *others)
+
+
+def _save(
+    function: Callable[..., Array], longest: int, params: Any, vectors: Any, others: Any
+) -> tuple[Array, tuple[Any, Array | None]]:
+    values = jax.tree.map(lambda primal: primal.value, (params, vectors, others))
+    if any(primal.perturbed for primal in jax.tree.leaves(params)):
+        return local_energies(function, longest, *values), (values, None)
+
+    def both(vectors: Array, *others: Array) -> tuple[Array, Array]:
+        energies, transpose = jax.vjp(lambda x: function(values[0], x, others), vectors)
+        return energies, transpose(jnp.ones_like(energies))[0]
+
+    energies, gradient = in_slices(both, longest, values[1], *values[2])
+    return energies, (values, gradient)
+
+
+def _spread(
+    function: Callable[..., Array], longest: int, saved: tuple[Any, Array | None], cotangent: Array
+) -> tuple[Any, Array, Any]:
+    (params, vectors, others), gradient = saved
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), others)
+    if gradient is not None:
+        return jax.tree.map(jnp.zeros_like, params), cotangent[:, None, None] * gradient, nothing
+
+    def again(params: Any, vectors: Array) -> Array:
+        return in_slices(lambda vectors, *others: function(params, vectors, others), longest, vectors, *others)
+
+    return *jax.vjp(again, params, vectors)[1](cotangent), nothing
+
+
+local_energies.defvjp(_save, _spread, symbolic_zeros=True)
