@@ -17,6 +17,8 @@ def in_turn(evaluate: EvaluateFn) -> EvaluateFn:
     Side by side they would crowd each other out of the caches: twice the time at 625 atoms, and the memory of all of
     them at once. An accelerator takes them side by side, so that each of its kernels has enough to do.
 
+    Not for a loop inside of the `vmap`: JAX cannot carry traced parameters that `evaluate` closes over into it.
+
     Args:
         evaluate: of one system, such as `potential.evaluate`.
     """

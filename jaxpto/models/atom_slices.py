@@ -32,7 +32,7 @@ def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any
 
     @jax.checkpoint
     def step(_: None, index: Array) -> tuple[None, Any]:
-        # looked up, not handed to the loop: see DeepPotSE
+        # looked up: what a loop is handed XLA cuts out anew for every number that is made of it, element by element
         return None, function(*(x.at[index].get(mode="promise_in_bounds") for x in arrays))
 
     results = jax.lax.scan(step, None, index)[1]
@@ -60,6 +60,12 @@ def local_energies(
         vectors: to the neighbours of each atom, Angstrom.
         others: arrays of integers [n, ...].
     """
+    return _energies(function, longest, params, vectors, others)
+
+
+def _energies(
+    function: Callable[..., Array], longest: int, params: Any, vectors: Array, others: tuple[Array, ...]
+) -> Array:
     return in_slices(lambda vectors, *others: function(params, vectors, others), longest, vectors, *others)
 
 
@@ -68,7 +74,7 @@ def _save(
 ) -> tuple[Array, tuple[Any, Array | None]]:
     values = jax.tree.map(lambda primal: primal.value, (params, vectors, others))
     if any(primal.perturbed for primal in jax.tree.leaves(params)):
-        return local_energies(function, longest, *values), (values, None)
+        return _energies(function, longest, *values), (values, None)
 
     def both(vectors: Array, *others: Array) -> tuple[Array, Array]:
         energies, transpose = jax.vjp(lambda x: function(values[0], x, others), vectors)
@@ -88,10 +94,10 @@ def _spread(
     if gradient is not None:
         return jax.tree.map(jnp.zeros_like, params), cotangent[:, None, None] * gradient, nothing
 
-    def again(params: Any, vectors: Array) -> Array:
-        return in_slices(lambda vectors, *others: function(params, vectors, others), longest, vectors, *others)
-
-    return *jax.vjp(again, params, vectors)[1](cotangent), nothing
+    transpose = jax.vjp(lambda params, vectors: _energies(function, longest, params, vectors, others), params, vectors)[
+        1
+    ]
+    return *transpose(cotangent), nothing
 
 
 local_energies.defvjp(_save, _spread, symbolic_zeros=True)
