@@ -94,9 +94,7 @@ def _spread(
     if gradient is not None:
         return jax.tree.map(jnp.zeros_like, params), cotangent[:, None, None] * gradient, nothing
 
-    transpose = jax.vjp(lambda params, vectors: _energies(function, longest, params, vectors, others), params, vectors)[
-        1
-    ]
+    _, transpose = jax.vjp(lambda p, v: _energies(function, longest, p, v, others), params, vectors)
     return *transpose(cotangent), nothing
 
 
