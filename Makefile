@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/PbTiO3
 
+# Without compiled modules every process would compile jax, scipy and matplotlib anew: 6 s in place of 2 to start one.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help sweep test test-slow lint lock clean
 
