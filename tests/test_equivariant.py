@@ -33,6 +33,18 @@ def test_higher_harmonics_are_refused() -> None:
         spherical_harmonics(_directions(1), 4)
 
 
+def test_3j_symbols_are_those_of_e3nn() -> None:
+    triples = [t for t in itertools.product(range(5), repeat=3) if abs(t[0] - t[1]) <= t[2] <= t[0] + t[1]]
+    assert len(triples) == 65
+    for triple in triples:
+        np.testing.assert_allclose(wigner_3j(*triple), e3nn_jax.clebsch_gordan(*triple), atol=1e-13)
+
+
+def test_3j_symbols_keep_to_the_triangle() -> None:
+    with pytest.raises(ValueError, match="3 is not from 0 to 2"):
+        wigner_3j(1, 1, 3)
+
+
 def test_3j_symbols_couple_harmonics() -> None:
     """Of even l1 + l2 + l3: contracted with two harmonics of one direction they give a multiple of the third."""
     unit = _directions(5)
