@@ -24,7 +24,7 @@ def check_positive(name: str, value: float, unit: str) -> None:
 
 def matmul(left: Float[Array, "m 3"], right: Float[Array, "3 3"]) -> Float[Array, "m 3"]:
     """Product with a 3 x 3 matrix, written out: it fuses, and accelerators cannot round its factors to 10 bits."""
-    return sum((left[:, k, None] * right[None, k, :] for k in range(1, 3)), left[:, 0, None] * right[None, 0, :])
+    return (left[:, :, None] * right[None, :, :]).sum(axis=1)
 
 
 def maxwell_boltzmann(

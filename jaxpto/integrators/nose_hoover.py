@@ -7,9 +7,10 @@ importing jax-md runs JAX operations, which takes seconds and fixes the devices 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
@@ -44,36 +45,37 @@ def chain_at_rest(length: int, time: float, degrees_of_freedom: int, kT: Float[A
 
 
 def chain_half_step(
-    timestep: float, degrees_of_freedom: int, length: int
-) -> Callable[[Chain, Float[Array, ""], Float[Array, ""]], tuple[Float[Array, ""], Chain]]:
-    """Half step of a chain: (chain, kinetic energy, kT) -> (factor on the velocities it thermostats, chain).
+    timestep: float, degrees_of_freedom: Sequence[int], length: int
+) -> Callable[[Sequence[Chain], Sequence[Array], Float[Array, ""]], tuple[Float[Array, " k"], list[Chain]]]:
+    """Half step of k chains side by side: (chains, kinetic energies, kT) -> (factors on the velocities, chains).
 
     Source: Martyna, Tuckerman, Tobias and Klein, Mol. Phys. 87, 1117 (1996), eq. 22 and its appendix. The operator only
     scales the velocities, so it returns the scale and leaves them alone.
 
     Args:
         timestep: of the whole step, internal units.
-        degrees_of_freedom: N_f of the thermostatted velocities.
-        length: number of thermostats, at least 2.
+        degrees_of_freedom: N_f of the velocities that each chain thermostats.
+        length: number of thermostats of a chain, at least 2.
     """
     last = length - 1
 
     def half_step(
-        chain: Chain, kinetic_energy: Float[Array, ""], kT: Float[Array, ""]
-    ) -> tuple[Float[Array, ""], Chain]:
-        mass = [chain.mass[k] for k in range(length)]
-        momentum = [chain.momentum[k] for k in range(length)]
-        position = chain.position
-        factor = jnp.ones_like(kT)
+        chains: Sequence[Chain], kinetic_energies: Sequence[Array], kT: Float[Array, ""]
+    ) -> tuple[Float[Array, " k"], list[Chain]]:
+        beside = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-1), *chains)
+        mass, momentum, position = list(beside.mass), list(beside.momentum), beside.position
+        twice_kinetic = 2.0 * jnp.stack(kinetic_energies)
+        at_rest = jnp.asarray(degrees_of_freedom, kT.dtype) * kT
+        factor = jnp.ones_like(twice_kinetic)
 
-        def force(k: int) -> Float[Array, ""]:
-            """What drives thermostat k: the excess of the kinetic energy that it controls."""
+        def force(k: int) -> Float[Array, " k"]:
+            """What drives thermostats k: the excess of the kinetic energy that they control."""
             if k == 0:
-                return 2.0 * kinetic_energy * factor**2 - degrees_of_freedom * kT
+                return twice_kinetic * factor**2 - at_rest
             return momentum[k - 1] ** 2 / mass[k - 1] - kT
 
         def kick(k: int, quarter: float) -> None:
-            """A quarter step of momentum k under its force and the drag of thermostat k + 1."""
+            """A quarter step of momenta k under their forces and the drag of thermostats k + 1."""
             drag = 1.0 if k == last else jnp.exp(-0.5 * quarter * momentum[k + 1] / mass[k + 1])
             momentum[k] = drag * (drag * momentum[k] + quarter * force(k))
 
@@ -82,10 +84,11 @@ def chain_half_step(
             for k in range(last, -1, -1):
                 kick(k, 0.5 * half)
             factor = factor * jnp.exp(-half * momentum[0] / mass[0])
-            position = position + half * jnp.stack(momentum) / chain.mass
+            position = position + half * jnp.stack(momentum) / beside.mass
             for k in range(length):
                 kick(k, 0.5 * half)
-        return factor, replace(chain, position=position, momentum=jnp.stack(momentum))
+        beside = replace(beside, position=position, momentum=jnp.stack(momentum))
+        return factor, [jax.tree.map(lambda leaf, k=k: leaf[..., k], beside) for k in range(len(chains))]
 
     return half_step
 

@@ -140,7 +140,6 @@ def npt_parrinello_rahman(
     thermostat_time = thermostat_time_fs * FEMTOSECOND
     cell_time = _cell_time(barostat_time_fs, pfactor)
     n_cell = CELL_DEGREES_OF_FREEDOM[mask]
-    cell_half_step = chain_half_step(dt, n_cell, chain_length)
 
     def init(
         key: UInt32[Array, " 2"],
@@ -180,13 +179,13 @@ def npt_parrinello_rahman(
 
     def thermostat(state: MDState) -> MDState:
         bath: ParrinelloRahmanBath = state.bath
-        particle_half_step = chain_half_step(dt, bath.degrees_of_freedom, chain_length)
-        slow, particle_chain = particle_half_step(bath.particle_chain, kinetic_energy(state), bath.kT)
-        slow_cell, cell_chain = cell_half_step(bath.cell_chain, _cell_kinetic_energy(bath), bath.kT)
+        half_step = chain_half_step(dt, (bath.degrees_of_freedom, n_cell), chain_length)
+        chains, energies = (bath.particle_chain, bath.cell_chain), (kinetic_energy(state), _cell_kinetic_energy(bath))
+        slow, (particle_chain, cell_chain) = half_step(chains, energies, bath.kT)
         bath = replace(
-            bath, particle_chain=particle_chain, cell_chain=cell_chain, strain_rate=bath.strain_rate * slow_cell
+            bath, particle_chain=particle_chain, cell_chain=cell_chain, strain_rate=bath.strain_rate * slow[1]
         )
-        return replace(state, momenta=state.momenta * slow, bath=bath)
+        return replace(state, momenta=state.momenta * slow[0], bath=bath)
 
     def kick_cell(state: MDState) -> MDState:
         kinetic = kinetic_tensor(state.momenta, state.system.masses)
