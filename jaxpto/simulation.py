@@ -38,7 +38,7 @@ from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
-from jaxpto.neighbors import Layout, build
+from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
 from jaxpto.processes import Processes
@@ -191,7 +191,9 @@ def first_layout(setup: Setup) -> Layout:
     moved = [dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken]
     skin = setup.config.skin or setup.potential.usual_skin
     starts = [] if setup.systems is None else unstack(jax.device_get(setup.systems))
-    layout = setup.potential.allocate([system, *moved, *starts], skin, headroom=1.1)
+    # slots in whole vectors are headroom by themselves
+    headroom = 1.05 if setup.potential.model.by_species else 1.1
+    layout = in_whole_vectors(setup.potential.allocate([system, *moved, *starts], skin, headroom))
     return divisible(layout, setup.config.devices_per_replica)
 
 

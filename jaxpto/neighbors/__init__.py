@@ -5,7 +5,7 @@ program; `needs_rebuild` and `refresh` keep those of many replicas valid; `edge_
 """
 
 from jaxpto.neighbors.angles import Angles
-from jaxpto.neighbors.layout import Layout, grow, heights
+from jaxpto.neighbors.layout import Layout, grow, heights, in_whole_vectors
 from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_vectors, needs_rebuild, refresh
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "edge_vectors",
     "grow",
     "heights",
+    "in_whole_vectors",
     "needs_rebuild",
     "refresh",
 ]

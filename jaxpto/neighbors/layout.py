@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 WORD = 32
+VECTOR = 8  # numbers that a processor's vector units take at once
 _SHRINKAGE = 0.97  # a cell's heights may shrink by this factor before the stencil is too short
 
 
@@ -97,6 +98,11 @@ def _three(values: np.ndarray) -> tuple[int, int, int]:
 def whole_words(capacity: float) -> int:
     """The capacity rounded up to whole words of bits."""
     return WORD * max(1, math.ceil(capacity / WORD))
+
+
+def in_whole_vectors(layout: Layout) -> Layout:
+    """The layout with its slots rounded up to whole vectors, with which a processor is done no later."""
+    return dataclasses.replace(layout, slots=tuple(VECTOR * math.ceil(slots / VECTOR) for slots in layout.slots))
 
 
 def _image_extent(layout: Layout) -> list[int]:
