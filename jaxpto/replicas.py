@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from jax.custom_batching import sequential_vmap
 
@@ -30,6 +32,7 @@ def in_turn(evaluate: EvaluateFn) -> EvaluateFn:
 
         # of bare arrays: JAX would put its marks of what is batched into a System, which takes arrays only
         @sequential_vmap
+        @functools.partial(jax.jit, inline=True)
         def of_arrays(*arrays: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             found = evaluate(*jax.tree.unflatten(structure, arrays))
             return found.energy, found.forces, found.stress
