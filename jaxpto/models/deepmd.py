@@ -22,11 +22,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.models.atom_slices import local_energies
 from jaxpto.models.deepmd_layers import (
-    Groups,
     attention,
     by_type,
     environment,
     fitted,
+    fitting_network,
     invariants,
     make_groups,
     nearest,
@@ -105,25 +105,20 @@ class DeepPotSE:
         types = species_of(self.elements, system.numbers)
         blocks = by_type(neighbors.layout, self.elements)
         kept = self._nearest(vectors.reshape(n, -1, 3), blocks)
-        rows = tuple(self._rows(params, types, block) for block in kept)
+        ends = np.cumsum([part.shape[1] for part in kept])[:-1].tolist()
         present = [kind for kind, _ in blocks]
+
+        def network(params: Any, vectors: Array, others: tuple[Array]) -> Array:
+            parts = dict(zip(present, jnp.split(vectors, ends, axis=1), strict=True))
+            return self._network(params, others[0][0], parts)
+
+        # of one type each, so that a slice needs one set of networks
         groups = make_groups(types, present, atoms_at_once())
-
-        # The loop looks its rows up; those that it is handed XLA cuts out anew for every feature, element by element.
-        @jax.checkpoint
-        def step(_: None, group: Groups) -> tuple[None, Array]:
-            own = jax.tree.map(lambda block: block.at[group.atoms].get(mode="clip"), rows)
-            return None, self._density(params, group.types, dict(zip(present, own, strict=True)))
-
-        density = jax.lax.scan(step, None, groups)[1]
-        density = density.reshape(-1, *density.shape[2:])
-        density = (
-            jnp.zeros_like(density, shape=(n, *density.shape[1:]))
-            .at[groups.atoms.reshape(-1)]
-            .set(density, mode="drop")
-        )
-        x = invariants(density, self.axis)
-        result = fitted(params["fitting"], self.fitting, self.fitting_activation, present, types, x)
+        order = groups.atoms.reshape(-1)
+        near = jnp.concatenate(kept, axis=1).at[order].get(mode="clip")
+        owners = jnp.repeat(groups.types, groups.atoms.shape[1])
+        found = local_energies(network, groups.atoms.shape[1], params, near, (owners,))
+        result = jnp.zeros_like(found, shape=n).at[order].set(found, mode="drop")
         return result * params["scale"][types], params["shift"][types]
 
     def _nearest(self, vectors: Float[Array, "n s 3"], blocks: list[tuple[int, slice]]) -> list[Float[Array, "n _ 3"]]:
@@ -140,33 +135,31 @@ class DeepPotSE:
             for part, (kind, _) in zip(found, blocks, strict=True)
         ]
 
-    def _rows(
-        self, params: dict[str, Any], types: Int[Array, " n"], vectors: Float[Array, "n s 3"]
-    ) -> tuple[Float[Array, "n s 4"], Float[Array, "n s"]]:
-        """Normalized rows R of the neighbours of one type, and 1 for neighbours, 0 for empty slots."""
-        mean, std = params["mean"][types], params["std"][types]
-        real = (jnp.sum(vectors**2, axis=-1) < self.cutoff**2).astype(vectors.dtype)
-        rows = environment(vectors, self.smooth_start, self.cutoff)
-        return (rows - mean[:, None, :]) / std[:, None, :], real
+    def _network(
+        self, params: dict[str, Any], kind: Int[Array, ""], neighbors: dict[int, Float[Array, "w _ 3"]]
+    ) -> Float[Array, " w"]:
+        """What the network gives for atoms of one type, from the vectors to each type of neighbours."""
+        x = invariants(self._density(params, kind, neighbors), self.axis)
+        return fitting_network(params["fitting"], self.fitting, self.fitting_activation, kind, x)
 
     def _density(
-        self,
-        params: dict[str, Any],
-        kind: Int[Array, ""],
-        neighbors: dict[int, tuple[Float[Array, "w _ 4"], Float[Array, "w _"]]],
+        self, params: dict[str, Any], kind: Int[Array, ""], neighbors: dict[int, Float[Array, "w _ 3"]]
     ) -> Float[Array, "w 4 m"]:
-        """X of atoms of one type from `_rows` of each type of neighbours; empty slots count as well.
+        """X of atoms of one type; empty slots count as well.
 
         An empty slot has s = 0, hence the row -mean / std: what DeePMD-kit's padding does to its sums.
         """
-        empty = -params["mean"][kind] / params["std"][kind]
+        mean, std = params["mean"][kind], params["std"][kind]
+        empty = -mean / std
         total = jnp.zeros((), empty.dtype)
         for number, most in enumerate(self.sel):
             blank = empty[:, None] * self._embed(params, kind, number, empty[None, :1])
             if number not in neighbors:
                 total = total + most * blank[None]
                 continue
-            rows, real = neighbors[number]
+            vectors = neighbors[number]
+            real = (jnp.sum(vectors**2, axis=-1) < self.cutoff**2).astype(vectors.dtype)
+            rows = (environment(vectors, self.smooth_start, self.cutoff) - mean[None, None, :]) / std[None, None, :]
             features = self._embed(params, kind, number, rows[:, :, :1])
             weighted = rows * real[:, :, None]
             sums = jnp.einsum("wsa,wsm->wam", weighted, features, precision=jax.lax.Precision.HIGHEST)

@@ -127,6 +127,23 @@ def invariants(density: Float[Array, "n 4 m"], axis: int) -> Float[Array, "n d"]
     return products.reshape(density.shape[0], -1)
 
 
+def fitting_network(
+    fitting: Layers, copies: tuple[int, ...], activation: str, kind: Int[Array, ""] | int, x: Float[Array, "n d"]
+) -> Float[Array, " n"]:
+    """Result of the fitting network of one type of atoms.
+
+    Args:
+        fitting: layers of all networks, stacked [networks, ...]; one network serves all types.
+        copies, activation: as in `residual_net`; the layer after these is linear.
+        kind: the type.
+        x: descriptors.
+    """
+    last = str(len(copies))
+    number = kind if fitting[last]["weight"].shape[0] > 1 else 0
+    layers = jax.tree.map(lambda leaf: leaf[number], fitting)
+    return linear(layers[last], residual_net(layers, copies, activation, x))[:, 0]
+
+
 def fitted(
     fitting: Layers,
     copies: tuple[int, ...],
@@ -138,19 +155,16 @@ def fitted(
     """Result of the fitting network of each atom's type.
 
     Args:
-        fitting: layers of all networks, stacked [networks, ...]; one network serves all types.
-        copies, activation: as in `residual_net`; the layer after these is linear.
+        fitting, copies, activation: as in `fitting_network`.
         kinds: types that are there.
         types: of the atoms.
         x: descriptors.
     """
-    last = str(len(copies))
 
-    def network(number: int) -> Array:
-        layers = jax.tree.map(lambda leaf: leaf[number], fitting)
-        return linear(layers[last], residual_net(layers, copies, activation, x))[:, 0]
+    def network(kind: int) -> Array:
+        return fitting_network(fitting, copies, activation, kind, x)
 
-    if fitting[last]["weight"].shape[0] == 1:
+    if fitting[str(len(copies))]["weight"].shape[0] == 1:
         return network(0)
     # All networks for all atoms: a product with the weights of one type for many atoms beats a copy of them for each.
     return functools.reduce(jnp.add, [jnp.where(types == kind, network(kind), 0.0) for kind in kinds])
