@@ -115,8 +115,8 @@ class Perovskite:
 
     def invariants(self, channels: Float[Array, "9 c n"]) -> Float[Array, "d n"]:
         """Invariants [features, n] of the mixed moments [9, channels, n]."""
-        scalar, vector, tensor = channels[0], channels[1:4], channels[4:9]
-        parts = [scalar, products(vector, vector), products(tensor, tensor)]
+        scalar, vector, tensor = jax.lax.split(channels, (1, 3, 5))
+        parts = [scalar[0], products(vector, vector), products(tensor, tensor)]
         if self.quartic:
             first, second = np.triu_indices(self.quartic)
             v, t = vector[:, : self.quartic], tensor[:, : self.quartic]

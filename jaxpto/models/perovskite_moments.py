@@ -215,7 +215,7 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
     gradients = []
     for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
-        du = by_slices(_radial_slope, c, u, q, w, slope, dwall, denergy)
+        du = jax.lax.optimization_barrier(_radial_slope(c, u, q, w, slope, dwall, denergy))
         dw = c[:, 1:4]
         for m in range(4, 9):
             for b in (1, 2, 3):
