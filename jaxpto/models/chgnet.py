@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from jaxpto.models.angle_graph import AngleGraph, angle_graph
 from jaxpto.models.equivariant import polynomial_envelope
 from jaxpto.models.layers import add_up, gather, layer_norm, linear, linear_term, product, row
-from jaxpto.models.passes import row_pass, select_rows
+from jaxpto.models.passes import row_pass
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -85,23 +86,23 @@ class CHGNet:
     ) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
         """Energies of the network, magnetic moments, and reference energies of the atoms."""
         params = jax.tree.map(lambda leaf: leaf.astype(vectors.dtype), params)
-        graph = _featurize(self, params, neighbors, vectors)
+        inputs = _featurize(self, params, neighbors, vectors)
         atoms = params["atom_embedding"][system.numbers - 1]
-        before, angles = atoms, graph.angles
-        change, shift = jnp.zeros_like(graph.bonds), jnp.zeros_like(atoms[0])
+        before, angles = atoms, inputs.angles
+        change, shift = jnp.zeros_like(inputs.bonds), jnp.zeros_like(atoms[0])
         *convolutions, last = [prepare(layer) for layer in _in_order(params["atom_convolutions"])]
         for step, convolution in enumerate(convolutions):
-            before, atoms = atoms, _convolve_atoms(convolution, graph, atoms, change, shift)
+            before, atoms = atoms, _convolve_atoms(convolution, inputs, atoms, change, shift)
             layers = {"messages": prepare(params["bond_convolutions"][str(step)])}
             if step:
                 layers["update"] = prepare(params["angle_updates"][str(step - 1)])
-            bonds = graph.bonds + change + row(shift, change)
+            bonds = inputs.bonds + change + row(shift, change)
             ends = {"messages": atoms, "update": before}
             keep = 0 < step < len(convolutions) - 1  # nothing reads the angles of the last update
-            angles, update, bias = _convolve_bonds(layers, graph, ends, bonds, angles, keep)
+            angles, update, bias = _convolve_bonds(layers, inputs, ends, bonds, angles, keep)
             change, shift = change + update, shift + bias
         moments = jnp.abs(linear(params["moments"], atoms)[:, 0])
-        atoms = _convolve_atoms(last, graph, atoms, change, shift)
+        atoms = _convolve_atoms(last, inputs, atoms, change, shift)
         if "readout_norm" in params:
             atoms = layer_norm(params["readout_norm"], atoms)
         *hidden, final = _in_order(params["readout"])
@@ -110,36 +111,25 @@ class CHGNet:
         return linear(final, atoms)[:, 0], moments, params["references"][system.numbers - 1]
 
 
-class _Graph(NamedTuple):
+class _Inputs(NamedTuple):
     """What stays the same in all layers; f radial functions, d features.
 
     Attributes:
-        edges: [s] of the edges within the cutoff the ends, "senders" and "receivers", and which of the "bonds" they
-            are, b for none.
+        graph: edges within the cutoff, and the bonds and angles among them.
         edge_basis: [s, f] radial functions.
-        edge_count: number of edges.
         edge_embedding, edge_weights: linear maps of the radial functions: features, and factors of the messages.
-        bond_receivers: [b] atom that a bond belongs to.
-        reverse: [b] the same bond from its other end.
         bonds: [b, d] features at the start, which follow from their length.
         bond_weights: [b, d] factors of the messages to bonds; zero beyond the angle cutoff.
-        index: [a] "first" and "second" bond of the angles between bonds within the angle cutoff.
         angles: [a, d] features at the start.
-        angle_count: number of angles.
     """
 
-    edges: dict[str, Int[Array, " s"]]
+    graph: AngleGraph
     edge_basis: Float[Array, "s f"]
-    edge_count: Int[Array, ""]
     edge_embedding: dict[str, Array]
     edge_weights: dict[str, Array]
-    bond_receivers: Int[Array, " b"]
-    reverse: Int[Array, " b"]
     bonds: Float[Array, "b d"]
     bond_weights: Float[Array, "b d"]
-    index: dict[str, Int[Array, " a"]]
     angles: Float[Array, "a d"]
-    angle_count: Int[Array, ""]
 
 
 def radial_basis(
@@ -181,51 +171,23 @@ def angular_basis(
     return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / math.sqrt(math.pi)
 
 
-def _featurize(model: CHGNet, params: Params, neighbors: Neighbors, vectors: Float[Array, "e 3"]) -> _Graph:
-    n, lists = neighbors.wraps.shape[0], neighbors.angles
-    if lists is None:
-        raise ValueError("CHGNet needs a neighbour list with angles; let Potential.allocate choose the layout")
-    frequencies, n_bonds = params["frequencies"], lists.bonds.shape[0]
+def _featurize(model: CHGNet, params: Params, neighbors: Neighbors, vectors: Float[Array, "e 3"]) -> _Inputs:
     distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # empty slots are long, so no zero reaches the root
-    selected, edge_count = select_rows(distance < model.cutoff)
-    bond_of_edge = jnp.full(distance.shape, n_bonds, jnp.int32)
-    bond_of_edge = bond_of_edge.at[lists.bonds].set(jnp.arange(n_bonds, dtype=jnp.int32), mode="drop")
-    edges = {
-        "senders": neighbors.senders.at[selected].get(mode="fill", fill_value=n),
-        "receivers": neighbors.receivers.at[selected].get(mode="fill", fill_value=n),
-        "bonds": bond_of_edge.at[selected].get(mode="fill", fill_value=n_bonds),
-    }
-    lengths = distance.at[selected].get(mode="fill", fill_value=2.0 * model.cutoff)
-
-    bond_lengths = distance.at[lists.bonds].get(mode="fill", fill_value=2.0 * model.cutoff)
-    short = bond_lengths < model.angle_cutoff
-    picked = [short.at[bond].get(mode="fill", fill_value=False) for bond in (lists.first, lists.second)]
-    chosen, angle_count = select_rows(picked[0] & picked[1])
-    index = {
-        "first": lists.first.at[chosen].get(mode="fill", fill_value=n_bonds),
-        "second": lists.second.at[chosen].get(mode="fill", fill_value=n_bonds),
-    }
-    unit = gather(vectors, lists.bonds) / bond_lengths[:, None]
+    graph = angle_graph(neighbors, vectors, distance, distance < model.cutoff, distance < model.angle_cutoff)
+    frequencies, power = params["frequencies"], model.envelope
     layers = {"frequencies": frequencies["angles"], "embedding": params["angle_embedding"]}
-    ends = {"first": unit, "second": unit}
-    angles, _ = row_pass(embed_angles, "first", n_bonds, layers, ends, index, {}, angle_count)
-    return _Graph(
-        edges=edges,
-        edge_basis=radial_basis(lengths, frequencies["edges"], model.cutoff, model.envelope),
-        edge_count=edge_count,
+    ends = {"first": graph.units, "second": graph.units}
+    angles, _ = row_pass(embed_angles, "first", graph.units.shape[0], layers, ends, graph.angles, {}, graph.angle_count)
+    of_bonds = radial_basis(graph.bond_lengths, frequencies["edges"], model.cutoff, power)
+    near = radial_basis(graph.bond_lengths, frequencies["bonds"], model.angle_cutoff, power)
+    return _Inputs(
+        graph=graph,
+        edge_basis=radial_basis(graph.lengths, frequencies["edges"], model.cutoff, power),
         edge_embedding=params["edge_embedding"],
         edge_weights=params["edge_weights"],
-        bond_receivers=neighbors.receivers.at[lists.bonds].get(mode="fill", fill_value=n),
-        reverse=lists.reverse,
-        bonds=linear(
-            params["edge_embedding"], radial_basis(bond_lengths, frequencies["edges"], model.cutoff, model.envelope)
-        ),
-        bond_weights=linear(
-            params["bond_weights"], radial_basis(bond_lengths, frequencies["bonds"], model.angle_cutoff, model.envelope)
-        ),
-        index=index,
+        bonds=linear(params["edge_embedding"], of_bonds),
+        bond_weights=linear(params["bond_weights"], near),
         angles=angles,
-        angle_count=angle_count,
     )
 
 
@@ -236,10 +198,10 @@ def embed_angles(params: Params, rows: dict[str, Any], streams: dict[str, Array]
 
 
 def _convolve_atoms(
-    layer: Params, graph: _Graph, atoms: Float[Array, "n d"], change: Float[Array, "b d"], shift: Float[Array, " d"]
+    layer: Params, inputs: _Inputs, atoms: Float[Array, "n d"], change: Float[Array, "b d"], shift: Float[Array, " d"]
 ) -> Float[Array, "n d"]:
     """Messages along all edges, whose features follow from their length, plus `shift`, plus `change` for bonds."""
-    first = layer["first"]
+    graph, first = inputs.graph, layer["first"]
     of_change = linear_term(first, change, 1)
     own = linear_term(first, atoms, 0)
     tables = {
@@ -248,8 +210,11 @@ def _convolve_atoms(
         "bonds": jnp.concatenate([of_change, jnp.zeros_like(of_change[:1])]),  # the last row serves other edges
     }
     # features that follow from the length, mapped: a map of the radial functions
-    params = layer | {"weights": graph.edge_weights, "edges": linear_term(first, graph.edge_embedding["weight"].T, 1).T}
-    streams = {"basis": graph.edge_basis}
+    params = layer | {
+        "weights": inputs.edge_weights,
+        "edges": linear_term(first, inputs.edge_embedding["weight"].T, 1).T,
+    }
+    streams = {"basis": inputs.edge_basis}
     _, sums = row_pass(
         edge_messages, "receivers", atoms.shape[0], params, tables, graph.edges, streams, graph.edge_count
     )
@@ -270,7 +235,7 @@ def edge_messages(params: Params, rows: dict[str, Any], edge: dict[str, Array]) 
 
 def _convolve_bonds(
     layers: dict[str, Params],
-    graph: _Graph,
+    inputs: _Inputs,
     atoms: dict[str, Float[Array, "n d"]],
     bonds: Float[Array, "b d"],
     angles: Float[Array, "a d"],
@@ -280,7 +245,7 @@ def _convolve_bonds(
 
     Args:
         layers: messages, and update unless the angles are still those of the start.
-        graph: of the system.
+        inputs: of the system.
         atoms: features of the atoms in the middle that each of the layers reads.
         bonds, angles: features.
         keep: whether the updated angles are wanted.
@@ -288,7 +253,8 @@ def _convolve_bonds(
     Returns:
         Angles; sums of messages to bonds; what the bias of version 0.2.0 adds to the features of every edge.
     """
-    tables = {"first": {"weights": graph.bond_weights}, "second": {"weights": graph.bond_weights}}
+    graph, weights = inputs.graph, inputs.bond_weights
+    tables = {"first": {"weights": weights}, "second": {"weights": weights}}
     for name, layer in layers.items():
         first = layer["first"]
         middle = gather(linear_term(first, atoms[name], 3), graph.bond_receivers)
@@ -296,7 +262,7 @@ def _convolve_bonds(
         tables["second"][name] = linear_term(first, bonds, 1)
     updated, total = row_pass(
         update_angles if keep else angle_messages,
-        "first", bonds.shape[0], layers, tables, graph.index, {"angles": angles}, graph.angle_count,
+        "first", bonds.shape[0], layers, tables, graph.angles, {"angles": angles}, graph.angle_count,
     )  # fmt: skip
     out = layers["messages"]["out"]
     update = product(total + gather(total, graph.reverse), out["weight"])

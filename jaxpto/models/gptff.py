@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from jaxpto.models.angle_graph import AngleGraph, angle_graph
 from jaxpto.models.layers import add_up, gather, layer_norm, linear, linear_term, product
-from jaxpto.models.passes import row_pass, select_rows
+from jaxpto.models.passes import row_pass
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -52,7 +53,9 @@ class GPTFF:
     ) -> Float[Array, ""]:
         """Energy in eV from edge vectors [e, 3] Angstrom; the parameters are those that converters/gptff.py makes."""
         n = system.positions.shape[0]
-        index, radial, count, angles = _graph(self, neighbors, vectors)
+        bonds = _bonds(self, neighbors, vectors)
+        index, count = bonds.graph.edges, bonds.graph.edge_count
+        radial = radial_basis(bonds.graph.lengths, self.cutoff)
         rows = params["atom_embedding"][system.numbers]
         length = jnp.sqrt(jnp.sum(rows**2, axis=-1, keepdims=True))
         atoms = jnp.where(length > 1.0, rows / (length + 1e-7), rows)
@@ -66,7 +69,7 @@ class GPTFF:
             tables = {
                 "receivers": project_atoms(block, atoms, 0),
                 "senders": project_atoms(block, atoms, 1),
-                "bonds": three_body(_with_radial_weights(block["three_body"]), atoms, edges, angles),
+                "bonds": three_body(_with_radial_weights(block["three_body"]), atoms, edges, bonds),
             }
             streams = {"edges": edges, "radial": radial}
             pair = {name: _with_radial_weights(block[name]) for name in ("edge", "node")}
@@ -82,74 +85,29 @@ class GPTFF:
 
 
 class Bonds(NamedTuple):
-    """Edges [b] short enough to take part in angles, and the angles [s] between them.
+    """What stays the same of bonds [b] and angles [a] in all blocks.
 
     Attributes:
-        edges: [b] index of each bond among the selected edges; one beyond their end for padding.
-        receivers, senders: [b] the atom in the middle, and the one at the end.
+        graph: of the system.
         radial: [b, 16] radial functions; all zero for padding, and for a bond that is too long by now.
-        index: [s] the two bonds, "first" and "second", of each angle, sorted by the first one.
-        cosines: [s, 1] of each angle, times 1 - 1e-6.
-        count: number of angles.
+        cosines: [a, 1] of each angle, times 1 - 1e-6.
     """
 
-    edges: Int[Array, " b"]
-    receivers: Int[Array, " b"]
-    senders: Int[Array, " b"]
+    graph: AngleGraph
     radial: Float[Array, "b 16"]
-    index: dict[str, Int[Array, " s"]]
-    cosines: Float[Array, "s 1"]
-    count: Int[Array, ""]
+    cosines: Float[Array, "a 1"]
 
 
-def _graph(
-    model: GPTFF, neighbors: Neighbors, vectors: Float[Array, "e 3"]
-) -> tuple[dict[str, Array], Float[Array, "s 16"], Int[Array, ""], Bonds]:
-    """Index, radial functions and number of the edges within the cutoff, and the bonds and angles among them."""
-    n, angles = neighbors.wraps.shape[0], neighbors.angles
-    assert angles is not None, "the neighbour list needs the model's angle cutoff"
+def _bonds(model: GPTFF, neighbors: Neighbors, vectors: Float[Array, "e 3"]) -> Bonds:
     distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # empty slots are long, so no zero reaches the root
-    inside = distance <= model.cutoff
+    counts = distance <= model.cutoff
     if not model.self_images:
-        inside = inside & (neighbors.senders != neighbors.receivers)
-    selected, count = select_rows(inside)
-    length = distance.at[selected].get(mode="fill", fill_value=2.0 * model.cutoff)
-    place = jnp.where(inside, jnp.cumsum(inside, dtype=jnp.int32) - 1, selected.shape[0])
-    n_bonds = angles.bonds.shape[0]
-    bond_of_edge = jnp.full(inside.shape, n_bonds, jnp.int32)
-    bond_of_edge = bond_of_edge.at[angles.bonds].set(jnp.arange(n_bonds, dtype=jnp.int32), mode="drop")
-    index = {
-        "senders": neighbors.senders.at[selected].get(mode="fill", fill_value=n),
-        "receivers": neighbors.receivers.at[selected].get(mode="fill", fill_value=n),
-        "bonds": bond_of_edge.at[selected].get(mode="fill", fill_value=n_bonds),
-    }
-    radial = radial_basis(length, model.cutoff)
-
-    edges = place.at[angles.bonds].get(mode="fill", fill_value=selected.shape[0])
-    length = length.at[edges].get(mode="fill", fill_value=2.0 * model.cutoff)
-    short = length <= model.angle_cutoff
-    chosen, n_angles = select_rows(_picked(short, angles.first) & _picked(short, angles.second))
-    pair = {
-        "first": angles.first.at[chosen].get(mode="fill", fill_value=n_bonds),
-        "second": angles.second.at[chosen].get(mode="fill", fill_value=n_bonds),
-    }
-    unit = gather(vectors, angles.bonds) / length[:, None]
-    units = {"first": unit, "second": unit}
-    cosines, _ = row_pass(angle_cosines, "first", n_bonds, {}, units, pair, {}, n_angles)
-    bonds = Bonds(
-        edges=edges,
-        receivers=neighbors.receivers.at[angles.bonds].get(mode="fill", fill_value=n),
-        senders=neighbors.senders.at[angles.bonds].get(mode="fill", fill_value=n),
-        radial=radial_basis(length, model.angle_cutoff),
-        index=pair,
-        cosines=cosines,
-        count=n_angles,
-    )
-    return index, radial, count, bonds
-
-
-def _picked(flags: Bool[Array, " b"], index: Int[Array, " a"]) -> Bool[Array, " a"]:
-    return flags.at[index].get(mode="fill", fill_value=False)
+        counts = counts & (neighbors.senders != neighbors.receivers)
+    graph = angle_graph(neighbors, vectors, distance, counts, distance <= model.angle_cutoff)
+    ends = {"first": graph.units, "second": graph.units}
+    size, count = graph.units.shape[0], graph.angle_count
+    cosines, _ = row_pass(angle_cosines, "first", size, {}, ends, graph.angles, {}, count)
+    return Bonds(graph, radial_basis(graph.bond_lengths, model.angle_cutoff), cosines)
 
 
 def angle_cosines(
@@ -217,18 +175,19 @@ def three_body(
         atoms, edges: features.
         bonds: of the system.
     """
-    features = params["features"]
-    own = gather(edges, bonds.edges)
-    first = linear_term(features, own, 3) + gather(linear_term(features, atoms, 0), bonds.receivers)
-    first = first + gather(linear_term(features, atoms, 1), bonds.senders)
-    second = linear_term(features, own, 4) + gather(linear_term(features, atoms, 2), bonds.senders)
+    graph, features = bonds.graph, params["features"]
+    own = gather(edges, graph.edge_of_bond)
+    first = linear_term(features, own, 3) + gather(linear_term(features, atoms, 0), graph.bond_receivers)
+    first = first + gather(linear_term(features, atoms, 1), graph.bond_senders)
+    second = linear_term(features, own, 4) + gather(linear_term(features, atoms, 2), graph.bond_senders)
     tables = {
         "first": first,
         "second": {"features": second, "radial": product(bonds.radial, params["radial_second"])},
     }
     layers = {name: params[name] for name in ("gate", "value", "angle")}
     streams = {"cosines": bonds.cosines}
-    _, sums = row_pass(angle_terms, "first", own.shape[0], layers, tables, bonds.index, streams, bonds.count)
+    size, count = own.shape[0], graph.angle_count
+    _, sums = row_pass(angle_terms, "first", size, layers, tables, graph.angles, streams, count)
     learned = sums * product(bonds.radial, params["radial_first"])
     return jnp.concatenate([learned, jnp.zeros_like(learned[:1])])  # the last row serves edges that are no bonds
 
