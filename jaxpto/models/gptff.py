@@ -130,15 +130,9 @@ def radial_basis(distance: Float[Array, " e"], cutoff: float) -> Float[Array, "e
     """
     inside = distance <= cutoff
     r = jnp.where(inside, distance, cutoff)
-    phase = (math.pi / cutoff) * r
-    # Sine and cosine of multiples by addition theorems: two calls in place of 30, as accurate as the phase itself.
-    sines, cosines = [jnp.sin(phase)], [jnp.cos(phase)]
-    for multiple in range(2, RADIAL):
-        i, j = (multiple + 1) // 2 - 1, multiple // 2 - 1
-        sines.append(sines[i] * cosines[j] + cosines[i] * sines[j])
-        cosines.append(cosines[i] * cosines[j] - sines[i] * sines[j])
-    columns = [jnp.ones_like(r), *[math.sqrt(2.0 / cutoff) / r * sine for sine in sines]]
-    return jnp.where(inside[:, None], jnp.stack(columns, axis=-1), 0.0)
+    multiples = jnp.arange(1, RADIAL, dtype=r.dtype) * (math.pi / cutoff)
+    functions = jnp.sin(r[:, None] * multiples[None, :]) * (math.sqrt(2.0 / cutoff) / r)[:, None]
+    return jnp.where(inside[:, None], jnp.concatenate([jnp.ones_like(r)[:, None], functions], axis=1), 0.0)
 
 
 def _with_radial_weights(layers: dict[str, Any]) -> dict[str, Any]:
