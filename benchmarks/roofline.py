@@ -137,7 +137,8 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     atoms.rattle(0.05, seed=0)
     potential = load_potential(model, np.dtype("float32"))
     system = from_ase(atoms, np.float32)
-    layout = in_whole_vectors(potential.allocate([system], potential.usual_skin, headroom=1.05))  # as in a sweep
+    # for perovskite as in a sweep
+    layout = in_whole_vectors(potential.allocate([system], potential.usual_skin, headroom=1.05))
     neighbors = jax.jit(build, static_argnames="layout")(system, layout=layout)
 
     def compile_evaluate() -> Any:

@@ -65,13 +65,13 @@ def chain_half_step(
         beside = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-1), *chains)
         mass, momentum, position = list(beside.mass), list(beside.momentum), beside.position
         twice_kinetic = 2.0 * jnp.stack(kinetic_energies)
-        at_rest = jnp.asarray(degrees_of_freedom, kT.dtype) * kT
+        twice_target = jnp.asarray(degrees_of_freedom, kT.dtype) * kT
         factor = jnp.ones_like(twice_kinetic)
 
         def force(k: int) -> Float[Array, " k"]:
             """What drives thermostats k: the excess of the kinetic energy that they control."""
             if k == 0:
-                return twice_kinetic * factor**2 - at_rest
+                return twice_kinetic * factor**2 - twice_target
             return momentum[k - 1] ** 2 / mass[k - 1] - kT
 
         def kick(k: int, quarter: float) -> None:
