@@ -7,7 +7,6 @@ Fast models take more steps to a chunk than slow ones, so that neither the host 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import resource
@@ -42,8 +41,6 @@ def begin(
     model: str, cells: int, replicas: int, cores: int, timestep: float, samples: int, skin: float | None = None
 ) -> tuple[Any, Iterator[Any]]:
     """Set-up, and the chunks of so many samples of a run without end."""
-    import jax
-
     from jaxpto import dynamics, simulation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
@@ -58,12 +55,8 @@ def begin(
     schedule = dynamics.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
     layout = simulation.first_layout(setup)
     mesh = dynamics.replica_mesh(replicas)
-
-    def first(potential: Any) -> Any:
-        return simulation.start(dataclasses.replace(setup, potential=potential), layout)
-
-    started = jax.jit(first, compiler_options=simulation.RUN_ONCE)(setup.potential)
-    states, watch = dynamics.pad_replicas(*started, mesh)
+    states, watch, _ = simulation.begin(setup, layout)
+    states, watch = dynamics.pad_replicas(states, watch, mesh)
     chunks = dynamics.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
     return setup, chunks
 

@@ -24,6 +24,7 @@ from jaxpto.neighbors import Layout, build, grow, refresh
 from jaxpto.observables.polarization import PolarizationTopology, polarization
 from jaxpto.potential import Potential
 from jaxpto.processes import Processes
+from jaxpto.programs import kept
 from jaxpto.replicas import in_turn
 from jaxpto.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.system import Leaf, System, volume
@@ -308,25 +309,27 @@ def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Me
     """The compiled program: (potential, states, watch, topology, n_samples, last_step) -> (states, watch, samples)."""
     spread, same = PartitionSpec(REPLICAS), PartitionSpec()
     share = ATOMS in mesh.axis_names
+    on_one = functools.partial(_advance, method=method, schedule=schedule, limits=limits, share=share)
     advance = jax.shard_map(
-        functools.partial(_advance, method=method, schedule=schedule, limits=limits, share=share),
+        on_one,
         mesh=mesh,
         in_specs=(same, spread, spread, same, same, same),
         out_specs=(spread, spread, PartitionSpec(None, REPLICAS)),
         axis_names={REPLICAS},  # what happens along `ATOMS` is left to XLA
         check_vma=False,
     )
-    return jax.jit(advance)
+    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
 
 
 def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:
     """Fill the last device up with copies of the last replica that are not alive, and lay the batch out on the mesh."""
+    states, watch = jax.device_get((states, watch))  # on the host, where cutting them up takes no programs
     n_replicas = watch.alive.shape[0]
     extra = -n_replicas % mesh.shape[REPLICAS]
     if extra:
-        repeat = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)])  # noqa: E731
+        repeat = lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)])  # noqa: E731
         states, watch = jax.tree.map(repeat, (states, watch))
-        watch = dataclasses.replace(watch, alive=watch.alive.at[n_replicas:].set(False))
+        watch = dataclasses.replace(watch, alive=watch.alive & (np.arange(n_replicas + extra) < n_replicas))
     return _lay_out(states, mesh), jax.device_put(watch, NamedSharding(mesh, PartitionSpec(REPLICAS)))
 
 
@@ -393,6 +396,8 @@ def run(
             return advance(potential, states, watch, topology, n_samples, schedule.steps)
 
         states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits, mesh, processes)
+        # where XLA leaves an array without elements is its choice, and arrays elsewhere ask for another program
+        states = _lay_out(states, mesh)
         taken = jax.tree.map(lambda x, n=n_samples: np.asarray(x)[:n], samples)
         yield Chunk(done, taken, states, watch, regrown)
         done += n_samples

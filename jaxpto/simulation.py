@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 import warnings
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 
 import ase
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase.neighborlist import neighbor_list
+from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt32
 from rich.console import Console
 
 from jaxpto import units
@@ -37,11 +39,12 @@ from jaxpto.errors import InputError
 from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import MDState
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
 from jaxpto.processes import Processes
+from jaxpto.programs import kept
 from jaxpto.progress import Progress
 from jaxpto.replicas import in_turn
 from jaxpto.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
@@ -56,7 +59,7 @@ from jaxpto.storage.trajectory import (
     write_frames,
 )
 from jaxpto.structures import make_supercell, read_structure
-from jaxpto.system import System, from_ase, unstack
+from jaxpto.system import System, from_ase, on_device, unstack
 
 # a program that runs once is not worth the compiler's effort; without it that of `perovskite` takes 0.37 of the time
 RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -130,20 +133,20 @@ def prepare(config: SweepConfig) -> Setup:
 def method_of(config: SweepConfig) -> Method:
     """The integrator that a configuration asks for."""
 
-    def integrator(evaluate: EvaluateFn) -> Integrator:
-        if config.ensemble == "nve":
-            return nve(evaluate, config.timestep)
-        if config.ensemble == "nvt":
-            return nvt_langevin(evaluate, config.timestep, friction_per_fs=config.friction)
-        return npt_parrinello_rahman(
-            evaluate,
-            config.timestep,
+    timestep = {"timestep_fs": config.timestep}
+    if config.ensemble == "nve":
+        integrator = functools.partial(nve, **timestep)
+    elif config.ensemble == "nvt":
+        integrator = functools.partial(nvt_langevin, **timestep, friction_per_fs=config.friction)
+    else:
+        integrator = functools.partial(
+            npt_parrinello_rahman,
+            **timestep,
             thermostat_time_fs=config.thermostat_time,
             barostat_time_fs=None if config.pfactor is not None else config.barostat_time,
             pfactor=config.pfactor,
             mask=config.mask,
         )
-
     return Method(integrator, config.timestep)
 
 
@@ -155,30 +158,84 @@ def external_stress(config: SweepConfig) -> np.ndarray:
     return units.GIGAPASCAL * np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
 
 
+@struct.dataclass
+class Beginning:
+    """What the replicas start from (a pytree; inside units: eV, Angstrom, amu).
+
+    Attributes:
+        systems: one for all replicas, or batched.
+        numbers: [r] of the replicas in the batch, for their random numbers.
+        kT: [r] target temperatures, eV.
+        stress: [3, 3] external stress, eV/Angstrom^3, or None at constant volume.
+        key: random key of the run.
+        nearest: nearest-neighbour distance of the initial structure, Angstrom.
+        parameters: batched, of a method with a `parametrised` integrator, or None.
+    """
+
+    systems: System
+    numbers: Int[Array, " r"]
+    kT: Float[Array, " r"]
+    stress: Float[Array, "3 3"] | None
+    key: UInt32[Array, "2"]
+    nearest: Float[Array, ""]
+    parameters: Any
+
+
+def beginning(setup: Setup) -> Beginning:
+    """What the replicas of a set-up start from."""
+    config = setup.config
+    systems = from_ase(setup.atoms, np.dtype(config.dtype)) if setup.systems is None else setup.systems
+    dtype = systems.positions.dtype
+    return Beginning(
+        systems=systems,
+        numbers=on_device(np.arange(len(setup.temperatures)), np.int32),
+        kT=on_device(setup.temperatures * units.BOLTZMANN, dtype),
+        stress=on_device(external_stress(config), dtype) if config.ensemble == "npt" else None,
+        key=jax.random.PRNGKey(config.seed),
+        nearest=on_device(nearest_distance(setup.atoms), dtype),
+        parameters=setup.parameters,
+    )
+
+
 def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
     """The batch at step 0 with neighbour lists of the given capacities (traceable)."""
-    config = setup.config
-    same = setup.systems is None
-    systems = from_ase(setup.atoms, np.dtype(config.dtype)) if same else setup.systems
-    dtype = systems.positions.dtype
-    kT = jnp.asarray(setup.temperatures * units.BOLTZMANN, dtype)
-    mesh = _mesh_of_one(config)
-    evaluate = setup.potential.evaluate if mesh is None else sharded(setup.potential.evaluate, mesh)
-    integrator = setup.method.integrator(in_turn(evaluate))
-    stress = jnp.asarray(external_stress(config), dtype)
-    key = jax.random.PRNGKey(config.seed)
-    nearest = jnp.asarray(nearest_distance(setup.atoms), dtype)
+    return _start(setup.potential, beginning(setup), setup.method, layout, _mesh_of_one(setup.config))
 
-    def one(replica: jax.Array, target: jax.Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
-        own_key = jax.random.fold_in(key, replica)
-        further = [stress] if config.ensemble == "npt" else []
-        further += [] if parameters is None else [parameters]
+
+def _start(
+    potential: Potential, given: Beginning, method: Method, layout: Layout, mesh: Mesh | None
+) -> tuple[MDState, Watch]:
+    integrator = method.integrator(in_turn(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)))
+
+    def one(number: Array, target: Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
+        further = [value for value in (given.stress, parameters) if value is not None]
         neighbors = build(system, layout) if mesh is None else constrain(build(system, layout), mesh)
-        state = integrator.init(own_key, system, neighbors, target, *further)
-        return state, watch_init(system, target, nearest)
+        state = integrator.init(jax.random.fold_in(given.key, number), system, neighbors, target, *further)
+        return state, watch_init(system, target, given.nearest)
 
-    each = (0, 0, None if same else 0, 0)
-    return jax.vmap(one, each)(jnp.arange(len(setup.temperatures)), kT, systems, setup.parameters)
+    each = (0, 0, 0 if given.systems.positions.ndim == 3 else None, 0)
+    return jax.vmap(one, each)(given.numbers, given.kT, given.systems, given.parameters)
+
+
+def begin(setup: Setup, layout: Layout, own: slice = slice(None)) -> tuple[MDState, Watch, Sample]:
+    """The batch at step 0, compiled: state and watch of the replicas `own`, and what is recorded of them."""
+    mesh = _mesh_of_one(setup.config)
+    first = functools.partial(_first, method=setup.method, layout=layout, mesh=mesh, own=own)
+    return kept(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
+
+
+def _first(
+    potential: Potential,
+    given: Beginning,
+    topology: PolarizationTopology | None,
+    *,
+    method: Method,
+    layout: Layout,
+    mesh: Mesh | None,
+    own: slice,
+) -> tuple[MDState, Watch, Sample]:
+    states, watch = jax.tree.map(lambda x: x[own], _start(potential, given, method, layout, mesh))
+    return states, watch, sample(potential, method, states, watch, topology)
 
 
 def first_layout(setup: Setup) -> Layout:
@@ -188,7 +245,7 @@ def first_layout(setup: Setup) -> Layout:
     shaken = [setup.atoms.copy() for _ in range(2)]
     for seed, atoms in enumerate(shaken):
         atoms.rattle(0.2, seed=seed)
-    moved = [dataclasses.replace(system, positions=jnp.asarray(a.positions, system.positions.dtype)) for a in shaken]
+    moved = [dataclasses.replace(system, positions=on_device(a.positions, system.positions.dtype)) for a in shaken]
     skin = setup.config.skin or setup.potential.usual_skin
     starts = [] if setup.systems is None else unstack(jax.device_get(setup.systems))
     # slots in whole vectors are headroom by themselves
@@ -321,14 +378,7 @@ def _begin(setup: Setup, paths: list[Path], processes: Processes) -> Position:
     for path in paths:
         create_trajectory(path, system, setup.schedule.n_samples, OBSERVABLES)
 
-    def first(potential: Potential) -> tuple[MDState, Watch, Sample]:
-        states, watch = start(dataclasses.replace(setup, potential=potential), layout)
-        mine = processes.own(len(setup.temperatures))
-        states, watch = jax.tree.map(lambda x: x[mine], (states, watch))
-        return states, watch, sample(potential, setup.method, states, watch, setup.topology)
-
-    # parameters as arguments, not as constants
-    states, watch, initial = jax.jit(first, compiler_options=RUN_ONCE)(setup.potential)
+    states, watch, initial = begin(setup, layout, processes.own(len(setup.temperatures)))
     return Position(states, watch, 1, (jax.tree.map(lambda x: np.asarray(x)[None], initial),))
 
 

@@ -20,7 +20,6 @@ from jaxpto.dynamics import Limits
 from jaxpto.errors import InputError
 from jaxpto.processes import Processes, connect
 from jaxpto.provenance import fingerprint, provenance
-from jaxpto.report import write_outputs
 from jaxpto.simulation import Setup, prepare, simulate, usable_devices
 from jaxpto.storage.files import write_json_atomic
 
@@ -52,6 +51,8 @@ def run(config: SweepConfig) -> Path:
                 console.print(note, highlight=False, soft_wrap=True)
         simulate(setup, folder, console, processes)
         if processes.first:
+            from jaxpto.report import write_outputs  # not before the run: matplotlib takes a second to import
+
             write_outputs(folder, console)
     return folder
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
@@ -61,11 +61,16 @@ def from_ase(atoms: ase.Atoms, dtype: DTypeLike = np.float32) -> System:
     """
     check_atoms(atoms)
     return System(
-        positions=jnp.asarray(atoms.positions, dtype),
-        cell=jnp.asarray(atoms.cell.array, dtype),
-        numbers=jnp.asarray(atoms.numbers, jnp.int32),
-        masses=jnp.asarray(atoms.get_masses(), dtype),
+        positions=on_device(atoms.positions, dtype),
+        cell=on_device(atoms.cell.array, dtype),
+        numbers=on_device(atoms.numbers, np.int32),
+        masses=on_device(atoms.get_masses(), dtype),
     )
+
+
+def on_device(values: ArrayLike, dtype: DTypeLike) -> Array:
+    """Numbers of the host as an array of that type; rounded there, where it takes no program."""
+    return jnp.asarray(np.asarray(values, dtype))
 
 
 def to_ase(system: System) -> ase.Atoms:

@@ -206,6 +206,16 @@ def _second_order(c: Float[Array, "n _ s"], w: Float[Array, "n 3 s"]) -> Float[A
     return total
 
 
+def _gradient(c, v, u, q, w, slope, dwall, denergy):
+    du = jax.lax.optimization_barrier(_radial_slope(c, u, q, w, slope, dwall, denergy))
+    dw = c[:, 1:4]
+    for m in range(4, 9):
+        for b in (1, 2, 3):
+            if (column := 2.0 * HARMONICS[m, 1:, b]).any():
+                dw = dw + _column(column, v) * (c[:, m] * w[:, b - 1])[:, None, :]
+    return dw * (q * (1.0 - u))[:, None, :] + du[:, None, :] * v
+
+
 def _moments_backward(cutoff, radial, slots, kept, cotangent):
     """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
     dmoment, denergy = cotangent
@@ -215,14 +225,8 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
     gradients = []
     for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
-        du = jax.lax.optimization_barrier(_radial_slope(c, u, q, w, slope, dwall, denergy))
-        dw = c[:, 1:4]
-        for m in range(4, 9):
-            for b in (1, 2, 3):
-                if (column := 2.0 * HARMONICS[m, 1:, b]).any():
-                    dw = dw + _column(column, v) * (c[:, m] * w[:, b - 1])[:, None, :]
-        gradients.append(dw * (q * (1.0 - u))[:, None, :] + du[:, None, :] * v)
-    return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), None, None
+        gradients.append(by_slices(_gradient, c, v, u, q, w, slope, dwall, denergy))
+    return jnp.concatenate(jax.lax.optimization_barrier(gradients), axis=2) * (1.0 / cutoff), None, None
 
 
 moments.defvjp(_moments_forward, _moments_backward)

@@ -26,7 +26,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxpto.system import System, volume
+from jaxpto.system import System, on_device, volume
 from jaxpto.units import COULOMB_PER_SQUARE_METRE
 
 ChargeSet = Literal["authors", "lda", "nominal"]
@@ -181,7 +181,7 @@ def build_topology(
         np.add.at(atom_charges, pairs.neighbors, tensors)
         np.add.at(atom_charges, pairs.centers, -tensors)
         lattice_charges += np.einsum("pab,pk->akb", tensors, pairs.shifts.astype(np.float64))
-    return PolarizationTopology(jnp.asarray(atom_charges, dtype), jnp.asarray(lattice_charges, dtype)), ""
+    return PolarizationTopology(on_device(atom_charges, dtype), on_device(lattice_charges, dtype)), ""
 
 
 def polarization(system: System, topology: PolarizationTopology) -> Float[Array, 3]:
