@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import ase
+import jax
 import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
@@ -16,6 +18,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from converters import gptff, m3gnet
@@ -27,7 +30,7 @@ from jaxpto.errors import InputError
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
 from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Potential, Prediction
-from jaxpto.relaxation import batched, coordinates
+from jaxpto.relaxation import batched, coordinates, lanes
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.symmetry import space_group
 from jaxpto.relaxation.target import NOT_FINITE, Relaxed, Target
@@ -126,8 +129,21 @@ def test_fixed_cell_has_no_gradient() -> None:
 # The same minimum as ASE's
 
 
-def test_lead_titanate() -> None:
+def test_lead_titanate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two devices arrays stay where they are from chunk to chunk: elsewhere they would ask for another program."""
     potential, target = load_potential("perovskite", np.float64), Target(TIGHT)
+    places, compile_advance = [], lanes.compile_advance
+
+    def watched(mask: str, mesh: Mesh) -> Callable[..., Any]:
+        program = compile_advance(mask, mesh)
+
+        def call(potential: Any, bounds: Any, batch: Any, steps: Any) -> Any:
+            places.append(tuple(str(leaf.sharding) for leaf in jax.tree.leaves(batch)))
+            return program(potential, bounds, batch, steps)
+
+        return call
+
+    monkeypatch.setattr(lanes, "compile_advance", watched)
     calculator = JaxptoCalculator(potential)
     names = ["PbTiO3-tetragonal", "PbTiO3-cubic"]
     starts = [builtin_structure(name) for name in names]
@@ -138,6 +154,8 @@ def test_lead_titanate() -> None:
         assert space_group(found.atoms) == space_group(expected.atoms) == space_group(start)
         assert found.steps <= expected.steps
         np.testing.assert_array_equal(start.positions, builtin_structure(name).positions)  # left as it was
+    assert len(places) > 1
+    assert len(set(places)) == 1
 
 
 @pytest.mark.parametrize("mask", MASKS)

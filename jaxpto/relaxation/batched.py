@@ -114,7 +114,8 @@ def _relax_alike(
     records: list[list[np.ndarray]] = [[] for _ in systems]
     while any(own is not None for own in occupants):
         before = jax.device_get(lanes.step)
-        lanes, measured = _advance(lambda lanes, n: program(potential, bounds, lanes, n), lanes)
+        # put in place each time: arrays elsewhere, be it one without elements, ask for another program
+        lanes, measured = _advance(lambda lanes, n: program(potential, bounds, jax.device_put(lanes, spread), n), lanes)
         after, status, residual, measured = jax.device_get((lanes.step, lanes.status, lanes.residual, measured))
         for lane, own in enumerate(occupants):
             if own is not None:

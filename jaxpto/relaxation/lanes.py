@@ -16,6 +16,7 @@ from jaxpto import units
 from jaxpto.dynamics import REPLICAS
 from jaxpto.neighbors import Layout, Neighbors, build, refresh
 from jaxpto.potential import Potential, Prediction
+from jaxpto.programs import kept
 from jaxpto.relaxation import lbfgs
 from jaxpto.relaxation.coordinates import enthalpy, gradient, longest_row, rows_of, symmetric, system_at
 from jaxpto.relaxation.lbfgs import Descent
@@ -124,14 +125,15 @@ def compile_advance(
     pressure (GPa) and volume (Angstrom^3).
     """
     spread, same = PartitionSpec(REPLICAS), PartitionSpec()
+    on_one = functools.partial(_advance, mask=mask)
     advance = jax.shard_map(
-        functools.partial(_advance, mask=mask),
+        on_one,
         mesh=mesh,
         in_specs=(same, same, spread, same),
         out_specs=(spread, PartitionSpec(None, REPLICAS)),
         check_vma=False,
     )
-    return jax.jit(advance)
+    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
 
 
 def _advance(
