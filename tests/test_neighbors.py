@@ -201,6 +201,7 @@ def test_grown_layout_serves_again() -> None:
         atoms = ase.Atoms(atoms.numbers, positions=squeezed.positions, cell=squeezed.cell, pbc=True)
         check_against_ase(atoms, build_one(squeezed, grown), 4.4)
         assert 1 <= turns <= 4
+        assert all(slots % 8 == 0 for slots in grown.slots)  # whole vectors
     assert grow(layout, np.asarray(system.cell)).stencil == layout.stencil
 
 

@@ -50,7 +50,7 @@ def heights(cell: np.ndarray) -> np.ndarray:
 
 
 def grow(layout: Layout, cells: np.ndarray | None = None, factor: float = 1.3) -> Layout:
-    """Enlarge every capacity of a layout that overflowed.
+    """Enlarge every capacity of a layout that overflowed; slots to whole vectors.
 
     Args:
         layout: what overflowed.
@@ -67,13 +67,15 @@ def grow(layout: Layout, cells: np.ndarray | None = None, factor: float = 1.3) -
     width = lambda b, s: math.prod((2 * j + 1) / i for i, j in zip(b, s, strict=True))  # noqa: E731
     wider = max(1.0, width(bins, stencil) / width(layout.bins, layout.stencil))
     larger = lambda capacity: math.ceil(capacity * factor) + 1  # noqa: E731
-    layout = dataclasses.replace(layout, bins=bins, stencil=stencil)
-    return dataclasses.replace(
+    layout = dataclasses.replace(
         layout,
+        bins=bins,
+        stencil=stencil,
         candidates=tuple(whole_words(larger(c) * wider) for c in layout.candidates),
         slots=tuple(larger(s) for s in layout.slots),
         **{name: larger(size) for name in ("edges", "bonds", "angles") if (size := getattr(layout, name))},
     )
+    return in_whole_vectors(layout)
 
 
 def _smallest_heights(cells: np.ndarray) -> np.ndarray:
