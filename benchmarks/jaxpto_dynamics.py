@@ -41,7 +41,7 @@ def begin(
     model: str, cells: int, replicas: int, cores: int, timestep: float, samples: int, skin: float | None = None
 ) -> tuple[Any, Iterator[Any]]:
     """Set-up, and the chunks of so many samples of a run without end."""
-    from jaxpto import dynamics, simulation
+    from jaxpto import dynamics, preparation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
 
@@ -51,11 +51,11 @@ def begin(
         model=model, supercell=(cells,) * 3, temperatures=tuple(300.0 + 100.0 * r for r in range(replicas)),
         steps=10_000_000, sample_every=EVERY, timestep=timestep, skin=skin,
     )  # fmt: skip
-    setup = simulation.prepare(config)
+    setup = preparation.prepare(config)
     schedule = dynamics.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
-    layout = simulation.first_layout(setup)
+    layout = preparation.first_layout(setup)
     mesh = dynamics.replica_mesh(replicas)
-    states, watch, _ = simulation.begin(setup, layout)
+    states, watch, _ = preparation.begin(setup, layout)
     states, watch = dynamics.pad_replicas(states, watch, mesh)
     chunks = dynamics.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
     return setup, chunks

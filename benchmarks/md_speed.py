@@ -32,7 +32,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     import jax
     import numpy as np
 
-    from jaxpto import dynamics, simulation
+    from jaxpto import dynamics, preparation
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
     from jaxpto.neighbors import build, needs_rebuild
@@ -43,12 +43,12 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         model=model, supercell=supercell, temperatures=TEMPERATURES[:replicas] if replicas > 1 else (600.0,),
         steps=10 * steps, sample_every=steps,
     )  # fmt: skip
-    setup = simulation.prepare(config)
+    setup = preparation.prepare(config)
     schedule = dynamics.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
     potential = setup.potential
-    layout = simulation.first_layout(setup)
+    layout = preparation.first_layout(setup)
     mesh = dynamics.replica_mesh(replicas)
-    states, watch = dynamics.pad_replicas(*jax.jit(lambda: simulation.start(setup, layout))(), mesh)
+    states, watch = dynamics.pad_replicas(*jax.jit(lambda: preparation.start(setup, layout))(), mesh)
 
     begin = time.perf_counter()
     chunks = dynamics.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)

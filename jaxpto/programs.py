@@ -3,7 +3,8 @@
 JAX's compilation cache keeps what XLA makes of a program, but every process has to trace and lower its Python first:
 most of the time to the first step. What comes of that (`jax.export`) is kept beside the cache, under a name that says
 all it depends on: the sources of jaxpto, the installed packages, JAX's settings, what the function is made from, and
-the structure, shapes and devices of its arguments.
+the structure, shapes and devices of its arguments. (A module's constant that is changed while the process runs is not
+in the name.)
 """
 
 from __future__ import annotations

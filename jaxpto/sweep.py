@@ -18,9 +18,10 @@ from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
 from jaxpto.crowding import crowding
 from jaxpto.dynamics import Limits
 from jaxpto.errors import InputError
+from jaxpto.preparation import Setup, prepare, usable_devices
 from jaxpto.processes import Processes, connect
 from jaxpto.provenance import fingerprint, provenance
-from jaxpto.simulation import Setup, prepare, simulate, usable_devices
+from jaxpto.simulation import simulate
 from jaxpto.storage.files import write_json_atomic
 
 

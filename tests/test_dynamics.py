@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpto import dynamics, simulation, units
+from jaxpto import dynamics, preparation, units
 from jaxpto.config import SweepConfig
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.potential import Potential
@@ -29,7 +29,7 @@ def argon_potential() -> Potential:
 
 def make(
     ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0
-) -> simulation.Setup:
+) -> preparation.Setup:
     config = SweepConfig(
         temperatures=temperatures,
         steps=steps,
@@ -39,26 +39,26 @@ def make(
         seed=3,
         mask="full",
     )
-    return simulation.Setup(
+    return preparation.Setup(
         config=config,
         potential=argon_potential(),
         atoms=argon(),
         topology=None,
         note="",
-        method=simulation.method_of(config),
+        method=preparation.method_of(config),
         schedule=dynamics.Schedule(steps, sample_every, per_chunk),
         limits=LIMITS,
         temperatures=np.asarray(temperatures),
     )
 
 
-def begin(setup: simulation.Setup, headroom: float = 1.5):
+def begin(setup: preparation.Setup, headroom: float = 1.5):
     system = from_ase(setup.atoms, np.float64)
     layout = setup.potential.allocate([system], 0.4, headroom)
-    return jax.jit(lambda: simulation.start(setup, layout))()
+    return jax.jit(lambda: preparation.start(setup, layout))()
 
 
-def go(setup: simulation.Setup, states, watch, devices=1) -> tuple[dynamics.Sample, list[dynamics.Chunk]]:
+def go(setup: preparation.Setup, states, watch, devices=1) -> tuple[dynamics.Sample, list[dynamics.Chunk]]:
     """Run to the end: samples [samples, replicas, ...] and the chunks."""
     mesh = dynamics.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices])
     states, watch = dynamics.pad_replicas(states, watch, mesh)

@@ -16,7 +16,7 @@ import pytest
 import toy_potentials as toy
 from numpy.testing import assert_allclose
 
-from jaxpto import simulation
+from jaxpto import preparation, simulation
 from jaxpto.catalogue import load_potential
 from jaxpto.errors import InputError
 from jaxpto.free_energy import main
@@ -317,7 +317,7 @@ TINY = (
 def _short_chunks() -> Iterator[None]:
     """Runs of a few chunks, so that they can be interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "ATOM_STEPS_PER_CHUNK", 20_000)
+        patch.setattr(preparation, "ATOM_STEPS_PER_CHUNK", 20_000)
         yield
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from test_dynamics import begin, go, make
 
-from jaxpto import dynamics, sharding, simulation, sweep
+from jaxpto import dynamics, preparation, sharding, sweep
 from jaxpto.abort_filter import explain
 from jaxpto.catalogue import save_potential
 from jaxpto.command import run_command
@@ -292,11 +292,11 @@ def test_every_abort_is_explained():
     assert explain(b"F1123 ... Socket closed").startswith("another process")
 
 
-def shared_run(setup: simulation.Setup, devices: int, headroom: float) -> tuple[dynamics.Sample, list[dynamics.Chunk]]:
+def shared_run(setup: preparation.Setup, devices: int, headroom: float) -> tuple[dynamics.Sample, list[dynamics.Chunk]]:
     """As `go`, with each replica's edges over so many devices."""
     system = from_ase(setup.atoms, np.float64)
     layout = sharding.divisible(setup.potential.allocate([system], 0.4, headroom), devices)
-    states, watch = jax.jit(lambda: simulation.start(setup, layout))()
+    states, watch = jax.jit(lambda: preparation.start(setup, layout))()
     mesh = dynamics.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices], devices)
     states, watch = dynamics.pad_replicas(states, watch, mesh)
     chunks = list(

@@ -10,7 +10,7 @@ import pytest
 from test_dynamics import make
 from test_parallel import child
 
-from jaxpto import programs, simulation
+from jaxpto import preparation, programs
 from jaxpto.integrators.nve import nve
 from jaxpto.programs import kept
 
@@ -146,10 +146,10 @@ def test_errors_of_the_function_come_through(cache):
 @pytest.mark.parametrize("ensemble", ["npt", "nvt", "nve"])
 def test_a_run_begins_from_a_kept_program_with_the_numbers_of_a_traced_one(cache, ensemble):
     setup = make(ensemble)
-    layout = simulation.first_layout(setup)
-    states, watch = jax.jit(lambda: simulation.start(setup, layout), compiler_options=simulation.RUN_ONCE)()
+    layout = preparation.first_layout(setup)
+    states, watch = jax.jit(lambda: preparation.start(setup, layout), compiler_options=preparation.RUN_ONCE)()
     for _ in range(2):
-        begun = simulation.begin(setup, layout)
+        begun = preparation.begin(setup, layout)
         assert len(files(cache)) == 1
         for mine, other in zip(jax.tree.leaves(begun[:2]), jax.tree.leaves((states, watch)), strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
@@ -173,7 +173,7 @@ jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None)
 setup = make()
 layout = neighbors.allocate([from_ase(setup.atoms, np.float64)], setup.potential.cutoff, 0.4, headroom=2.0)
-states, watch, _ = simulation.begin(setup, layout)
+states, watch, _ = preparation.begin(setup, layout)
 assert states.neighbors.packed_receivers.size == 0
 mesh = dynamics.replica_mesh(3, jax.local_devices()[:2])
 states, watch = dynamics.pad_replicas(states, watch, mesh)

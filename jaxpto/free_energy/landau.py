@@ -23,9 +23,10 @@ from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.observables.polarization import PolarizationTopology
+from jaxpto.preparation import Setup, prepare
 from jaxpto.provenance import fingerprint, provenance
 from jaxpto.report import load_run
-from jaxpto.simulation import Setup, prepare, simulate
+from jaxpto.simulation import simulate
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.system import from_ase, unstack
 from jaxpto.thermodynamics.landau_analysis import LandauResult, Windows, WindowSamples, analyse, thinned

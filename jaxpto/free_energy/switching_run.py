@@ -24,10 +24,10 @@ from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
 from jaxpto.integrators.switching_langevin import Switch, switching_langevin
 from jaxpto.neighbors import Layout, build
 from jaxpto.potential import Potential
+from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.progress import duration
 from jaxpto.provenance import fingerprint
 from jaxpto.replicas import in_turn
-from jaxpto.simulation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic

@@ -21,8 +21,8 @@ from jaxpto.integrators.state import MDState
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
+from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, method_of, nearest_distance
 from jaxpto.replicas import in_turn
-from jaxpto.simulation import ATOM_STEPS_PER_CHUNK, method_of, nearest_distance
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import System, from_ase
 
