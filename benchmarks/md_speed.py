@@ -48,7 +48,8 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     potential = setup.potential
     layout = preparation.first_layout(setup)
     mesh = dynamics.replica_mesh(replicas)
-    states, watch = dynamics.pad_replicas(*jax.jit(lambda: preparation.start(setup, layout))(), mesh)
+    states, watch, _ = preparation.begin(setup, layout)
+    states, watch = dynamics.pad_replicas(states, watch, mesh)
 
     begin = time.perf_counter()
     chunks = dynamics.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)

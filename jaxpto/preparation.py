@@ -93,16 +93,14 @@ def prepare(config: SweepConfig) -> Setup:
 
 def method_of(config: SweepConfig) -> Method:
     """The integrator that a configuration asks for."""
-
-    timestep = {"timestep_fs": config.timestep}
     if config.ensemble == "nve":
-        integrator = functools.partial(nve, **timestep)
+        integrator = functools.partial(nve, timestep_fs=config.timestep)
     elif config.ensemble == "nvt":
-        integrator = functools.partial(nvt_langevin, **timestep, friction_per_fs=config.friction)
+        integrator = functools.partial(nvt_langevin, timestep_fs=config.timestep, friction_per_fs=config.friction)
     else:
         integrator = functools.partial(
             npt_parrinello_rahman,
-            **timestep,
+            timestep_fs=config.timestep,
             thermostat_time_fs=config.thermostat_time,
             barostat_time_fs=None if config.pfactor is not None else config.barostat_time,
             pfactor=config.pfactor,

@@ -171,27 +171,6 @@ def _moments_forward(vectors, trusted, wall, cutoff, radial, slots):
     return (jnp.stack(moment, axis=1), sum(energies)), kept
 
 
-def _radial_slope(
-    c: Float[Array, "n 18 s"],
-    u: Float[Array, "n s"],
-    q: Float[Array, "n s"],
-    w: Float[Array, "n 3 s"],
-    slope: Float[Array, "n s"],
-    dwall: Float[Array, "n s"],
-    denergy: Float[Array, " n"],
-) -> Float[Array, "n s"]:
-    """2 dE / d|v|^2 of each edge at fixed w / q = v."""
-    gap = 1.0 - u
-    # sum_lm c Y_lm by l, from the symmetric matrix of the l = 2 part
-    first = sum(c[:, a] * w[:, a - 1] for a in (1, 2, 3))
-    second = _second_order(c, w)
-    value = c[:, 0] + first + second
-    dvalue = c[:, 9] + sum(c[:, 9 + a] * w[:, a - 1] for a in (1, 2, 3)) + _second_order(c[:, 9:], w)
-    dt = (2.0 * (1.0 + WARP) * WARP) * q * q
-    du = dvalue * gap * dt - 3.0 * value  # of f = T gap^3 = h gap
-    return 2.0 * ((du - q * gap * (first + 2.0 * second)) * slope + dwall * denergy[:, None])
-
-
 def _second_order(c: Float[Array, "n _ s"], w: Float[Array, "n 3 s"]) -> Float[Array, "n s"]:
     """sum_{l = 2} c_lm Y_lm."""
     total = jnp.zeros_like(w[:, 0])
@@ -216,14 +195,23 @@ def _gradient(
     dwall: Float[Array, "n s"],
     denergy: Float[Array, " n"],
 ) -> Float[Array, "n 3 s"]:
-    """dE / dv of each edge."""
-    du = jax.lax.optimization_barrier(_radial_slope(c, u, q, w, slope, dwall, denergy))
+    """dE / dv of each edge: the chain rule through w = q v, and 2 dE / d|v|^2 at fixed w / q = v along v."""
+    gap = 1.0 - u
+    # sum_lm c Y_lm by l, from the symmetric matrix of the l = 2 part
+    first = sum(c[:, a] * w[:, a - 1] for a in (1, 2, 3))
+    second = _second_order(c, w)
+    value = c[:, 0] + first + second
+    dvalue = c[:, 9] + sum(c[:, 9 + a] * w[:, a - 1] for a in (1, 2, 3)) + _second_order(c[:, 9:], w)
+    dt = (2.0 * (1.0 + WARP) * WARP) * q * q
+    du = dvalue * gap * dt - 3.0 * value  # of f = T gap^3 = h gap
+    along = 2.0 * ((du - q * gap * (first + 2.0 * second)) * slope + dwall * denergy[:, None])
+    along = jax.lax.optimization_barrier(along)
     dw = c[:, 1:4]
     for m in range(4, 9):
         for b in (1, 2, 3):
             if (column := 2.0 * HARMONICS[m, 1:, b]).any():
                 dw = dw + _column(column, v) * (c[:, m] * w[:, b - 1])[:, None, :]
-    return dw * (q * (1.0 - u))[:, None, :] + du[:, None, :] * v
+    return dw * (q * gap)[:, None, :] + along[:, None, :] * v
 
 
 def _moments_backward(cutoff, radial, slots, kept, cotangent):
