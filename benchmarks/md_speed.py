@@ -9,6 +9,7 @@ so that a machine that drifts drifts for both. Medians over the rounds are print
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -16,6 +17,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxpto.integrators.state import MDState, Method
+    from jaxpto.potential import Potential
 
 REPLICAS = 8
 TEMPERATURES = tuple(300.0 + 100.0 * r for r in range(REPLICAS))
@@ -67,6 +75,8 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         "atoms": len(setup.atoms),
         "slots": sum(chunk.states.neighbors.layout.slots),
     }
+    if cores == 1:
+        result["steps_per_list"] = steps_per_list(potential, setup.method, chunk.states)
     if replicas == 1:
         state = jax.tree.map(lambda x: x[0], jax.device_get(chunk.states))
 
@@ -83,7 +93,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         grown = chunk.states.neighbors.layout
         forward = timed(lambda p, s, n: p.energy(s, n), potential, state.system, state.neighbors)
         whole = timed(lambda p, s, n: p.evaluate(s, n), potential, state.system, state.neighbors)
-        step = timed(lambda p, s: setup.method.integrator(p.evaluate).apply(s), potential, state)
+        step = timed(lambda p, s: setup.method(p.evaluate).apply(s), potential, state)
         rebuild = timed(lambda s: build(s, grown), state.system)
         result |= {
             "forward_ms": forward,
@@ -94,6 +104,31 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         }
         result["edges"] = int(np.sum(np.asarray(state.neighbors.senders) < len(setup.atoms)))
     return result
+
+
+def steps_per_list(potential: Potential, method: Method, states: MDState, steps: int = 300) -> list[float]:
+    """Steps that a neighbour list of each replica lasts."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxpto.neighbors import needs_rebuild, refresh
+    from jaxpto.replicas import in_turn
+
+    running = jnp.ones(len(states.step), bool)
+
+    @jax.jit
+    def lists_built(potential: Potential, states: MDState) -> jax.Array:
+        integrator = method(in_turn(potential.evaluate))
+
+        def step(states: MDState, _: None) -> tuple[MDState, jax.Array]:
+            moved = jax.vmap(integrator.move)(states)
+            needed = jax.vmap(needs_rebuild)(moved.neighbors, moved.system)
+            neighbors = refresh(moved.system, moved.neighbors, running)
+            return jax.vmap(integrator.finish)(dataclasses.replace(moved, neighbors=neighbors)), needed
+
+        return jax.lax.scan(step, states, length=steps)[1].sum(axis=0)
+
+    return [steps / max(int(built), 1) for built in jax.device_get(lists_built(potential, states))]
 
 
 def run_case(cores: int, replicas: int, arguments: argparse.Namespace) -> dict:
@@ -124,11 +159,14 @@ def main() -> None:
         print(json.dumps(measure(cores, replicas, tuple(arguments.supercell), arguments.steps, arguments.model)))
         return
 
+    import numpy as np
+
     from jaxpto.provenance import provenance
 
     rounds = [{name: run_case(*case, arguments) for name, case in CASES.items()} for _ in range(arguments.rounds)]
     medians = {
-        name: {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]} for name in CASES
+        name: {key: np.median([one[name][key] for one in rounds], axis=0).tolist() for key in rounds[0][name]}
+        for name in CASES
     }
     step = {name: [one[name]["ms_per_step_and_replica"] for one in rounds] for name in CASES}
     ratios = {
@@ -146,6 +184,8 @@ def main() -> None:
         print(f"{name:24s} {row['ms_per_step']:8.2f} ms/step {row['ms_per_step_and_replica']:8.2f} ms/step and replica")
     for name in ("forward_ms", "backward_ms", "integrator_ms", "rebuild_check_ms", "rebuild_ms"):
         print(f"  {name:22s} {medians['single, 1 core'][name]:8.3f}")
+    lasts = ", ".join(f"{steps:.1f}" for steps in medians["ladder of 8, 1 core"]["steps_per_list"])
+    print(f"steps a neighbour list lasts, {TEMPERATURES[0]:g} to {TEMPERATURES[-1]:g} K: {lasts}")
     for name, values in ratios.items():
         print(f"{name}: {statistics.median(values):.2f} (of {', '.join(f'{v:.2f}' for v in values)})")
 

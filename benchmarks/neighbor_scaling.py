@@ -90,9 +90,9 @@ def measure_refresh(cutoff: float, skin: float, replicas: int = 8, steps: int = 
 
     @jax.jit
     def loop(systems: System, neighbors: Neighbors) -> Neighbors:
-        return jax.lax.fori_loop(0, steps, lambda _, lists: refresh(systems, systems, lists, active), neighbors)
+        return jax.lax.fori_loop(0, steps, lambda _, lists: refresh(systems, lists, active), neighbors)
 
-    refresh_all = jax.jit(lambda coming: refresh(systems, coming, neighbors, active))
+    refresh_all = jax.jit(lambda systems: refresh(systems, neighbors, active))
     shifted = [
         dataclasses.replace(systems, positions=systems.positions.at[:count, 0, 0].add(1.0)) for count in (1, replicas)
     ]

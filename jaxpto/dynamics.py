@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto import units
 from jaxpto.integrators.common import kinetic_energy, kinetic_tensor, temperature
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import MDState, Method
 from jaxpto.neighbors import Layout, build, grow, refresh
 from jaxpto.observables.polarization import PolarizationTopology, polarization
 from jaxpto.potential import Potential
@@ -128,19 +128,6 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """How a replica is advanced and measured; everything static that the compiled program depends on.
-
-    Attributes:
-        integrator: builds the integrator around an evaluate function.
-        timestep_fs: time step, used to look one step ahead when deciding on a neighbour rebuild.
-    """
-
-    integrator: Callable[[EvaluateFn], Integrator]
-    timestep_fs: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Chunk:
     """The outcome of one chunk on the host.
 
@@ -220,7 +207,7 @@ def sample(
     potential: Potential, method: Method, states: MDState, watch: Watch, topology: PolarizationTopology | None
 ) -> Sample:
     """Measure every replica of a batch as it stands."""
-    invariant = method.integrator(potential.evaluate).invariant
+    invariant = method(potential.evaluate).invariant
     return jax.vmap(lambda s, w: _sample(s, w, invariant, topology))(states, watch)
 
 
@@ -247,21 +234,15 @@ def _advance(
 
     With `share` the device is a group of devices that have dealt out each replica's edges.
     """
-    integrator = method.integrator(in_turn(sharded(potential.evaluate) if share else potential.evaluate))
-    step_all = jax.vmap(integrator.apply)
+    integrator = method(in_turn(sharded(potential.evaluate) if share else potential.evaluate))
     sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
-    # Looking 1.5 steps ahead covers the drift and the acceleration of the step that is about to use the list.
-    ahead = 1.5 * method.timestep_fs * units.FEMTOSECOND
 
     def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
         states, alive = carry
-        system = states.system
-        coming = dataclasses.replace(
-            system, positions=system.positions + ahead * states.momenta / system.masses[..., None]
-        )
-        neighbors = refresh(system, coming, states.neighbors, alive)
+        moved = jax.vmap(integrator.move)(states)
+        neighbors = refresh(moved.system, moved.neighbors, alive)
         neighbors = jax.vmap(constrain)(neighbors) if share else neighbors
-        return step_all(dataclasses.replace(states, neighbors=neighbors)), alive
+        return jax.vmap(integrator.finish)(dataclasses.replace(moved, neighbors=neighbors)), alive
 
     def one_sample(index: Array, carry: tuple[MDState, Watch, Sample]) -> tuple[MDState, Watch, Sample]:
         before, watch, samples = carry

@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int, UInt32
 from jaxpto import units
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.config import SweepConfig
-from jaxpto.dynamics import Limits, Method, Sample, Schedule, Watch, sample, watch_init
+from jaxpto.dynamics import Limits, Sample, Schedule, Watch, sample, watch_init
 from jaxpto.errors import InputError
 from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
-from jaxpto.integrators.state import MDState
+from jaxpto.integrators.state import MDState, Method
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.observables.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential
@@ -94,19 +94,17 @@ def prepare(config: SweepConfig) -> Setup:
 def method_of(config: SweepConfig) -> Method:
     """The integrator that a configuration asks for."""
     if config.ensemble == "nve":
-        integrator = functools.partial(nve, timestep_fs=config.timestep)
-    elif config.ensemble == "nvt":
-        integrator = functools.partial(nvt_langevin, timestep_fs=config.timestep, friction_per_fs=config.friction)
-    else:
-        integrator = functools.partial(
-            npt_parrinello_rahman,
-            timestep_fs=config.timestep,
-            thermostat_time_fs=config.thermostat_time,
-            barostat_time_fs=None if config.pfactor is not None else config.barostat_time,
-            pfactor=config.pfactor,
-            mask=config.mask,
-        )
-    return Method(integrator, config.timestep)
+        return functools.partial(nve, timestep_fs=config.timestep)
+    if config.ensemble == "nvt":
+        return functools.partial(nvt_langevin, timestep_fs=config.timestep, friction_per_fs=config.friction)
+    return functools.partial(
+        npt_parrinello_rahman,
+        timestep_fs=config.timestep,
+        thermostat_time_fs=config.thermostat_time,
+        barostat_time_fs=None if config.pfactor is not None else config.barostat_time,
+        pfactor=config.pfactor,
+        mask=config.mask,
+    )
 
 
 def external_stress(config: SweepConfig) -> np.ndarray:
@@ -164,7 +162,7 @@ def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
 def _start(
     potential: Potential, given: Beginning, method: Method, layout: Layout, mesh: Mesh | None
 ) -> tuple[MDState, Watch]:
-    integrator = method.integrator(in_turn(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)))
+    integrator = method(in_turn(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)))
 
     def one(number: Array, target: Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
         further = [value for value in (given.stress, parameters) if value is not None]

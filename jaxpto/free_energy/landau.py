@@ -147,11 +147,13 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     systems = jax.tree.map(lambda leaf: leaf[place], descend(plain.potential))
     centers = jnp.asarray(z[place])
     strengths = jnp.broadcast_to(jnp.asarray([transverse, transverse, windows.strength], dtype), centers.shape)
-    build = setup.method.integrator
-    method = dataclasses.replace(
-        setup.method, integrator=lambda evaluate: parametrised(build, biased(evaluate, topology))
+    plain_method = setup.method
+    return dataclasses.replace(
+        setup,
+        method=lambda evaluate: parametrised(plain_method, biased(evaluate, topology)),
+        systems=systems,
+        parameters=Umbrella(centers, strengths),
     )
-    return dataclasses.replace(setup, method=method, systems=systems, parameters=Umbrella(centers, strengths))
 
 
 def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> list[WindowSamples]:

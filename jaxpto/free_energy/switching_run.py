@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from rich.console import Console
 
-from jaxpto.dynamics import Limits, Method, Schedule, Watch, pad_replicas, replica_mesh, watch_init
+from jaxpto.dynamics import Limits, Schedule, Watch, pad_replicas, replica_mesh, watch_init
 from jaxpto.dynamics import run as run_chunks
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
@@ -134,7 +134,6 @@ def _simulate(
     number, steps = len(lanes.temperatures), protocol.hold + protocol.length
     every = int(np.clip(ATOM_STEPS_PER_CHUNK // (number * len(atoms)), 1, steps))
     schedule, limits = Schedule(steps, every, 1), Limits()
-    method = Method(protocol.integrator, protocol.timestep)
     checkpoints = Checkpoints(folder / "checkpoints")
     identity = _identity(potential, atoms, lanes, protocol, seed)
     states, watch, done = _restore(checkpoints, potential, atoms, lanes, protocol, seed, identity) or (
@@ -152,7 +151,7 @@ def _simulate(
             metadata = {"layout": layout_to_json(own[0].neighbors.layout), "identity": identity}
             checkpoints.save(done, own, metadata)
 
-    chunks = run_chunks(potential, method, states, watch, schedule, limits, None, done, mesh)
+    chunks = run_chunks(potential, protocol.integrator, states, watch, schedule, limits, None, done, mesh)
     try:
         with StatusLine(console, "compiling (once; kept in the compilation cache) ...", f"{number} switches") as line:
             for chunk in chunks:

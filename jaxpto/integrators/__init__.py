@@ -1,4 +1,4 @@
-"""Integrators: one method a file, each returning `Integrator(init, apply, invariant)`."""
+"""Integrators: one method a file, each returning `Integrator(init, move, finish, invariant)`."""
 
 from jaxpto.integrators.common import kinetic_energy, pressure_tensor, temperature
 from jaxpto.integrators.npt_parrinello_rahman import hydrostatic_stress, npt_parrinello_rahman, pto_test_parameters

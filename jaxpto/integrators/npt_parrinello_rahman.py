@@ -211,13 +211,17 @@ def npt_parrinello_rahman(
         cell = system.cell + matmul(system.cell, strain.plus_whole)
         return replace(state, system=replace(system, positions=system.positions + moved, cell=cell))
 
-    def apply(state: MDState) -> MDState:
-        """Take one step."""
+    def move(state: MDState) -> MDState:
+        """Chains, cell and momenta by half a step, positions and cell by a whole one."""
         state = kick_cell(thermostat(state))
         strain = _strain_step(dt * state.bath.strain_rate)
-        state = drift(kick_momenta(state, strain), strain)
+        return drift(kick_momenta(state, strain), strain)
+
+    def finish(state: MDState) -> MDState:
+        """Momenta, cell and chains by half a step, under the new forces and stress."""
         state = replace(state, prediction=evaluate(state.system, state.neighbors))
-        state = thermostat(kick_cell(kick_momenta(state, strain)))
+        state = kick_momenta(state, _strain_step(dt * state.bath.strain_rate))
+        state = thermostat(kick_cell(state))
         # exact in exact arithmetic for a potential; holds off rounding and the net force of non-conservative models
         momenta = remove_drift(state.momenta, state.system.masses)
         return replace(state, momenta=momenta, step=state.step + 1)
@@ -234,7 +238,7 @@ def npt_parrinello_rahman(
             + chain_energy(bath.cell_chain, n_cell, bath.kT)
         )
 
-    return Integrator(init, apply, invariant)
+    return Integrator(init, move, finish, invariant)
 
 
 def _cell_time(barostat_time_fs: float | None, pfactor: float | None) -> float:

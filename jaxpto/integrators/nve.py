@@ -50,17 +50,20 @@ def nve(evaluate: EvaluateFn, timestep_fs: float) -> Integrator:
             step=jnp.zeros((), jnp.int32),
         )
 
-    def apply(state: MDState) -> MDState:
-        """Take one step."""
+    def move(state: MDState) -> MDState:
+        """Half a kick, and the drift."""
         momenta = state.momenta + 0.5 * dt * state.prediction.forces
         positions = state.system.positions + dt * momenta / state.system.masses[:, None]
-        system = replace(state.system, positions=positions)
-        prediction = evaluate(system, state.neighbors)
-        momenta = momenta + 0.5 * dt * prediction.forces
-        return replace(state, system=system, momenta=momenta, prediction=prediction, step=state.step + 1)
+        return replace(state, system=replace(state.system, positions=positions), momenta=momenta)
+
+    def finish(state: MDState) -> MDState:
+        """Half a kick by the new forces."""
+        prediction = evaluate(state.system, state.neighbors)
+        momenta = state.momenta + 0.5 * dt * prediction.forces
+        return replace(state, momenta=momenta, prediction=prediction, step=state.step + 1)
 
     def invariant(state: MDState) -> Float[Array, ""]:
         """Total energy, eV."""
         return state.prediction.energy + kinetic_energy(state)
 
-    return Integrator(init, apply, invariant)
+    return Integrator(init, move, finish, invariant)

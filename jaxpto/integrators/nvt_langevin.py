@@ -75,8 +75,8 @@ def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: f
             step=jnp.zeros((), jnp.int32),
         )
 
-    def apply(state: MDState) -> MDState:
-        """Take one step."""
+    def move(state: MDState) -> MDState:
+        """Half a kick, half a drift, the bath, half a drift."""
         masses = state.system.masses[:, None]
         # jax-md's order: position, momentum, force, mass, key
         parts = (state.system.positions, state.momenta, state.prediction.forces, masses, state.key)
@@ -88,21 +88,22 @@ def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: f
         # (p'^2 - p^2) / 2m as a product of small factors: no cancellation of two large kinetic energies
         heat = 0.5 * jnp.sum((walker.momentum - before) * (walker.momentum + before) / masses)
         walker = simulate.position_step(walker, shift, dt / 2)
-        system = replace(state.system, positions=walker.position)
-        prediction = evaluate(system, state.neighbors)
-        walker = simulate.momentum_step(walker.set(force=prediction.forces), dt / 2)
         return replace(
             state,
-            system=system,
+            system=replace(state.system, positions=walker.position),
             momenta=walker.momentum,
-            prediction=prediction,
             bath=replace(state.bath, heat=state.bath.heat + heat),
             key=walker.rng,
-            step=state.step + 1,
         )
+
+    def finish(state: MDState) -> MDState:
+        """Half a kick by the new forces."""
+        prediction = evaluate(state.system, state.neighbors)
+        momenta = state.momenta + 0.5 * dt * prediction.forces  # jax-md's `momentum_step`
+        return replace(state, momenta=momenta, prediction=prediction, step=state.step + 1)
 
     def invariant(state: MDState) -> Float[Array, ""]:
         """Effective energy: total energy less the heat from the bath, eV."""
         return state.prediction.energy + kinetic_energy(state) - state.bath.heat
 
-    return Integrator(init, apply, invariant)
+    return Integrator(init, move, finish, invariant)

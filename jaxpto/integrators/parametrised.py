@@ -59,14 +59,20 @@ def parametrised(
         state = within(parameters).init(*own)
         return replace(state, bath=ParametrisedBath(state.bath, parameters))
 
-    def apply(state: MDState) -> MDState:
-        """Take one step."""
+    def move(state: MDState) -> MDState:
+        """First half of a step of the integrator within."""
         parameters = state.bath.parameters
-        after = within(parameters).apply(bare(state))
+        after = within(parameters).move(bare(state))
+        return replace(after, bath=ParametrisedBath(after.bath, parameters))
+
+    def finish(state: MDState) -> MDState:
+        """Second half of a step of the integrator within."""
+        parameters = state.bath.parameters
+        after = within(parameters).finish(bare(state))
         return replace(after, bath=ParametrisedBath(after.bath, parameters))
 
     def invariant(state: MDState) -> Array:
         """Conserved quantity of the integrator within, eV."""
         return within(state.bath.parameters).invariant(bare(state))
 
-    return Integrator(init, apply, invariant)
+    return Integrator(init, move, finish, invariant)

@@ -1,4 +1,4 @@
-"""The state of one replica and the three verbs every integrator supplies."""
+"""The state of one replica and the verbs every integrator supplies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MDState:
 
     Attributes:
         system: positions (unwrapped) and cell.
-        neighbors: the neighbour list handed to the evaluate function; rebuilt outside the step.
+        neighbors: the neighbour list handed to the evaluate function; rebuilt between the halves of a step.
         momenta: [n, 3] amu Angstrom / internal time.
         prediction: energy, forces and stress at the present positions and cell.
         bath: thermostat and barostat variables, targets included (integrator-specific pytree).
@@ -40,12 +40,26 @@ class MDState:
 
 
 class Integrator(NamedTuple):
-    """The three verbs of a method; all are pure, jit-able and vmappable.
+    """The verbs of a method; all are pure, jit-able and vmappable.
 
-    init(key, system, neighbors, kT, ...) -> MDState draws velocities; apply(state) -> MDState takes one step;
-    invariant(state) -> [] eV is the conserved quantity (or the total energy where none exists).
+    A step has two halves, between which the neighbour list can be renewed: only there is known whether it still holds.
+
+    Attributes:
+        init: (key, system, neighbors, kT, ...) -> state; draws velocities.
+        move: the first half: everything up to the new positions and cell. The prediction is still of the old ones.
+        finish: the second half: energy and forces there, and all that follows from them.
+        invariant: conserved quantity of a state between steps (or the total energy where none exists), [] eV.
     """
 
     init: Callable[..., MDState]
-    apply: Callable[[MDState], MDState]
+    move: Callable[[MDState], MDState]
+    finish: Callable[[MDState], MDState]
     invariant: Callable[[MDState], Array]
+
+    def apply(self, state: MDState) -> MDState:
+        """Take one step with the neighbour list as it is."""
+        return self.finish(self.move(state))
+
+
+Method = Callable[[EvaluateFn], Integrator]
+"""An integrator with its settings, still without forces: static, a compiled program depends on it."""

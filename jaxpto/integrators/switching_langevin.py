@@ -102,43 +102,47 @@ def switching_langevin(
     if length < 1 or length % slices:
         raise InputError(f"{length} steps of switching: must be a multiple of {slices}, above 0")
 
+    def langevin(switch: Switch, elapsed: int | Int[Array, ""]) -> Integrator:
+        """Plain dynamics under the weights after so many steps of switching."""
+        weights = weights_at(switch, jnp.asarray(elapsed), length)
+
+        def switched(system: System, neighbors: Neighbors) -> Prediction:
+            return mix(switch, weights, system, evaluate(system, neighbors))
+
+        return nvt_langevin(switched, timestep_fs, friction_per_fs=friction_per_fs)
+
     def init(
         key: UInt32[Array, " 2"], system: System, neighbors: Neighbors, kT: float | Float[Array, ""], switch: Switch
     ) -> MDState:
         """Draw momenta at kT (eV), drift included, and evaluate the forces."""
         target = jnp.asarray(kT, system.masses.dtype)
 
-        def switched(system: System, neighbors: Neighbors) -> Prediction:
-            return mix(switch, weights_at(switch, jnp.asarray(-hold), length), system, evaluate(system, neighbors))
-
-        plain = nvt_langevin(switched, timestep_fs, friction_per_fs=friction_per_fs).init(
-            key, system, neighbors, target
-        )
+        plain = langevin(switch, -hold).init(key, system, neighbors, target)
         bath = SwitchingBath(**vars(plain.bath), switch=switch, work=jnp.zeros(slices, target.dtype))
         return replace(plain, bath=bath)
 
-    def apply(state: MDState) -> MDState:
-        """Take one step."""
+    def move(state: MDState) -> MDState:
+        """Change the weights, then the first half of a step under the new ones."""
         bath: SwitchingBath = state.bath
         elapsed = state.step - hold
         old, new = weights_at(bath.switch, elapsed, length), weights_at(bath.switch, elapsed + 1, length)
         held = state.prediction
         assert isinstance(held, SwitchedPrediction)
-        moved = mix(bath.switch, new, state.system, held.model)
+        mixed = mix(bath.switch, new, state.system, held.model)
         # differences of the weights, not of the energies: no digits are lost
         springs, _ = spring_energy(state.system.positions - bath.switch.sites, bath.switch.springs)
         work = (new.model - old.model) * (held.model.energy - bath.switch.origin)
         work += (new.springs - old.springs) * springs
         slot = jnp.clip(elapsed // (length // slices), 0, slices - 1)
-        start = replace(state, prediction=moved, bath=replace(bath, work=bath.work.at[slot].add(work)))
+        start = replace(state, prediction=mixed, bath=replace(bath, work=bath.work.at[slot].add(work)))
+        return langevin(bath.switch, elapsed + 1).move(start)
 
-        def switched(system: System, neighbors: Neighbors) -> Prediction:
-            return mix(bath.switch, new, system, evaluate(system, neighbors))
-
-        return nvt_langevin(switched, timestep_fs, friction_per_fs=friction_per_fs).apply(start)
+    def finish(state: MDState) -> MDState:
+        """Second half of the step under the weights that `move` changed to."""
+        return langevin(state.bath.switch, state.step - hold + 1).finish(state)
 
     def invariant(state: MDState) -> Float[Array, ""]:
         """Total energy less the heat from the bath and the work of the switch, eV."""
         return state.prediction.energy + kinetic_energy(state) - state.bath.heat - jnp.sum(state.bath.work)
 
-    return Integrator(init, apply, invariant)
+    return Integrator(init, move, finish, invariant)

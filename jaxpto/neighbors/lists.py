@@ -168,18 +168,17 @@ def needs_rebuild(neighbors: Neighbors, system: System) -> Bool[Array, ""]:
     return layout.cutoff * stretch + jnp.sqrt(farthest) + jnp.sqrt(second) > layout.cutoff + layout.skin
 
 
-def refresh(systems: System, coming: System, neighbors: Neighbors, active: Bool[Array, " r"]) -> Neighbors:
+def refresh(systems: System, neighbors: Neighbors, active: Bool[Array, " r"]) -> Neighbors:
     """Rebuild the lists of those replicas that need it; the one decision is outside of any `vmap`.
 
     A replica's list depends on its own trajectory only. Replicas that are not active are left as they are.
 
     Args:
-        systems: batched, where lists are built.
-        coming: batched, where the lists must still hold (`systems` itself, or positions extrapolated to the next step).
+        systems: batched, where the lists must hold.
         neighbors: batched; its overflow flags stay raised once they are.
         active: [r] replicas that run.
     """
-    needed = active & jax.vmap(needs_rebuild)(neighbors, coming)
+    needed = active & jax.vmap(needs_rebuild)(neighbors, systems)
 
     # A loop of mostly no turns: unlike a branch that is not taken (`lax.cond`) it does not copy the lists.
     def some(carry: tuple[Neighbors, Array]) -> Array:
@@ -189,7 +188,9 @@ def refresh(systems: System, coming: System, neighbors: Neighbors, active: Bool[
     rebuild = _rebuild_first if jax.default_backend() == "cpu" else _rebuild_all
 
     def turn(carry: tuple[Neighbors, Array]) -> tuple[Neighbors, Array]:
-        return rebuild(systems, *carry)
+        # Tied to what a turn changes: XLA takes everything else out of the loop, where it runs though no turn does.
+        lists, (given, needed) = carry[0], jax.lax.optimization_barrier((systems, carry[1]))
+        return rebuild(given, lists, needed)
 
     return jax.lax.while_loop(some, turn, (neighbors, needed))[0]
 

@@ -150,7 +150,7 @@ def _advance(
         running = lanes.status == RUNNING
         trials = jax.vmap(lbfgs.propose)(lanes.descent)
         systems = jax.vmap(system_at)(lanes.start, trials)
-        neighbors = refresh(systems, systems, lanes.neighbors, running)
+        neighbors = refresh(systems, lanes.neighbors, running)
         lanes = dataclasses.replace(lanes, neighbors=neighbors)
         judge = functools.partial(_judge, potential, bounds, mask=mask)
         after = jax.vmap(judge)(lanes, systems, trials)

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 
 from jaxpto import units
 from jaxpto.config import SweepConfig, check
-from jaxpto.dynamics import Limits, Method, Sample, Schedule, Watch, pad_replicas, replica_mesh, watch_init
+from jaxpto.dynamics import Limits, Sample, Schedule, Watch, pad_replicas, replica_mesh, watch_init
 from jaxpto.dynamics import run as run_chunks
 from jaxpto.errors import InputError
-from jaxpto.integrators.state import MDState
+from jaxpto.integrators.state import MDState, Method
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
@@ -157,7 +157,7 @@ def simulate(
     ideal = from_ase(plan.atoms, np.float32)
 
     def begin(potential: Potential, starts: System, key: Array) -> tuple[MDState, Watch]:
-        integrator = plan.method.integrator(in_turn(potential.evaluate))
+        integrator = plan.method(in_turn(potential.evaluate))
 
         def one(system: System, own_key: Array, kT: Array, pressure: Array) -> tuple[MDState, Watch]:
             stress = -pressure * jnp.eye(3, dtype=pressure.dtype)
