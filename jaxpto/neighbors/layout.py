@@ -10,7 +10,7 @@ import numpy as np
 
 WORD = 32
 VECTOR = 8  # numbers that a processor's vector units take at once
-_SHRINKAGE = 0.97  # a cell's heights may shrink by this factor before the stencil is too short
+_SHRINKAGE = 0.975  # a cell's heights may shrink by this factor before the stencil is too short
 
 
 @dataclasses.dataclass(frozen=True)

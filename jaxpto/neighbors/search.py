@@ -42,10 +42,13 @@ def inverse(cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     return reciprocal.T / jnp.dot(cell[0], reciprocal[0])
 
 
-def _loop(step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...]) -> Any:
-    """The carry after all turns of a loop over the first axis, and what the turns gave; unrolled on an accelerator."""
+def _loop(step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...], at_once: int = 1) -> Any:
+    """The carry after all turns of a loop over the first axis, and what the turns gave; unrolled on an accelerator.
+
+    On a CPU so many turns `at_once` are one kernel; where a turn looks something up, more than one take longer.
+    """
     turns = jax.tree.leaves(inputs)[0].shape[0]
-    return jax.lax.scan(step, start, inputs, unroll=1 if jax.default_backend() == "cpu" else turns)
+    return jax.lax.scan(step, start, inputs, unroll=min(at_once, turns) if jax.default_backend() == "cpu" else turns)
 
 
 def sort_into_bins(
@@ -159,7 +162,7 @@ def dense_slots(words: UInt32[Array, "n w"], slots: int) -> tuple[Array, Array, 
         return index + (first[:, None] <= slot).astype(jnp.int32), None
 
     total, first = _loop(accumulate, jnp.zeros(n, jnp.int32), number.T)
-    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first)
+    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first, at_once=4)
     rows = jnp.arange(n)[:, None]
     rank = slot - first.at[index, rows].get(mode="promise_in_bounds")
     return index, rank, words.at[rows, index].get(mode="promise_in_bounds"), slot < total[:, None]
@@ -189,5 +192,7 @@ def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"]) -> Int32[Ar
         ), None
 
     widths = jnp.asarray([16, 8, 4, 2, 1], jnp.uint32)
-    (_, _, bit), _ = _loop(halve, (words, rank, jnp.zeros_like(rank)), widths)
-    return bit
+    # between barriers one kernel from words to bits; fused with what uses them it would be computed for each of those
+    start = jax.lax.optimization_barrier((words, rank, jnp.zeros_like(rank)))
+    (_, _, bit), _ = _loop(halve, start, widths, at_once=len(widths))
+    return jax.lax.optimization_barrier(bit)
