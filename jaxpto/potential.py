@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxpto.neighbors import Layout, Neighbors, allocate, edge_vectors
+from jaxpto.models.atom_slices import slices_of
+from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
 from jaxpto.system import Leaf, System, volume
 
 
@@ -92,6 +93,21 @@ class BoundedModel(Protocol):
     @property
     def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Groups of atomic numbers, and how many neighbours of each group an atom can have."""
+        ...
+
+
+@runtime_checkable
+class LocalModel(Protocol):
+    """A model with dense lists whose energy is a sum over atoms, each of its own edges: some can go at a time."""
+
+    def atoms_at_once(self, n: int) -> int:
+        """How many of n atoms are best evaluated at once: n, or fewer where their edges would not fit the caches."""
+        ...
+
+    def local_energies(
+        self, layout: Layout, params: Any, vectors: Float[Array, "m s 3"], numbers: Int[Array, " m"]
+    ) -> Float[Array, " m"]:
+        """Energies in eV of some atoms, from their edge vectors and atomic numbers."""
         ...
 
 
@@ -187,21 +203,64 @@ class Potential:
         if isinstance(self.model, DirectModel):
             return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
+        if isinstance(self.model, LocalModel) and (at_once := self.model.atoms_at_once(n)) < n:
+            energy, forces, virial = self._in_slices(self.model, at_once, system, neighbors)
+        else:
+            energy, forces, virial = self._at_once(system, neighbors)
+        return Prediction(energy, forces, (virial + virial.T) / (2.0 * volume(system.cell)))
+
+    def _at_once(self, system: System, neighbors: Neighbors) -> tuple[Array, Array, Array]:
+        """Energy, forces and virial."""
         vectors = edge_vectors(system, neighbors)
-        rounded = self._vectors(system, neighbors)
+        rounded = vectors.astype(self._narrowest(vectors.dtype))
         energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, rounded)
         gradient = gradient.astype(vectors.dtype)
         forces = jnp.zeros_like(system.positions)
         if neighbors.layout.edges:
             forces = forces.at[neighbors.receivers].add(gradient, mode="drop")
         else:
-            forces = forces + gradient.reshape(n, -1, 3).sum(axis=1)
+            forces = forces + gradient.reshape(len(forces), -1, 3).sum(axis=1)
         forces = forces.at[neighbors.senders].add(-gradient, mode="drop")
-        # written out: as a matrix product it loses two digits, and on accelerators five
-        virial = jnp.stack([(vectors[:, k, None] * gradient).sum(axis=0) for k in range(3)])
-        stress = (virial + virial.T) / (2.0 * volume(system.cell))
-        return Prediction(energy, forces, stress)
+        return energy, forces, _virial(vectors, gradient)
+
+    def _in_slices(
+        self, model: LocalModel, at_once: int, system: System, neighbors: Neighbors
+    ) -> tuple[Array, Array, Array]:
+        """The same, of a few atoms at a time: no array of all edges but their list is read or written."""
+        n = system.positions.shape[0]
+        rows = edge_rows(system, neighbors)
+
+        def some(carry: tuple[Array, Array], atoms: Array) -> tuple[tuple[Array, Array], Array]:
+            forces, virial = carry
+            exist = atoms < n
+            atoms = jnp.minimum(atoms, n - 1)
+            senders, vectors = rows(atoms)
+
+            def total(rounded: Array) -> tuple[Array, Array]:
+                energies = model.local_energies(neighbors.layout, self.params, rounded, system.numbers[atoms])
+                energies = jnp.where(exist, energies, jnp.zeros_like(energies))
+                return energies.sum(), energies
+
+            rounded = vectors.astype(self._narrowest(vectors.dtype))
+            gradient, energies = jax.grad(total, has_aux=True)(rounded)
+            gradient = gradient.astype(vectors.dtype)
+            forces = forces.at[atoms].add(gradient.sum(axis=1)).at[senders].add(-gradient, mode="drop")
+            return (forces, virial + _virial(vectors.reshape(-1, 3), gradient.reshape(-1, 3))), energies
+
+        nothing = jnp.zeros_like(system.positions), jnp.zeros_like(system.cell)
+        (forces, virial), energies = jax.lax.scan(some, nothing, slices_of(n, at_once))
+        return energies.sum(), forces, virial
 
     def _vectors(self, system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
         vectors = edge_vectors(system, neighbors)
-        return vectors.astype(min(self.dtype, vectors.dtype, key=lambda dtype: dtype.itemsize))
+        return vectors.astype(self._narrowest(vectors.dtype))
+
+    def _narrowest(self, dtype: jnp.dtype) -> jnp.dtype:
+        """The less precise one of a type and that of the parameters."""
+        return min(self.dtype, dtype, key=lambda one: one.itemsize)
+
+
+def _virial(vectors: Float[Array, "e 3"], gradient: Float[Array, "e 3"]) -> Float[Array, "3 3"]:
+    """sum_e r_e (x) g_e."""
+    # written out: as a matrix product it loses two digits, and on accelerators five
+    return jnp.stack([(vectors[:, k, None] * gradient).sum(axis=0) for k in range(3)])

@@ -335,7 +335,10 @@ def test_the_command_shares_replicas_and_its_checkpoints_do_not_care(argon, tmp_
 
 
 def compare_large(repeats: tuple[int, int, int], dtype: str) -> dict:
-    """One system evaluated on one device and on eight: numbers, and bytes of working memory a device."""
+    """One system evaluated on one device and on eight: numbers, and bytes of working memory a device.
+
+    One device takes all atoms at once, as an accelerator does (a CPU would take slices, for its caches).
+    """
     return child(
         f"""
 import json
@@ -343,11 +346,12 @@ import jax
 import numpy as np
 jax.config.update("jax_enable_x64", {dtype == "float64"})
 from jaxpto.catalogue import load_potential
+from jaxpto.models import perovskite
 from jaxpto.neighbors import build
-from jaxpto.potential import Potential
 from jaxpto.sharding import atom_mesh, constrain, sharded
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import from_ase
+perovskite.CROWD = len(jax.devices()) * 10_000
 atoms = make_supercell(read_structure("PbTiO3-tetragonal"), {repeats})
 atoms.rattle(0.05, seed=1)
 potential = load_potential("perovskite", np.dtype("{dtype}"))
@@ -382,7 +386,7 @@ def test_a_large_system_over_eight_devices_needs_less_memory_on_each():
     assert found["energy"][1] == pytest.approx(found["energy"][0], rel=1e-12)
     assert found["forces"] < 1e-11 * found["largest_force"]
     assert found["stress"] < 1e-11 * found["largest_stress"]
-    assert found["memory"][1] < 0.45 * found["memory"][0]  # one device takes the atoms in slices, many do not
+    assert found["memory"][1] < 0.3 * found["memory"][0]
 
 
 @pytest.mark.slow
@@ -392,4 +396,4 @@ def test_twenty_thousand_atoms_over_eight_devices():
     assert found["energy"][1] == pytest.approx(found["energy"][0], rel=1e-6)
     assert found["forces"] < 1e-4 * found["largest_force"]
     assert found["stress"] < 1e-4 * found["largest_stress"]
-    assert found["memory"][1] < 0.45 * found["memory"][0]  # one device takes the atoms in slices, many do not
+    assert found["memory"][1] < 0.3 * found["memory"][0]

@@ -14,7 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
+
+
+def slices_of(n: int, longest: int) -> Int32[Array, "i m"]:
+    """Rows 0, 1, ... in slices of one length, none above the `longest`; the last may be beyond the n that there are."""
+    slices = math.ceil(n / longest)
+    length = math.ceil(n / slices)
+    if longest % 4 == 0:
+        length += -length % 4  # the loops over a quarter of the rows that models have within
+    return jnp.arange(slices * length, dtype=jnp.int32).reshape(slices, length)
 
 
 def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any:
@@ -26,9 +35,8 @@ def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any
         arrays: [n, ...].
     """
     n = arrays[0].shape[0]
-    slices = math.ceil(n / longest)
     # the last row again and again: zeros could be where a derivative is infinite
-    index = jnp.minimum(jnp.arange(slices * math.ceil(n / slices), dtype=jnp.int32), n - 1).reshape(slices, -1)
+    index = jnp.minimum(slices_of(n, longest), n - 1)
 
     @jax.checkpoint
     def step(_: None, index: Array) -> tuple[None, Any]:

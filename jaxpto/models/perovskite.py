@@ -69,22 +69,24 @@ class Perovskite:
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV of the edge vectors; see `Model.energy`."""
-        layout = neighbors.layout
         n = system.positions.shape[0]
-        known = [self.elements.index(z) for z in layout.species]
-        some = functools.partial(self._some_energies, layout)
-        params, vectors = select(params, known), vectors.reshape(n, -1, 3)
-        # slices of few atoms cost more than they save, and those that are dealt out over devices would be gathered
-        if n <= CROWD or jax.default_backend() != "cpu" or divided():
-            return some(params, vectors, (system.numbers,)).sum()
-        return local_energies(some, SLICE, params, vectors, (system.numbers,)).sum()
+        some, vectors = functools.partial(self.local_energies, neighbors.layout), vectors.reshape(n, -1, 3)
+        if self.atoms_at_once(n) == n:
+            return some(params, vectors, system.numbers).sum()
+        return local_energies(lambda p, v, others: some(p, v, *others), SLICE, params, vectors, (system.numbers,)).sum()
 
-    def _some_energies(
-        self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], others: tuple[Int[Array, " n"]]
+    def atoms_at_once(self, n: int) -> int:
+        """How many of n atoms to evaluate at once; see `LocalModel`."""
+        # slices of few atoms cost more than they save, and those that are dealt out over devices would be gathered
+        return n if n <= CROWD or jax.default_backend() != "cpu" or divided() else SLICE
+
+    def local_energies(
+        self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], numbers: Int[Array, " n"]
     ) -> Float[Array, " n"]:
-        """Energy of some of the atoms, whose atomic numbers `others` has, eV."""
-        own = (others[0][:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
-        return self.atomic_energies(params, own, jnp.swapaxes(vectors, 1, 2), layout.slots)
+        """Energy of some of the atoms, eV; see `LocalModel`."""
+        known = [self.elements.index(z) for z in layout.species]
+        own = (numbers[:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
+        return self.atomic_energies(select(params, known), own, jnp.swapaxes(vectors, 1, 2), layout.slots)
 
     def atomic_energies(
         self,

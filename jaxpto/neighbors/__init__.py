@@ -6,7 +6,7 @@ program; `needs_rebuild` and `refresh` keep those of many replicas valid; `edge_
 
 from jaxpto.neighbors.angles import Angles
 from jaxpto.neighbors.layout import Layout, grow, heights, in_whole_vectors
-from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_vectors, needs_rebuild, refresh
+from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_rows, edge_vectors, needs_rebuild, refresh
 
 __all__ = [
     "Angles",
@@ -14,6 +14,7 @@ __all__ = [
     "Neighbors",
     "allocate",
     "build",
+    "edge_rows",
     "edge_vectors",
     "grow",
     "heights",

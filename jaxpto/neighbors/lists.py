@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -201,18 +202,42 @@ def edge_vectors(system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
     The filler keeps padded slots finite, away from r = 0 and outside every cutoff, for values and gradients alike.
     """
     n = system.positions.shape[0]
-    layout = neighbors.layout
-    wrapped = system.positions - matmul(neighbors.wraps.astype(system.cell.dtype), system.cell)
-    # One gather of rows from a table of all images is 18 times as fast as a product of shifts and cell for each edge.
-    translations = matmul(jnp.asarray(image_vectors(layout), system.cell.dtype), system.cell)
-    table = (translations[:, None, :] + wrapped[None, :, :]).reshape(-1, 3)
+    wrapped, table = _all_images(system, neighbors)
     senders = table.at[neighbors.images.astype(jnp.int32) * n + neighbors.senders].get(mode="clip")
-    if layout.edges:
+    if neighbors.layout.edges:
         vectors = senders - wrapped.at[neighbors.packed_receivers].get(mode="clip")
     else:
         vectors = (senders.reshape(n, -1, 3) - wrapped[:, None, :]).reshape(-1, 3)
-    filler = jnp.asarray([2.0 * (layout.cutoff + layout.skin), 0.0, 0.0], vectors.dtype)
-    return jnp.where((neighbors.senders < n)[:, None], vectors, filler[None, :])
+    return jnp.where((neighbors.senders < n)[:, None], vectors, _filler(neighbors.layout, vectors)[None, :])
+
+
+def edge_rows(
+    system: System, neighbors: Neighbors
+) -> Callable[[Int32[Array, " m"]], tuple[Int[Array, "m s"], Float[Array, "m s 3"]]]:
+    """A function that gives senders and `edge_vectors` of some atoms of a dense list; what they share is done once."""
+    n = system.positions.shape[0]
+    wrapped, table = _all_images(system, neighbors)
+    senders, images = (x.reshape(n, -1) for x in (neighbors.senders, neighbors.images))
+
+    def rows(atoms: Int32[Array, " m"]) -> tuple[Int[Array, "m s"], Float[Array, "m s 3"]]:
+        own, image = (x.at[atoms].get(mode="promise_in_bounds") for x in (senders, images))
+        vectors = table.at[image.astype(jnp.int32) * n + own].get(mode="clip")
+        vectors = vectors - wrapped.at[atoms].get(mode="promise_in_bounds")[:, None, :]
+        return own, jnp.where((own < n)[:, :, None], vectors, _filler(neighbors.layout, vectors)[None, None, :])
+
+    return rows
+
+
+def _all_images(system: System, neighbors: Neighbors) -> tuple[Float[Array, "n 3"], Float[Array, "i 3"]]:
+    """Wrapped positions, and a table of them in all images."""
+    # One gather of rows from this table is 18 times as fast as a product of shifts and cell for each edge.
+    wrapped = system.positions - matmul(neighbors.wraps.astype(system.cell.dtype), system.cell)
+    translations = matmul(jnp.asarray(image_vectors(neighbors.layout), system.cell.dtype), system.cell)
+    return wrapped, (translations[:, None, :] + wrapped[None, :, :]).reshape(-1, 3)
+
+
+def _filler(layout: Layout, like: Array) -> Float[Array, "3"]:
+    return jnp.asarray([2.0 * (layout.cutoff + layout.skin), 0.0, 0.0], like.dtype)
 
 
 def _rebuild_first(systems: System, neighbors: Neighbors, needed: Bool[Array, " r"]) -> tuple[Neighbors, Array]:
