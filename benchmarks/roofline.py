@@ -7,9 +7,9 @@ operands and results of every fused kernel. The core's speed is measured in the 
 and a sum of two arrays that together take as much memory as the temporary arrays of the program, hence come from the
 same level of cache or memory. The roofline time is the larger of operations / speed and bytes / bandwidth. Beside it
 stands a bound that no other order of these kernels could beat either, for which the bandwidth is that of arrays within
-the second-level cache. XLA counts what is in a loop once, so `perovskite` is counted with its few slices of atoms as
-one. Of models that pass their edges in slices the matrix products alone are counted, in the traced program with the
-turns of its loops, for a list without skin and headroom; bytes are not.
+the second-level cache. XLA counts what is in a loop once, so `perovskite` is counted with all atoms at once, as it
+would run without its slices. Of models that pass their edges in slices the matrix products alone are counted, in the
+traced program with the turns of its loops, for a list without skin and headroom; bytes are not.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     import numpy as np
 
     from jaxpto.catalogue import load_potential
-    from jaxpto.models import perovskite_moments
+    from jaxpto.models import perovskite, perovskite_moments
     from jaxpto.neighbors import build, in_whole_vectors
     from jaxpto.structures import builtin_structure
     from jaxpto.system import from_ase
@@ -152,7 +152,8 @@ def measure(model: str, config: Config) -> dict[str, Any]:
         return jax.jit(lambda p, s, n: p.evaluate(s, n)).lower(potential, system, neighbors).compile()
 
     compiled = compile_evaluate()
-    with mock.patch.object(perovskite_moments, "by_slices", lambda function, *rows: function(*rows)):
+    at_once = mock.patch.object(perovskite, "SLICE", len(atoms))
+    with at_once, mock.patch.object(perovskite_moments, "by_slices", lambda function, *rows: function(*rows)):
         counted = compile_evaluate()
     if " while(" in counted.as_text():
         exact = build(system, potential.allocate([system], skin=0.0, headroom=1.0))

@@ -351,7 +351,7 @@ from jaxpto.neighbors import build
 from jaxpto.sharding import atom_mesh, constrain, sharded
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import from_ase
-perovskite.CROWD = len(jax.devices()) * 10_000
+perovskite.SLICE = 100_000
 atoms = make_supercell(read_structure("PbTiO3-tetragonal"), {repeats})
 atoms.rattle(0.05, seed=1)
 potential = load_potential("perovskite", np.dtype("{dtype}"))

@@ -32,7 +32,8 @@ from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.system import System
 
 Params = dict[str, Array]
-CROWD, SLICE = 1024, 320  # atoms: on a processor more of them crowd each other out of the caches, and go in slices
+SLICE = 320  # atoms: on a processor more of them crowd each other out of the caches, and go in slices
+CROWD = 1024  # atoms whose energy alone goes in slices; of fewer it can be differentiated forwards too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +72,14 @@ class Perovskite:
         """Energy in eV of the edge vectors; see `Model.energy`."""
         n = system.positions.shape[0]
         some, vectors = functools.partial(self.local_energies, neighbors.layout), vectors.reshape(n, -1, 3)
-        if self.atoms_at_once(n) == n:
+        if n <= CROWD or self.atoms_at_once(n) == n:
             return some(params, vectors, system.numbers).sum()
         return local_energies(lambda p, v, others: some(p, v, *others), SLICE, params, vectors, (system.numbers,)).sum()
 
     def atoms_at_once(self, n: int) -> int:
         """How many of n atoms to evaluate at once; see `LocalModel`."""
-        # slices of few atoms cost more than they save, and those that are dealt out over devices would be gathered
-        return n if n <= CROWD or jax.default_backend() != "cpu" or divided() else SLICE
+        # slices of atoms that are dealt out over devices would be gathered
+        return n if n <= SLICE or jax.default_backend() != "cpu" or divided() else SLICE
 
     def local_energies(
         self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], numbers: Int[Array, " n"]
