@@ -151,7 +151,9 @@ def run(config: Config) -> None:
     lists = {"cells": config.cells, "engines": config.engines, "cores": config.cores}
     options = " ".join([*config.models, *(f"--{name} {' '.join(map(str, values))}" for name, values in lists.items())])
     header = provenance() | {"dtype": "float32", "cores": list(config.cores), "timestep_fs": 2.0, "frames_every": 10}
-    header["command"] = f"python -m benchmarks.speed {options} --seconds {config.seconds:g} --rounds {config.rounds}"
+    header["command"] = (
+        f"python -m benchmarks.speed {options} --seconds {config.seconds:g} --rounds {config.rounds} --longest {config.longest:g}"
+    )
     print(
         f"{'model':20s} {'engine':9s} {'atoms':>6s} {'ms/step':>10s} {'us/atom':>9s} {'ns/day':>9s} {'in all':>9s} MiB"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from jaxpto.figures import COLORS, STYLE
 
 MARKERS = {"jaxpto": ("o", "-"), "batch": ("s", "--"), "ase": ("^", ":"), "torchsim": ("D", "-.")}
 NAMES = {"jaxpto": "jaxpto", "batch": "jaxpto, 8 temperatures", "ase": "original, ASE", "torchsim": "torch-sim"}
+
+
+def apart(sizes: list[int]) -> set[int]:
+    """Those of the ascending sizes whose labels do not overlap on a logarithmic axis, the largest among them."""
+    chosen = [sizes[-1]]
+    for size in reversed(sizes[:-1]):
+        if math.log(chosen[-1] / size) > 0.12 * math.log(sizes[-1] / sizes[0]):
+            chosen.append(size)
+    return set(chosen)
 
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -42,7 +52,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.set_xlabel("atoms")
             axes.set_ylabel(text.replace("us", r"$\mu$s"))
             sizes = sorted({one["atoms"] for points in results.values() for one in points if "ms" in one})
-            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axes.set_xticks(sizes, [f"{size:,}" if size in apart(sizes) else "" for size in sizes])
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             for axis in (axes.xaxis, axes.yaxis):
