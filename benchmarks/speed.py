@@ -150,10 +150,9 @@ def run(config: Config) -> None:
     results: dict[str, list[dict[str, Any]]] = {f"{model} {engine}": [] for model, engine in commands}
     lists = {"cells": config.cells, "engines": config.engines, "cores": config.cores}
     options = " ".join([*config.models, *(f"--{name} {' '.join(map(str, values))}" for name, values in lists.items())])
+    limits = f"--seconds {config.seconds:g} --rounds {config.rounds} --longest {config.longest:g}"
     header = provenance() | {"dtype": "float32", "cores": list(config.cores), "timestep_fs": 2.0, "frames_every": 10}
-    header["command"] = (
-        f"python -m benchmarks.speed {options} --seconds {config.seconds:g} --rounds {config.rounds} --longest {config.longest:g}"
-    )
+    header["command"] = f"python -m benchmarks.speed {options} {limits}"
     print(
         f"{'model':20s} {'engine':9s} {'atoms':>6s} {'ms/step':>10s} {'us/atom':>9s} {'ns/day':>9s} {'in all':>9s} MiB"
     )
