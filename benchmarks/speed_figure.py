@@ -53,7 +53,9 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.set_ylabel(text.replace("us", r"$\mu$s"))
             sizes = sorted({one["atoms"] for points in results.values() for one in points if "ms" in one})
             axes.set_xticks(sizes, [f"{size:,}" if size in apart(sizes) else "" for size in sizes])
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            low, high = axes.get_ylim()
+            subs = (1.0, 2.0, 5.0) if high > 10.0 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+            axes.yaxis.set_major_locator(LogLocator(subs=subs))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_locator(NullLocator())
