@@ -10,7 +10,6 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.atom_slices import slices_of
 from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
 from jaxpto.system import Leaf, System, volume
 
@@ -100,8 +99,11 @@ class BoundedModel(Protocol):
 class LocalModel(Protocol):
     """A model with dense lists whose energy is a sum over atoms, each of its own edges: some can go at a time."""
 
-    def atoms_at_once(self, n: int) -> int:
-        """How many of n atoms are best evaluated at once: n, or fewer where their edges would not fit the caches."""
+    def atoms_at_a_time(self, n: int) -> Int[Array, "i m"] | None:
+        """Which of n atoms to evaluate at a time, where the edges of all would not fit the caches; None: all at once.
+
+        Each atom once, in slices of one length; indices from n on are padding.
+        """
         ...
 
     def local_energies(
@@ -203,14 +205,14 @@ class Potential:
         if isinstance(self.model, DirectModel):
             return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
-        if isinstance(self.model, LocalModel) and (at_once := self.model.atoms_at_once(n)) < n:
-            energy, forces, virial = self._in_slices(self.model, at_once, system, neighbors)
+        if isinstance(self.model, LocalModel) and (slices := self.model.atoms_at_a_time(n)) is not None:
+            energy, forces, virial = self._in_slices(self.model, slices, system, neighbors)
         else:
             energy, forces, virial = self._at_once(system, neighbors)
         return Prediction(energy, forces, (virial + virial.T) / (2.0 * volume(system.cell)))
 
     def _at_once(self, system: System, neighbors: Neighbors) -> tuple[Array, Array, Array]:
-        """Energy, forces and virial."""
+        """Energy [] eV, forces [n, 3] eV/Angstrom and virial [3, 3] eV."""
         vectors = edge_vectors(system, neighbors)
         rounded = vectors.astype(self._narrowest(vectors.dtype))
         energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, rounded)
@@ -224,7 +226,7 @@ class Potential:
         return energy, forces, _virial(vectors, gradient)
 
     def _in_slices(
-        self, model: LocalModel, at_once: int, system: System, neighbors: Neighbors
+        self, model: LocalModel, slices: Int[Array, "i m"], system: System, neighbors: Neighbors
     ) -> tuple[Array, Array, Array]:
         """The same, of a few atoms at a time: no array of all edges but their list is read or written."""
         n = system.positions.shape[0]
@@ -248,7 +250,7 @@ class Potential:
             return (forces, virial + _virial(vectors.reshape(-1, 3), gradient.reshape(-1, 3))), energies
 
         nothing = jnp.zeros_like(system.positions), jnp.zeros_like(system.cell)
-        (forces, virial), energies = jax.lax.scan(some, nothing, slices_of(n, at_once))
+        (forces, virial), energies = jax.lax.scan(some, nothing, slices)
         return energies.sum(), forces, virial
 
     def _vectors(self, system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
@@ -261,6 +263,6 @@ class Potential:
 
 
 def _virial(vectors: Float[Array, "e 3"], gradient: Float[Array, "e 3"]) -> Float[Array, "3 3"]:
-    """sum_e r_e (x) g_e."""
+    """sum_e r_e (x) g_e, eV, of edge vectors (Angstrom) and the derivative of the energy in them (eV/Angstrom)."""
     # written out: as a matrix product it loses two digits, and on accelerators five
     return jnp.stack([(vectors[:, k, None] * gradient).sum(axis=0) for k in range(3)])

@@ -20,9 +20,8 @@ from jaxtyping import Array, Float, Int32
 def slices_of(n: int, longest: int) -> Int32[Array, "i m"]:
     """Rows 0, 1, ... in slices of one length, none above the `longest`; the last may be beyond the n that there are."""
     slices = math.ceil(n / longest)
-    length = math.ceil(n / slices)
-    if longest % 4 == 0:
-        length += -length % 4  # the loops over a quarter of the rows that models have within
+    # a multiple of 4, for the loops over a quarter of the rows that models have within
+    length = min(longest, 4 * math.ceil(n / slices / 4))
     return jnp.arange(slices * length, dtype=jnp.int32).reshape(slices, length)
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.atom_slices import local_energies
+from jaxpto.models.atom_slices import local_energies, slices_of
 from jaxpto.models.layers import divided
 from jaxpto.models.perovskite_moments import matmul, moments
 from jaxpto.neighbors import Layout, Neighbors
@@ -72,14 +72,15 @@ class Perovskite:
         """Energy in eV of the edge vectors; see `Model.energy`."""
         n = system.positions.shape[0]
         some, vectors = functools.partial(self.local_energies, neighbors.layout), vectors.reshape(n, -1, 3)
-        if n <= CROWD or self.atoms_at_once(n) == n:
+        if n <= CROWD or self.atoms_at_a_time(n) is None:
             return some(params, vectors, system.numbers).sum()
         return local_energies(lambda p, v, others: some(p, v, *others), SLICE, params, vectors, (system.numbers,)).sum()
 
-    def atoms_at_once(self, n: int) -> int:
-        """How many of n atoms to evaluate at once; see `LocalModel`."""
+    def atoms_at_a_time(self, n: int) -> Int[Array, "i m"] | None:
+        """Which of n atoms to evaluate at a time; see `LocalModel`."""
         # slices of atoms that are dealt out over devices would be gathered
-        return n if n <= SLICE or jax.default_backend() != "cpu" or divided() else SLICE
+        at_once = n <= SLICE or jax.default_backend() != "cpu" or divided()
+        return None if at_once else slices_of(n, SLICE)
 
     def local_energies(
         self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], numbers: Int[Array, " n"]
