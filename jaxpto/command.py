@@ -164,8 +164,8 @@ def _parse(program: str, config_type: type[Config], argv: Sequence[str], default
     except SystemExit as leaving:
         if not leaving.code:
             return None
-        # tyro frames its message in a box of several lines; ours are one line.
-        lines = [line.strip("╭╮╰╯│─ ") for line in output.getvalue().splitlines()]
+        # tyro frames its message in a box of several lines under a title; ours are one line.
+        lines = [line.strip("╰╯│─ ") for line in output.getvalue().splitlines() if not line.startswith("╭")]
         words = " ".join(line for line in lines if line).split("For full helptext")[0].strip()
         raise InputError(f"{words}; see {program} --help") from None
 

@@ -67,7 +67,7 @@ def content(folder):
         (["good.vasp", "--out", "exists.traj"], "exists.traj exists", "--overwrite"),
         (["good.vasp", "--out", "good.vasp/out.traj"], "out.traj cannot be written", "choose another place"),
         (["good.vasp", "--dtype", "float16"], "float16", "'float64'"),
-        (["good.vasp", "--modle", "toy"], "--modle", "--help"),
+        (["good.vasp", "--modle", "toy"], "evaluate: Unrecognized options: --modle", "--help"),
     ],
 )
 def test_evaluate_refuses(workplace, capsys, arguments, value, remedy):
