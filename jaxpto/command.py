@@ -164,9 +164,10 @@ def _parse(program: str, config_type: type[Config], argv: Sequence[str], default
     except SystemExit as leaving:
         if not leaving.code:
             return None
-        # tyro frames its message in a box of several lines under a title; ours are one line.
-        lines = [line.strip("╰╯│─ ") for line in output.getvalue().splitlines() if not line.startswith("╭")]
-        words = " ".join(line for line in lines if line).split("For full helptext")[0].strip()
+        # tyro frames its message in a box of several lines, in ASCII where it must, under a title; ours are one line.
+        lines = [line.strip("╭╮╰╯│─ ") for line in output.getvalue().splitlines()]
+        message = [line for line in lines if line.strip("-")][1:]
+        words = " ".join(message).split("For full helptext")[0].strip()
         raise InputError(f"{words}; see {program} --help") from None
 
 
