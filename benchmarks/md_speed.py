@@ -123,7 +123,7 @@ def steps_per_list(potential: Potential, method: Method, states: MDState, steps:
         def step(states: MDState, _: None) -> tuple[MDState, jax.Array]:
             moved = jax.vmap(integrator.move)(states)
             needed = jax.vmap(needs_rebuild)(moved.neighbors, moved.system)
-            neighbors = refresh(moved.system, moved.neighbors, running)
+            neighbors = refresh(moved.system, moved.neighbors, running, before=states.system)
             return jax.vmap(integrator.finish)(dataclasses.replace(moved, neighbors=neighbors)), needed
 
         return jax.lax.scan(step, states, length=steps)[1].sum(axis=0)

@@ -139,7 +139,7 @@ def configure_devices(count: int | None = None) -> int:
     count = usable_cores() if count is None else count
     if count < 1:
         raise InputError(f"{count} CPU devices; give at least 1")
-    # JAX refuses once its backend is up, or when XLA_FLAGS already sets the number: what is there then counts.
+    # JAX refuses once its backend is up: what is there then counts.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
     return len(jax.local_devices())

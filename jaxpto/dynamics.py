@@ -240,7 +240,7 @@ def _advance(
     def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
         states, alive = carry
         moved = jax.vmap(integrator.move)(states)
-        neighbors = refresh(moved.system, moved.neighbors, alive)
+        neighbors = refresh(moved.system, moved.neighbors, alive, before=states.system)
         neighbors = jax.vmap(constrain)(neighbors) if share else neighbors
         return jax.vmap(integrator.finish)(dataclasses.replace(moved, neighbors=neighbors)), alive
 

@@ -15,8 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from jaxpto.neighbors import Layout, Neighbors, allocate, build, edge_vectors, grow, heights, needs_rebuild, refresh
-from jaxpto.neighbors import lists as module
+from jaxpto.neighbors import (
+    Layout,
+    Neighbors,
+    allocate,
+    build,
+    edge_vectors,
+    grow,
+    heights,
+    lists,
+    needs_rebuild,
+    refresh,
+    upkeep,
+)
 from jaxpto.system import System, from_ase, stack
 
 LAYOUTS = {"dense": {}, "by_species": {"by_species": True}, "packed": {"packed": True}}
@@ -163,7 +174,7 @@ def test_two_ways_of_packing_are_refused() -> None:
 def exact_layout(system: System, kind: str) -> Layout:
     """A layout of which every capacity is just large enough."""
     layout = allocate([system], 4.0, 0.4, **LAYOUTS[kind])
-    counts = np.asarray(module._count_edges(system, layout))
+    counts = np.asarray(lists._count_edges(system, layout))
     if layout.edges:
         return dataclasses.replace(layout, edges=int(counts.sum()))
     return dataclasses.replace(layout, slots=tuple(counts.max(axis=1).tolist()))
@@ -178,7 +189,7 @@ def test_each_capacity_raises_the_overflow_flag_alone(kind: str) -> None:
     shorter = lambda sizes, k, by: tuple(s - by * (i == k) for i, s in enumerate(sizes))  # noqa: E731
     too_small = [dataclasses.replace(layout, slots=shorter(layout.slots, k, 1)) for k in range(len(layout.slots))]
     too_small += [dataclasses.replace(layout, stencil=shorter(layout.stencil, k, 1)) for k in range(3)]
-    held = np.asarray(module._count_candidates(system, layout))
+    held = np.asarray(lists._count_candidates(system, layout))
     for k, number in enumerate(held.tolist()):
         fewer = 32 * ((number - 1) // 32)
         too_small.append(
@@ -301,7 +312,7 @@ def same(one: Neighbors, other: Neighbors, replica: int) -> bool:
 @pytest.mark.parametrize("rebuild", ["_rebuild_first", "_rebuild_all"])
 def test_refresh_rebuilds_active_replicas_in_need_and_no_other(rebuild: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of rebuilding, the CPU's and the accelerators'."""
-    monkeypatch.setattr(module, "_rebuild_first", getattr(module, rebuild))
+    monkeypatch.setattr(upkeep, "_rebuild_first", getattr(upkeep, rebuild))
     systems, old, layout = replicas()
     moved = dataclasses.replace(systems, positions=systems.positions.at[1:, 3].add(0.5))
     new = jax.jit(lambda *a: refresh(*a))(moved, old, jnp.asarray([True, True, False]))
@@ -315,12 +326,13 @@ def test_refresh_rebuilds_active_replicas_in_need_and_no_other(rebuild: str, mon
 @pytest.mark.parametrize("rebuild", ["_rebuild_first", "_rebuild_all"])
 def test_a_list_that_holds_is_not_built(rebuild: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA takes what no turn of a loop changes out of it, and computes it even if the loop has no turn."""
-    monkeypatch.setattr(module, "_rebuild_first", getattr(module, rebuild))
+    monkeypatch.setattr(upkeep, "_rebuild_first", getattr(upkeep, rebuild))
     systems, old, _ = replicas()
     arrays, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[:count], (systems, old)))
 
     def renewed(arrays: list[jax.Array]) -> Neighbors:
-        return refresh(*jax.tree.unflatten(structure, arrays), jnp.ones(count, bool))
+        systems, lists = jax.tree.unflatten(structure, arrays)
+        return refresh(systems, lists, jnp.ones(count, bool), before=systems)
 
     program = jax.jit(renewed).lower(arrays).compile().as_text()
     parts = list(re.finditer(r"^(ENTRY )?%(\S+) \(.*?^}", program, re.MULTILINE | re.DOTALL))
@@ -333,6 +345,62 @@ def test_a_list_that_holds_is_not_built(rebuild: str, count: int, monkeypatch: p
     # what only the search for neighbours does: sorting, and counting bits
     assert re.search(r" (sort|popcnt)\(", program)
     assert not [name for name in always if re.search(r" (sort|popcnt)\(", bodies[name])]
+
+
+@pytest.mark.parametrize("rebuild", ["_rebuild_first", "_rebuild_all"])
+def test_lists_built_ahead_last_longer_and_miss_no_pair(rebuild: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replicas of atoms on curved paths in a shearing cell, drifting all together; ASE counts the pairs."""
+    monkeypatch.setattr(upkeep, "_rebuild_first", getattr(upkeep, rebuild))
+    atoms = [random_atoms(seed, 20, 7.0) for seed in (3, 4)]
+    start = stack([from_ase(one, np.float64) for one in atoms])
+    cutoff, skin, steps = 4.0, 0.4, 100
+    layout = allocate([from_ase(one, np.float64) for one in atoms], cutoff, skin, headroom=1.6)
+    rng = np.random.default_rng(5)
+    strain = jnp.asarray(rng.normal(size=(3, 3))) * 2e-4
+    velocity, phase = (jnp.asarray(rng.normal(size=(2, 20, 3))) * scale for scale in (0.02, 3.0))
+
+    def at(step: float) -> System:
+        away = velocity * (step + 8.0 * jnp.sin(step / 15.0 + phase)) + 0.3 * step
+        positions, cell = (x @ (jnp.eye(3) + step * strain) for x in (start.positions + away, start.cell))
+        return dataclasses.replace(start, positions=positions, cell=cell)
+
+    @jax.jit
+    def renewed(step: float, old: Neighbors, ahead: bool) -> tuple[Neighbors, jax.Array]:
+        now = at(step)
+        here, there = (refresh(now, old, jnp.ones(2, bool), before=before) for before in (None, at(step - 1)))
+        new = jax.tree.map(lambda a, b: jnp.where(ahead, a, b), there, here)
+        return new, jax.vmap(needs_rebuild)(old, now)
+
+    first = jax.jit(jax.vmap(lambda system: build(system, layout)))(at(0))
+    built = {}
+    for ahead in (False, True):
+        neighbors, built[ahead] = first, 0
+        for step in range(1, steps):
+            neighbors, needed = renewed(step, neighbors, ahead)
+            built[ahead] += int(needed.sum())
+            if not step % 10 or needed.any():  # where it was just built, it has to hold as well
+                for replica in range(2):
+                    now, held = jax.tree.map(lambda leaf, r=replica: leaf[r], (at(step), neighbors))
+                    present = ase.Atoms(["H"] * 20, now.positions, cell=now.cell, pbc=True)
+                    assert edges_of(held) >= edges_of_ase(present, cutoff - 1e-9)
+        assert not neighbors.overflow.any()
+        assert not jax.vmap(needs_rebuild)(neighbors, at(steps - 1)).any()
+    assert built[True] < 0.6 * built[False]
+    assert built[True] > 20
+
+
+def test_a_list_is_built_where_atoms_on_straight_paths_are_headed() -> None:
+    """At a constant velocity it is 4 steps ahead, or what takes 0.9 of the skin; without motion it is here."""
+    system = from_ase(random_atoms(10, 17), np.float64)
+    headed = jax.jit(upkeep._ahead, static_argnames="skin")
+    velocity = np.zeros((17, 3))  # without a drift, which is left out
+    velocity[[2, 9], 0], velocity[[4, 7, 11], 1] = (0.05, -0.05), (0.03, -0.08, 0.05)
+    for factor, steps in ((1e-3, 4.0), (1.0, 0.9 * 0.3 / 0.13)):
+        before = dataclasses.replace(system, positions=system.positions - factor * velocity)
+        expected = system.positions + steps * factor * velocity
+        np.testing.assert_allclose(headed(system, before, skin=0.3).positions, expected, atol=1e-12)
+    for skin in (0.0, 0.3):
+        np.testing.assert_allclose(headed(system, system, skin=skin).positions, system.positions, atol=1e-12)
 
 
 def test_overflow_stays_raised_and_frozen_replicas_raise_none() -> None:

@@ -6,7 +6,8 @@ program; `needs_rebuild` and `refresh` keep those of many replicas valid; `edge_
 
 from jaxpto.neighbors.angles import Angles
 from jaxpto.neighbors.layout import Layout, grow, heights, in_whole_vectors
-from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_rows, edge_vectors, needs_rebuild, refresh
+from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_rows, edge_vectors
+from jaxpto.neighbors.upkeep import needs_rebuild, refresh
 
 __all__ = [
     "Angles",

@@ -1,4 +1,4 @@
-"""The neighbour list of a system: allocate its layout, build it, know when it is stale, read vectors off it."""
+"""The neighbour list of a system: allocate its layout, build it, read vectors off it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from jaxpto.neighbors import search
 from jaxpto.neighbors.angles import Angles, build_angles
 from jaxpto.neighbors.layout import WORD, Layout, choose_bins, image_vectors, whole_words
-from jaxpto.neighbors.search import inverse, matmul
+from jaxpto.neighbors.search import matmul
 from jaxpto.system import Leaf, System
 
 
@@ -28,7 +28,7 @@ class Neighbors:
         images: [e] which lattice translation of the layout the sender has once all atoms are wrapped by `wraps`.
         wraps: [n, 3] lattice translations that wrapped the atoms into the cell when the list was built.
         packed_receivers: [e] index of the central atom (n in an empty slot) of a packed list, [0] of a dense one.
-        reference_positions, reference_cell: where the list was built, Angstrom.
+        reference_positions, reference_cell: what the list was built for, Angstrom; not always where the atoms were.
         overflow: true once some capacity of `layout` was too small; edges or angles are then incomplete.
         angles: bonds and angles, if the layout has an angle cutoff.
         layout: static sizes.
@@ -149,53 +149,6 @@ def build(system: System, layout: Layout) -> Neighbors:
     return dataclasses.replace(neighbors, angles=angles, overflow=overflow | angles.overflow)
 
 
-def needs_rebuild(neighbors: Neighbors, system: System) -> Bool[Array, ""]:
-    """Whether some pair outside the list may have come within the cutoff since it was built.
-
-    With F the deformation from the reference cell to the present one, x = F (x_ref + u), a pair now at distance r was
-    at |F^-1 r - (u_j - u_i)| <= r |F^-1| + |u_j| + |u_i| with the spectral norm of F^-1; the list stays complete while
-    that is below cutoff + skin. False if something is not a number: no list would help.
-    """
-    layout = neighbors.layout
-    back_strain = matmul(inverse(system.cell), neighbors.reference_cell)
-    moved = matmul(system.positions, back_strain) - neighbors.reference_positions
-    moved = moved - moved.mean(0)[None, :]  # a common drift moves no pair
-    squares = jnp.sum(moved**2, axis=-1)
-    farthest = jnp.max(squares)
-    second = jnp.max(jnp.where(jnp.arange(squares.shape[0]) == jnp.argmax(squares), 0.0, squares))
-    strain = back_strain - jnp.eye(3, dtype=back_strain.dtype)
-    # |1 + E|^2 = 1 + largest eigenvalue of E + E^T + E E^T
-    stretch = jnp.sqrt(1.0 + _largest_eigenvalue(strain + strain.T + matmul(strain, strain.T)))
-    return layout.cutoff * stretch + jnp.sqrt(farthest) + jnp.sqrt(second) > layout.cutoff + layout.skin
-
-
-def refresh(systems: System, neighbors: Neighbors, active: Bool[Array, " r"]) -> Neighbors:
-    """Rebuild the lists of those replicas that need it; the one decision is outside of any `vmap`.
-
-    A replica's list depends on its own trajectory only. Replicas that are not active are left as they are.
-
-    Args:
-        systems: batched, where the lists must hold.
-        neighbors: batched; its overflow flags stay raised once they are.
-        active: [r] replicas that run.
-    """
-    needed = active & jax.vmap(needs_rebuild)(neighbors, systems)
-
-    # A loop of mostly no turns: unlike a branch that is not taken (`lax.cond`) it does not copy the lists.
-    def some(carry: tuple[Neighbors, Array]) -> Array:
-        return jnp.any(carry[1])
-
-    # A CPU builds one list after another, so that only those in need cost anything; others build all at once.
-    rebuild = _rebuild_first if jax.default_backend() == "cpu" else _rebuild_all
-
-    def turn(carry: tuple[Neighbors, Array]) -> tuple[Neighbors, Array]:
-        # Tied to what a turn changes: XLA takes everything else out of the loop, where it runs though no turn does.
-        lists, (given, needed) = carry[0], jax.lax.optimization_barrier((systems, carry[1]))
-        return rebuild(given, lists, needed)
-
-    return jax.lax.while_loop(some, turn, (neighbors, needed))[0]
-
-
 def edge_vectors(system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
     """Vectors receiver -> sender of every slot, Angstrom; empty slots hold a vector longer than cutoff + skin.
 
@@ -238,31 +191,6 @@ def _all_images(system: System, neighbors: Neighbors) -> tuple[Float[Array, "n 3
 
 def _filler(layout: Layout, like: Array) -> Float[Array, "3"]:
     return jnp.asarray([2.0 * (layout.cutoff + layout.skin), 0.0, 0.0], like.dtype)
-
-
-def _rebuild_first(systems: System, neighbors: Neighbors, needed: Bool[Array, " r"]) -> tuple[Neighbors, Array]:
-    first = jnp.argmax(needed)
-    new = _rebuild(*jax.tree.map(lambda leaf: leaf[first], (systems, neighbors)))
-    return jax.tree.map(lambda leaf, part: leaf.at[first].set(part), neighbors, new), needed.at[first].set(False)
-
-
-def _rebuild_all(systems: System, neighbors: Neighbors, needed: Bool[Array, " r"]) -> tuple[Neighbors, Array]:
-    def pick(need: Array, system: System, old: Neighbors) -> Neighbors:
-        return jax.tree.map(lambda a, b: jnp.where(need, a, b), _rebuild(system, old), old)
-
-    return jax.vmap(pick)(needed, systems, neighbors), jnp.zeros_like(needed)
-
-
-def _rebuild(system: System, old: Neighbors) -> Neighbors:
-    new = build(system, old.layout)
-    return new.replace(overflow=old.overflow | new.overflow)  # ty: ignore[missing-attribute]
-
-
-def _largest_eigenvalue(symmetric: Float[Array, "3 3"]) -> Float[Array, ""]:
-    """Upper bound (exact for uniaxial and isotropic matrices, at most a third too large) q + 2 p of the closed form
-    q + 2 p cos(phi), with q = tr(A) / 3 and 6 p^2 = |A - q|^2."""
-    q = jnp.trace(symmetric) / 3.0
-    return q + 2.0 * jnp.sqrt(jnp.sum((symmetric - q * jnp.eye(3, dtype=symmetric.dtype)) ** 2) / 6.0)
 
 
 def _allocate_angles(systems: list[System], layout: Layout, angle_cutoff: float, headroom: float) -> Layout:
