@@ -44,6 +44,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     from jaxpto.command import configure_devices, set_up_jax
     from jaxpto.config import SweepConfig
     from jaxpto.neighbors import build, needs_rebuild
+    from jaxpto.programs import WIDE
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -81,7 +82,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         state = jax.tree.map(lambda x: x[0], jax.device_get(chunk.states))
 
         def timed(function, *arguments):
-            compiled = jax.jit(function)
+            compiled = jax.jit(function, compiler_options=WIDE)
             jax.block_until_ready(compiled(*arguments))
             values = []
             for _ in range(20):

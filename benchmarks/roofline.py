@@ -137,6 +137,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     from jaxpto.catalogue import load_potential
     from jaxpto.models import perovskite, perovskite_moments
     from jaxpto.neighbors import build, in_whole_vectors
+    from jaxpto.programs import WIDE
     from jaxpto.structures import builtin_structure
     from jaxpto.system import from_ase
 
@@ -149,7 +150,8 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     neighbors = jax.jit(build, static_argnames="layout")(system, layout=layout)
 
     def compile_evaluate() -> Any:
-        return jax.jit(lambda p, s, n: p.evaluate(s, n)).lower(potential, system, neighbors).compile()
+        evaluate = jax.jit(lambda p, s, n: p.evaluate(s, n), compiler_options=WIDE)
+        return evaluate.lower(potential, system, neighbors).compile()
 
     compiled = compile_evaluate()
     at_once = mock.patch.object(perovskite, "SLICE", len(atoms))

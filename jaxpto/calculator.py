@@ -16,13 +16,14 @@ from jaxpto.catalogue import check_known, load_potential
 from jaxpto.errors import InputError
 from jaxpto.neighbors import Neighbors, build, needs_rebuild
 from jaxpto.potential import Potential, Prediction, SiteModel
+from jaxpto.programs import WIDE
 from jaxpto.system import System, check_cell, from_ase
 
 _MAXIMUM_REGROWS = 3
 _build = jax.jit(build, static_argnames="layout")
 
 
-@jax.jit
+@jax.jit(compiler_options=WIDE)
 def _evaluate(potential: Potential, system: System, neighbors: Neighbors) -> tuple[Prediction, jax.Array]:
     return potential.evaluate(system, neighbors), needs_rebuild(neighbors, system)
 
