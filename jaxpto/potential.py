@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
@@ -205,7 +208,9 @@ class Potential:
         if isinstance(self.model, DirectModel):
             return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
-        if isinstance(self.model, LocalModel) and (slices := self.model.atoms_at_a_time(n)) is not None:
+        if isinstance(self.model, LocalModel) and jax.sharding.get_abstract_mesh().auto_axes:
+            energy, forces, virial = self._over_devices(self.model, system, neighbors)
+        elif isinstance(self.model, LocalModel) and (slices := self.model.atoms_at_a_time(n)) is not None:
             energy, forces, virial = self._in_slices(self.model, slices, system, neighbors)
         else:
             energy, forces, virial = self._at_once(system, neighbors)
@@ -225,18 +230,46 @@ class Potential:
         forces = forces.at[neighbors.senders].add(-gradient, mode="drop")
         return energy, forces, _virial(vectors, gradient)
 
+    def _over_devices(self, model: LocalModel, system: System, neighbors: Neighbors) -> tuple[Array, Array, Array]:
+        """The same, each device of the mesh with its rows of the list; they meet in the sums only."""
+        mesh = jax.sharding.get_abstract_mesh()
+        axes = mesh.auto_axes
+        n_rows = system.positions.shape[0] // math.prod(mesh.shape[axis] for axis in axes)
+
+        def own(potential: Potential, system: System, wraps: Array, senders: Array, images: Array) -> Any:
+            held = dataclasses.replace(neighbors, senders=senders, images=images, wraps=wraps)
+            slices = model.atoms_at_a_time(n_rows)
+            slices = jnp.arange(n_rows, dtype=jnp.int32)[None, :] if slices is None else slices
+            first = n_rows * jax.lax.axis_index(axes)
+            return jax.lax.psum(potential._in_slices(model, slices, system, held, first), axes)
+
+        same, dealt = PartitionSpec(), PartitionSpec(axes)
+        over = jax.shard_map(
+            own, in_specs=(same, same, same, dealt, dealt), out_specs=same, axis_names=set(axes), check_vma=False
+        )
+        return over(self, system, neighbors.wraps, neighbors.senders, neighbors.images)
+
     def _in_slices(
-        self, model: LocalModel, slices: Int[Array, "i m"], system: System, neighbors: Neighbors
+        self,
+        model: LocalModel,
+        slices: Int[Array, "i m"],
+        system: System,
+        neighbors: Neighbors,
+        first: int | Int[Array, ""] = 0,
     ) -> tuple[Array, Array, Array]:
-        """The same, of a few atoms at a time: no array of all edges but their list is read or written."""
-        n = system.positions.shape[0]
-        rows = edge_rows(system, neighbors)
+        """The same, of a few atoms at a time: no array of all edges but their list is read or written.
+
+        The list may be consecutive rows of that of the system, from that of the `first` atom on.
+        """
+        n = neighbors.senders.shape[0] // sum(neighbors.layout.slots)
+        rows = edge_rows(system, neighbors, first)
 
         def some(carry: tuple[Array, Array], atoms: Array) -> tuple[tuple[Array, Array], Array]:
             forces, virial = carry
             exist = atoms < n
             atoms = jnp.minimum(atoms, n - 1)
             senders, vectors = rows(atoms)
+            atoms = first + atoms
 
             def total(rounded: Array) -> tuple[Array, Array]:
                 energies = model.local_energies(neighbors.layout, self.params, rounded, system.numbers[atoms])

@@ -1,7 +1,8 @@
 """One large system over several devices: edges, and with them what a model keeps for atoms and edges, are dealt out.
 
-Only the neighbour list is annotated (`jax.lax.with_sharding_constraint`). XLA carries the annotation through the edge
-vectors into the model and back through its derivative, and adds the sums over devices where atoms meet.
+Only the neighbour list is annotated (`jax.lax.with_sharding_constraint`). Of a `LocalModel` each device then evaluates
+its own atoms, and they meet in the sums of forces and virial (`Potential.evaluate`). Through other models XLA carries
+the annotation, along the edge vectors and back through the derivative, and adds the sums where atoms meet.
 """
 
 from __future__ import annotations

@@ -337,8 +337,7 @@ def test_the_command_shares_replicas_and_its_checkpoints_do_not_care(argon, tmp_
 def compare_large(repeats: tuple[int, int, int], dtype: str) -> dict:
     """One system evaluated on one device and on eight: numbers, and bytes of working memory a device.
 
-    One device takes all atoms at once, as an accelerator does. The memory of one CPU device, which takes slices, is
-    the third one.
+    Each takes its atoms at once, as accelerators do, and in slices, as processors do.
     """
     return child(
         f"""
@@ -362,46 +361,49 @@ def one(potential, system):
     return potential.evaluate(system, build(system, layout))
 def eight(potential, system):
     return sharded(potential.evaluate, mesh)(system, constrain(build(system, layout), mesh))
-sliced = jax.jit(lambda *a: one(*a)).lower(potential, system).compile()
-perovskite.SLICE = len(atoms)
-programs = [jax.jit(f).lower(potential, system).compile() for f in (one, eight)]
-first, second = (jax.device_get(program(potential, system)) for program in programs)
-memory = [program.memory_analysis().temp_size_in_bytes for program in (*programs, sliced)]
+programs = []
+for longest in (len(atoms), perovskite.SLICE):
+    perovskite.SLICE = longest
+    jax.clear_caches()
+    programs += [jax.jit(f).lower(potential, system).compile() for f in (one, eight)]
+first, *others = (jax.device_get(program(potential, system)) for program in programs)
+def most(name):
+    return max(float(abs(getattr(first, name) - getattr(other, name)).max()) for other in others)
 print(json.dumps({{
     "atoms": len(atoms),
     "devices": mesh.size,
-    "memory": memory,
-    "energy": [float(first.energy), float(second.energy)],
-    "forces": float(abs(first.forces - second.forces).max()),
-    "largest_force": float(abs(first.forces).max()),
-    "stress": float(abs(first.stress - second.stress).max()),
-    "largest_stress": float(abs(first.stress).max()),
+    "memory": [program.memory_analysis().temp_size_in_bytes / 1e6 for program in programs],
+    "energy": most("energy") / float(abs(first.energy)),
+    "forces": most("forces") / float(abs(first.forces).max()),
+    "stress": most("stress") / float(abs(first.stress).max()),
 }}))
 """,
         devices=8,
     )
 
 
+def check_memory(found: dict) -> None:
+    at_once, each, in_slices, each_in_slices = found["memory"]
+    print(f"MB on one device {at_once:.0f}, each of eight {each:.0f}; in slices {in_slices:.0f}, {each_in_slices:.0f}")
+    assert each < 0.3 * at_once
+    assert in_slices < 0.3 * at_once
+    assert each_in_slices < 0.85 * in_slices  # most of the rest is the search for neighbours
+
+
 def test_a_large_system_over_eight_devices_needs_less_memory_on_each():
     found = compare_large((8, 5, 10), "float64")
     assert (found["atoms"], found["devices"]) == (2000, 8)
-    assert found["energy"][1] == pytest.approx(found["energy"][0], rel=1e-12)
-    assert found["forces"] < 1e-11 * found["largest_force"]
-    assert found["stress"] < 1e-11 * found["largest_stress"]
-    at_once, each, in_slices = (number / 1e6 for number in found["memory"])
-    print(f"MB on one device {at_once:.0f}, on each of eight {each:.0f}, on one in slices {in_slices:.0f}")
-    assert each < 0.3 * at_once
-    assert in_slices < 0.3 * at_once
+    assert found["energy"] < 1e-12
+    assert found["forces"] < 1e-11
+    assert found["stress"] < 1e-11
+    check_memory(found)
 
 
 @pytest.mark.slow
 def test_twenty_thousand_atoms_over_eight_devices():
     found = compare_large((16, 16, 16), "float32")
     assert (found["atoms"], found["devices"]) == (20480, 8)
-    assert found["energy"][1] == pytest.approx(found["energy"][0], rel=1e-6)
-    assert found["forces"] < 1e-4 * found["largest_force"]
-    assert found["stress"] < 1e-4 * found["largest_stress"]
-    at_once, each, in_slices = (number / 1e6 for number in found["memory"])
-    print(f"MB on one device {at_once:.0f}, on each of eight {each:.0f}, on one in slices {in_slices:.0f}")
-    assert each < 0.3 * at_once
-    assert in_slices < 0.3 * at_once
+    assert found["energy"] < 1e-6
+    assert found["forces"] < 1e-4
+    assert found["stress"] < 1e-4
+    check_memory(found)

@@ -165,17 +165,23 @@ def edge_vectors(system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
 
 
 def edge_rows(
-    system: System, neighbors: Neighbors
+    system: System, neighbors: Neighbors, first: int | Int32[Array, ""] = 0
 ) -> Callable[[Int32[Array, " m"]], tuple[Int[Array, "m s"], Float[Array, "m s 3"]]]:
-    """A function that gives senders and `edge_vectors` of some atoms of a dense list; what they share is done once."""
+    """A function that gives senders and `edge_vectors` of some rows of a dense list; what they share is done once.
+
+    Args:
+        system: of n atoms.
+        neighbors: its list, or consecutive rows of it.
+        first: the atom of the first of the rows.
+    """
     n = system.positions.shape[0]
     wrapped, table = _all_images(system, neighbors)
-    senders, images = (x.reshape(n, -1) for x in (neighbors.senders, neighbors.images))
+    senders, images = (x.reshape(-1, sum(neighbors.layout.slots)) for x in (neighbors.senders, neighbors.images))
 
-    def rows(atoms: Int32[Array, " m"]) -> tuple[Int[Array, "m s"], Float[Array, "m s 3"]]:
-        own, image = (x.at[atoms].get(mode="promise_in_bounds") for x in (senders, images))
+    def rows(some: Int32[Array, " m"]) -> tuple[Int[Array, "m s"], Float[Array, "m s 3"]]:
+        own, image = (x.at[some].get(mode="promise_in_bounds") for x in (senders, images))
         vectors = table.at[image.astype(jnp.int32) * n + own].get(mode="clip")
-        vectors = vectors - wrapped.at[atoms].get(mode="promise_in_bounds")[:, None, :]
+        vectors = vectors - wrapped.at[first + some].get(mode="promise_in_bounds")[:, None, :]
         return own, jnp.where((own < n)[:, :, None], vectors, _filler(neighbors.layout, vectors)[None, None, :])
 
     return rows
