@@ -98,7 +98,8 @@ class M3GNet:
             edges, messages = row_pass(update_edges, "receivers", n, block, tables, index, streams, count)
             return (atoms + messages, edges), None
 
-        (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"])
+        # unrolled, as a loop would copy the features of all edges out for its derivative, and in again
+        (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"], unroll=True)
         value, gate = params["readout"]["value"], params["readout"]["gate"]
         energies = chain(value, linear(value["0"], atoms)) * jax.nn.sigmoid(chain(gate, linear(gate["0"], atoms)))
         network = params["scale"] * jnp.sum(energies) + params["shift"]
