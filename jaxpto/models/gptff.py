@@ -77,7 +77,8 @@ class GPTFF:
             atoms = atoms + messages
             return (attention(block["attention"], atoms) if "attention" in block else atoms, edges), None
 
-        (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"])
+        # unrolled, as a loop would copy the features of all edges out for its derivative, and in again
+        (atoms, _), _ = jax.lax.scan(update, (atoms, edges), params["blocks"], unroll=True)
         total = jnp.sum(atoms, axis=0)
         for name in ("0", "1"):
             total = jax.nn.silu(linear(params["readout"][name], total))
