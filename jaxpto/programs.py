@@ -15,7 +15,7 @@ import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,7 @@ _ACCOUNTED = frozenset({"builtins", "copyreg", "functools", "jaxpto", "jax", "ja
 _DIGEST = hashlib.sha256().digest_size
 
 
-def kept(
-    function: Callable[..., Any], made_from: Any, compiler_options: Mapping[str, Any] = WIDE
-) -> Callable[..., Any]:
+def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[str, Any] = WIDE) -> Callable[..., Any]:
     """The function compiled, as by `jax.jit`, with its traced form kept on disk where JAX has a compilation cache.
 
     Where that cannot be, because there is no cache, or the program depends on something that no file name can stand for
@@ -47,7 +45,7 @@ def kept(
             at the top level of a module of jaxpto, `functools.partial` of such.
         compiler_options: as of `jax.jit`.
     """
-    plain = jax.jit(function, compiler_options=dict(compiler_options))
+    plain = jax.jit(function, compiler_options=compiler_options)
     programs: dict[Hashable, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
@@ -56,7 +54,7 @@ def kept(
         shapes = tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
         signature = structure, shapes, _settings()
         if signature not in programs:
-            path = _path((made_from, dict(compiler_options), *signature), leaves)
+            path = _path((made_from, compiler_options, *signature), leaves)
             found = None if path is None else _of_file(path, function, structure, leaves, compiler_options)
             programs[signature] = found or (lambda *leaves: plain(*jax.tree.unflatten(structure, leaves)))
         return programs[signature](*leaves)
@@ -69,7 +67,7 @@ def _of_file(
     function: Callable[..., Any],
     structure: Any,
     leaves: list[jax.Array],
-    compiler_options: Mapping[str, Any],
+    compiler_options: dict[str, Any],
 ) -> Callable[..., Any] | None:
     """The program of a file, which is written if it is not there; None if the program cannot be kept."""
     found = _read(path)
@@ -88,7 +86,7 @@ def _of_file(
         found = program, results_structure
         _write(path, found)
     program, results_structure = found
-    run = jax.jit(export.deserialize(bytearray(program)).call, compiler_options=dict(compiler_options))
+    run = jax.jit(export.deserialize(bytearray(program)).call, compiler_options=compiler_options)
     return lambda *leaves: jax.tree.unflatten(results_structure, run(*leaves))
 
 
