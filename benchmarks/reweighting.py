@@ -156,11 +156,11 @@ def measure(arguments: argparse.Namespace) -> dict:
         return np.asarray(values, np.float64).reshape(plan.replicas, plan.samples, *np.shape(values)[1:])
 
     def seen(frames: Frames) -> np.ndarray:
-        found = observe(frames.cells, frames.polarizations, plan.repeats)
+        found = observe(frames.cells, frames.polarizations, plan.unit)
         return by_replica(np.stack([found[name] for name in OBSERVABLES], axis=1))
 
     def ordered(frames: Frames) -> np.ndarray:
-        return by_replica(observe(frames.cells, frames.polarizations, plan.repeats)["c_over_a"] >= TETRAGONAL_FROM)
+        return by_replica(observe(frames.cells, frames.polarizations, plan.unit)["c_over_a"] >= TETRAGONAL_FROM)
 
     compiled = jax.jit(lambda params, systems: reweighting.measure(at(params), systems, small).energies)
 

@@ -55,7 +55,8 @@ class SweepConfig:
         equilibration: fraction of the run left out of the averages.
         sample_every: steps between two samples (thermo row and trajectory frame).
         checkpoint_every: seconds between two checkpoints; what an interrupt can cost.
-        charges: Born charges of the polarization: authors, lda or nominal.
+        charges: Born charges of the polarization: authors or lda (PbTiO3), nominal (formal ones, any perovskite);
+            auto takes authors for PbTiO3, nominal for others.
         skin: extra reach of the neighbour list, Angstrom; by default 0.3, or 0.1 for models with angles.
         devices: devices to spread the replicas over; 0 takes all (on CPU: one per core).
         devices_per_replica: devices that share the atoms of one replica, for systems too large for one device.
@@ -87,7 +88,7 @@ class SweepConfig:
     equilibration: float = 0.4
     sample_every: int = 50
     checkpoint_every: float = 20.0
-    charges: Literal["authors", "lda", "nominal"] = "authors"
+    charges: Literal["auto", "authors", "lda", "nominal"] = "auto"
     skin: float | None = None
     devices: int = 0
     devices_per_replica: int = 1

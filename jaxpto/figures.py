@@ -21,9 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from jaxpto.observables.lattice import lattice_parameters
-from jaxpto.observables.phases import Transition
+from jaxpto.observables.lattice import UnitCell, lattice_parameters
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start, transitions
+from jaxpto.observables.transition import Transition
 
 DOTS_PER_INCH = 200
 MOST_PANELS = 32  # replicas shown in the time series; more would be unreadable and slow
@@ -101,7 +101,7 @@ def png(figure: Figure) -> bytes:
 def lattice_figure(sweeps: list[Sweep], experiment: Experiment | None = None) -> Figure:
     """Lattice parameters against temperature, filled for c and open for a, error bars of one standard deviation.
 
-    c is the polar (longest) axis and a the mean of the two others; in a cubic phase c is along z.
+    c is the polar (longest) axis and a the mean of the two others; in a cubic phase c is the third axis.
 
     Args:
         sweeps: ladders to draw in one figure.
@@ -114,7 +114,7 @@ def lattice_figure(sweeps: list[Sweep], experiment: Experiment | None = None) ->
             _curve(axes, kelvin, _column(sweep, name), _column(sweep, f"{name}_std"), color, marker, fill, label % text)
 
     with matplotlib.rc_context(STYLE):
-        figure, axes = _against_temperature(sweeps, draw, lambda found: found.order_parameter == "c/a")
+        figure, axes = _against_temperature(sweeps, draw, lambda found: found.order_parameter == "lattice")
         axes.set_ylabel("lattice parameter (Å)")
         if experiment is not None:
             _draw_experiment(axes, experiment)
@@ -132,7 +132,7 @@ def polarization_figure(sweeps: list[Sweep]) -> Figure | None:
     if not known:
         return None
     # where the polar axis is not z everywhere, the length of the mean vector tells more than its components
-    show_length = any(row.polar_axis in ("x", "y", "mixed") for sweep in known for row in sweep.rows) or any(
+    show_length = any(row.polar_axis in ("a", "b", "mixed") for sweep in known for row in sweep.rows) or any(
         abs(row.P - abs(row.Pz)) > 0.1 * row.P for sweep in known for row in sweep.rows if row.P > 0.2
     )
 
@@ -158,12 +158,12 @@ def polarization_figure(sweeps: list[Sweep]) -> Figure | None:
     return figure
 
 
-def timeseries_figure(records: list[ReplicaRecord], repeats: tuple[int, int, int], equilibration: float) -> Figure:
+def timeseries_figure(records: list[ReplicaRecord], unit: UnitCell, equilibration: float) -> Figure:
     """a, b and c of every replica against time, one panel each, the equilibration shaded.
 
     Args:
         records: all replicas; the first 32 by temperature are shown.
-        repeats: 5-atom cells along each supercell vector.
+        unit: the cell whose axes are drawn.
         equilibration: fraction of a run left out of the averages.
     """
     ordered = sorted(records, key=lambda r: (r.pressure_GPa, r.temperature_K))[:MOST_PANELS]
@@ -179,11 +179,11 @@ def timeseries_figure(records: list[ReplicaRecord], repeats: tuple[int, int, int
         for panel in grid.flat[len(ordered) :]:
             panel.set_visible(False)
         for number, (panel, record) in enumerate(zip(grid.flat, ordered, strict=False)):
-            _timeseries_panel(panel, record, repeats, equilibration, several)
+            _timeseries_panel(panel, record, unit, equilibration, several)
             panel.tick_params(labelbottom=number + columns >= len(ordered))
         start, end = _time_span(ordered)
         grid[0, 0].set_xlim(start, end)
-        grid[0, 0].set_ylim(_common_limits(ordered, repeats))
+        grid[0, 0].set_ylim(_common_limits(ordered, unit))
         note = f" - first {len(ordered)} of {len(records)} replicas" if len(records) > len(ordered) else ""
         figure.supxlabel(f"time (ps){note}", fontsize=STYLE["axes.labelsize"])
         figure.supylabel("lattice parameter (Å)", fontsize=STYLE["axes.labelsize"])
@@ -194,9 +194,7 @@ def timeseries_figure(records: list[ReplicaRecord], repeats: tuple[int, int, int
     return figure
 
 
-def _timeseries_panel(
-    panel: Axes, record: ReplicaRecord, repeats: tuple[int, int, int], equilibration: float, several: bool
-) -> None:
+def _timeseries_panel(panel: Axes, record: ReplicaRecord, unit: UnitCell, equilibration: float, several: bool) -> None:
     title = f"{record.temperature_K:g} K"
     if record.pressure_GPa != 0.0:
         title += f", {record.pressure_GPa:g} GPa"
@@ -207,7 +205,7 @@ def _timeseries_panel(
     if frames:
         every = max(1, frames // MOST_POINTS)
         time = record.time_ps[::every]
-        lengths = lattice_parameters(record.cell[::every], repeats).lengths
+        lengths = lattice_parameters(record.cell[::every], unit).lengths
         for axis, color in ((2, COLORS[1]), (1, COLORS[2]), (0, COLORS[0])):
             panel.plot(time, lengths[:, axis], color=color, lw=0.8, marker="." if frames == 1 else "")
         if record.status == "ok":
@@ -229,12 +227,12 @@ def _time_span(records: list[ReplicaRecord]) -> tuple[float, float]:
     return (start, end) if end > start else (start - 0.5, start + 0.5)
 
 
-def _common_limits(records: list[ReplicaRecord], repeats: tuple[int, int, int]) -> tuple[float, float] | None:
+def _common_limits(records: list[ReplicaRecord], unit: UnitCell) -> tuple[float, float] | None:
     """Range that holds nearly all lengths of the replicas that came through (of all, if none did)."""
     chosen = [r for r in records if r.status == "ok" and len(r.time_ps)] or [r for r in records if len(r.time_ps)]
     if not chosen:
         return None
-    every = [lattice_parameters(r.cell, repeats).lengths.reshape(-1) for r in chosen]
+    every = [lattice_parameters(r.cell, unit).lengths.reshape(-1) for r in chosen]
     low, high = np.nanpercentile(np.concatenate(every), [0.1, 99.9])
     margin = max(0.02, 0.12 * (high - low))
     return float(low - margin), float(high + margin)
@@ -269,7 +267,7 @@ def _against_temperature(
         color = GREY if len(sweeps) == 1 else COLORS[index % len(COLORS)]
         for found in filter(wanted, transitions(sweep.rows)):
             if found.temperature_K is not None and found.lower_K is not None and found.upper_K is not None:
-                text = f"transition {found.temperature_K:.0f} ± {found.uncertainty_K:.0f} K"
+                text = f"transition, {found.lower_K:g} to {found.upper_K:g} K"
                 brackets.append((found.lower_K, found.upper_K, color, text))
     for lower, upper, color, text in brackets:
         axes.axvspan(lower, upper, color=color, alpha=0.13, lw=0, zorder=0, label=text)

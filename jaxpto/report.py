@@ -22,15 +22,23 @@ from rich.table import Table
 from jaxpto import figures, report_html
 from jaxpto.command import run_command
 from jaxpto.errors import InputError
-from jaxpto.observables.polarization import perovskite_repeats
-from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summarize, transitions
+from jaxpto.observables.lattice import UnitCell
+from jaxpto.observables.mean_structure import mean_structure
+from jaxpto.observables.perovskite import unit_cell
+from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start, summarize, transitions
+from jaxpto.observables.transition import sequence
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
 from jaxpto.storage.trajectory import Trajectory, read_trajectory
+from jaxpto.structures import BUILT_IN
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
 TRANSITION_FILE = "transition.json"
 SUMMARY_FILE = "summary.json"
+ONE_START = (
+    "Runs from one start do not see hysteresis, and small cells and short runs move a transition: compare with a run "
+    "from the other phase, a larger cell and a longer run."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +62,8 @@ class Run:
 
     Attributes:
         records: all replicas.
-        repeats: 5-atom cells along each supercell vector.
+        unit: the cell whose lattice parameters are told.
+        atoms: number of atoms of a replica.
         equilibration: fraction of each run left out of the averages.
         formula: reduced chemical formula, metals first, as in "PbTiO3".
         settings: content of config.json: the configuration, versions, device, git state.
@@ -62,7 +71,8 @@ class Run:
     """
 
     records: list[ReplicaRecord]
-    repeats: tuple[int, int, int]
+    unit: UnitCell
+    atoms: int
     equilibration: float
     formula: str
     settings: dict[str, Any]
@@ -84,22 +94,31 @@ def load_run(folder: str | Path) -> Run:
         config, entries = document["config"], outcome["replicas"]
         stress = config["stress"]
         pressure = config["pressure"] if stress is None else -sum(stress[:3]) / 3.0
+        equilibration = float(config["equilibration"])
         earlier: Counter[float] = Counter()
-        records, first = [], None
+        records: list[ReplicaRecord] = []
+        first, unit = None, UnitCell(np.diag(1.0 / np.asarray(_three(config["supercell"]), float)), perovskite=False)
         for entry in entries:
             trajectory = read_trajectory(folder / "trajectories" / entry["trajectory"])
-            temperature = float(entry["temperature_K"])
-            records.append(_record(entry, trajectory, float(pressure), earlier[temperature]))
-            earlier[temperature] += 1
             if first is None and len(trajectory.step):
                 first = _first_frame(trajectory)
+                unit = unit_cell(first, _three(config["supercell"]))
+            temperature = float(entry["temperature_K"])
+            record = _record(entry, trajectory, float(pressure), earlier[temperature])
+            if not unit.perovskite and len(trajectory.step):
+                kept = slice(production_start(record.time_ps, equilibration), None)
+                mean = mean_structure(trajectory.numbers, trajectory.positions[kept], trajectory.cells[kept])
+                record = dataclasses.replace(record, structure=mean)
+            records.append(record)
+            earlier[temperature] += 1
         caveat = outcome.get("caveat", "")  # sweeps of earlier versions have none
         notes = [f"The model's {caveat}, which a simulation need not conserve."] if caveat else []
         notes += [outcome["polarization_note"]] if outcome["polarization_note"] else []
         return Run(
             records=records,
-            repeats=(None if first is None else perovskite_repeats(first)) or _three(config["supercell"]),
-            equilibration=float(config["equilibration"]),
+            unit=unit,
+            atoms=0 if first is None else len(first),
+            equilibration=equilibration,
             formula="" if first is None else first.symbols.formula.reduce()[0].format("metal"),
             settings=document | {"seconds": outcome["seconds"]},
             notes=tuple(notes),
@@ -150,8 +169,8 @@ def write_outputs(folder: str | Path, console: Console) -> None:
     uncertain = report_html.uncertain
     for row in rows:
         lattice = [uncertain(row.a, row.a_sem), uncertain(row.b, row.b_sem), uncertain(row.c, row.c_sem)]
-        ratio, polar = uncertain(row.c_over_a, row.c_over_a_sem), uncertain(row.P, row.P_sem)
-        table.add_row(f"{row.temperature_K:g}", row.phase, *lattice, ratio, polar)
+        ratio, polar = report_html.axis_ratio(row), uncertain(row.P, row.P_sem)
+        table.add_row(f"{row.temperature_K:g}", report_html.phase_and_axis(row), *lattice, ratio, polar)
     console.print(table)
     for row in rows:
         if row.warnings:
@@ -162,7 +181,7 @@ def write_outputs(folder: str | Path, console: Console) -> None:
 
 def write_all(folder: str | Path, run: Run) -> list[TemperatureSummary]:
     """Summary, figures and report of a sweep into its folder; returns the rows of the summary."""
-    rows = summarize(run.records, run.repeats, run.equilibration)
+    rows = summarize(run.records, run.unit, run.equilibration)
     write_summary(folder, rows, run.formula)
     images = make_figures(run, rows)
     for name, image in images.items():
@@ -213,7 +232,7 @@ def make_figures(run: Run, rows: list[TemperatureSummary]) -> dict[str, bytes]:
     polarization = figures.polarization_figure(sweep)
     if polarization is not None:
         images["polarization.png"] = figures.png(polarization)
-    images["timeseries.png"] = figures.png(figures.timeseries_figure(run.records, run.repeats, run.equilibration))
+    images["timeseries.png"] = figures.png(figures.timeseries_figure(run.records, run.unit, run.equilibration))
     return images
 
 
@@ -222,10 +241,17 @@ def headline(rows: list[TemperatureSummary], subject: str) -> str:
 
     Args:
         rows: one a temperature.
-        subject: what was simulated with what, as in "PbTiO3 with perovskite".
+        subject: what was simulated with what, as in "PbTiO3 with perovskite, 625 atoms from PbTiO3-tetragonal".
     """
     found = transitions(rows)
-    text = f"{subject}: {found[0].message if found else 'no transition to be seen, the shape of the cell is fixed'}"
+    kelvin, phases = [row.temperature_K for row in rows], [row.phase for row in rows]
+    text = f"{subject}: {found[0].message if found else sequence(kelvin, phases)}"
+    if found and len(set(phases)) > 2:
+        text += f"; {sequence(kelvin, phases)}"
+    flagged = sum(bool(row.warnings) for row in rows if row.n_ok)
+    if flagged:
+        averaged = sum(row.n_ok > 0 for row in rows)
+        text += f"; preliminary: {flagged} of {averaged} averages are flagged, see the warnings"
     lost = sum(row.n_replicas - row.n_ok for row in rows)
     if lost:
         lowest = min(row.temperature_K for row in rows if row.n_ok < row.n_replicas)
@@ -244,6 +270,8 @@ def write_report(folder: str | Path, run: Run, rows: list[TemperatureSummary], i
     """
     subject = _subject(run)
     remarks = [f"From the {found.order_parameter}: {found.message}." for found in transitions(rows)[1:]]
+    if any(found.temperature_K is not None for found in transitions(rows)):
+        remarks.append(ONE_START)
     sections = [
         report_html.result(headline(rows, subject), [*remarks, *run.notes]),
         report_html.summary_table(rows),
@@ -328,8 +356,11 @@ def _experiment(formula: str, rows: list[TemperatureSummary]) -> figures.Experim
 
 
 def _subject(run: Run) -> str:
-    model = run.settings["config"]["model"]
-    return f"{run.formula} with {model if model.startswith('ase:') else Path(model).name}"
+    config = run.settings["config"]
+    model = config["model"]
+    start = config["structure"] if config["structure"] in BUILT_IN else Path(config["structure"]).name
+    known = f"{run.formula} with {model if model.startswith('ase:') else Path(model).name}"
+    return f"{known}, {run.atoms} atoms from {start}"
 
 
 def _distinct_names(folders: list[str], settings: list[dict[str, Any]]) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary
 
 CAPTIONS: dict[str, str] = {
-    "lattice.png": "Lattice parameters of the 5-atom cell. Filled: c, the polar (longest) axis; open: a, the mean of "
-    "the two others; in a cubic phase c is along z. Error bars: standard deviation of the thermal fluctuations.",
+    "lattice.png": "Lattice parameters of the unit cell. Filled: c, the polar (longest) axis; open: a, the mean of "
+    "the two others; in a cubic phase c is the third axis. Error bars: standard deviation of the thermal fluctuations.",
     "polarization.png": "Polarization from Born charges. Error bars: standard deviation of the thermal fluctuations.",
     "timeseries.png": "Lattice parameters of every replica; the shaded part is left out of the averages.",
 }
@@ -67,6 +67,18 @@ def uncertain(value: float, error: float) -> str:
     return f"{value:.{decimals}f}({round(error * 10**decimals)})"
 
 
+def phase_and_axis(row: TemperatureSummary) -> str:
+    """The phase of a row, with the polar axis where that is not c."""
+    return f"{row.phase}, axis {row.polar_axis}" if "tetragonal" in row.phase and row.polar_axis in "ab" else row.phase
+
+
+def axis_ratio(row: TemperatureSummary) -> str:
+    """c/a of a row with its error: of a tetragonal phase the polar axis over the mean of the others, else c's."""
+    if row.phase in ("tetragonal", "supertetragonal"):
+        return uncertain(row.tetragonality, row.tetragonality_sem)
+    return uncertain(row.c_over_a, row.c_over_a_sem)
+
+
 def summary_table(rows: list[TemperatureSummary]) -> str:
     """One row a temperature, with units; lost temperatures coloured."""
     pressures = len({row.pressure_GPa for row in rows}) > 1 or any(row.pressure_GPa != 0.0 for row in rows)
@@ -87,7 +99,7 @@ def summary_table(rows: list[TemperatureSummary]) -> str:
     for row in rows:
         cells = [f"{row.temperature_K:g}"]
         cells += [f"{row.pressure_GPa:g}"] if pressures else []
-        cells += [f'<td class="text">{html.escape(row.phase)}</td>']
+        cells += [f'<td class="text">{html.escape(phase_and_axis(row))}</td>']
         cells += [uncertain(row.measured_temperature_K, row.measured_temperature_K_sem)]
         cells += [uncertain(row.a, row.a_sem), uncertain(row.b, row.b_sem), uncertain(row.c, row.c_sem)]
         cells += [uncertain(row.c_over_a, row.c_over_a_sem), uncertain(row.tetragonality, row.tetragonality_sem)]
@@ -102,9 +114,11 @@ def summary_table(rows: list[TemperatureSummary]) -> str:
     table = f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
     note = (
         "Time averages over the production part; in brackets the standard error of the mean in units of the last "
-        "digits (from the autocorrelation time or blocking, whichever is larger). a, b, c lie along x, y, z, per "
-        "5-atom cell; c/a = c/((a + b)/2); longest/others takes the longest of the averaged axes, whichever it is, and "
-        "sets the phase: cubic below 1.01, supertetragonal from 1.15."
+        "digits (from the autocorrelation time or blocking, whichever is larger). a, b, c are the pseudo-cubic axes of "
+        "a perovskite (5-atom cell), those of the repeated cell in other crystals, and x, y, z lie along them; "
+        "c/a = c/((a + b)/2); longest/others takes the longest of the averaged axes, whichever it is. The phase of a "
+        "perovskite is the crystal system of its averaged strain (0.5 % or the error) and of its polarization where "
+        "that is significant; supertetragonal from longest/others = 1.15."
     )
     return f'<h2>Results</h2>\n<div class="scroll">{table}</div>\n<p class="note">{html.escape(note)}</p>'
 

@@ -18,7 +18,8 @@ from jaxpto.dynamics import Sample, Watch, pad_replicas, rebuild_all, replica_me
 from jaxpto.dynamics import run as run_chunks
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState
-from jaxpto.observables.polarization import perovskite_repeats
+from jaxpto.observables.lattice import lattice_parameters
+from jaxpto.observables.perovskite import unit_cell
 from jaxpto.preparation import Setup, begin, first_layout, start, usable_devices
 from jaxpto.processes import Processes
 from jaxpto.progress import Progress
@@ -99,7 +100,7 @@ def simulate(setup: Setup, folder: Path, console: Console, processes: Processes 
     )  # fmt: skip
     first_step = min((at.done - 1) * config.sample_every, config.steps)
     labels = [f"{t:g}" for t in setup.temperatures]
-    repeats = perovskite_repeats(setup.atoms) or config.supercell
+    unit = unit_cell(setup.atoms, config.supercell)
     ended = _Ended.of(at.watch, n_replicas, processes)
     try:
         with Progress(console, config.steps, first_step, config.timestep, labels) as progress:
@@ -113,7 +114,7 @@ def simulate(setup: Setup, folder: Path, console: Console, processes: Processes 
                 done = chunk.first_sample + own.step.shape[0]
                 at = Position(chunk.states, chunk.watch, done, (*at.pending, own))
                 step, valid, cells = processes.join((own.step[-1], own.valid[-1], own.cell[-1]))
-                progress.update(int(step.max()), valid, _c_over_a(cells, repeats))
+                progress.update(int(step.max()), valid, lattice_parameters(cells, unit).c_over_a)
                 # the clock of the first process counts for all
                 if processes.join(np.asarray([time.monotonic() - saved]))[0] > config.checkpoint_every:
                     at, saved = save(at), time.monotonic()
@@ -214,11 +215,6 @@ def _newly_lost(setup: Setup, before: _Ended, after: _Ended) -> list[str]:
             why = setup.limits.describe(reason)
             lines.append(f"{temperature:g} K stopped at step {int(after.step[replica])}: {why}; the others go on")
     return lines
-
-
-def _c_over_a(cells: np.ndarray, repeats: tuple[int, int, int]) -> np.ndarray:
-    a, b, c = np.moveaxis(np.linalg.norm(cells, axis=-1), -1, 0) / np.asarray(repeats)[:, None]
-    return c / (0.5 * (a + b))
 
 
 def trajectory_paths(folder: Path, config: SweepConfig) -> list[Path]:

@@ -19,6 +19,7 @@ from jaxpto import train
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import find_model, load_potential, read_header
 from jaxpto.errors import InputError
+from jaxpto.observables.lattice import UnitCell
 from jaxpto.structures import builtin_structure
 from jaxpto.training import deviation, ensembles, matching
 from jaxpto.training.checkpoint import checkpoint
@@ -204,17 +205,20 @@ def test_two_values_for_one_average_are_refused() -> None:
         parse_targets(("a@300K=3.9", "a@300.0K=3.91"))
 
 
+UNIT = UnitCell(np.diag([0.5, 1.0, 1.0]), perovskite=True)
+
+
 def test_observables_follow_the_polar_axis() -> None:
-    """Two frames of a 2x1x1 supercell, polar along x and along z; without polarization c is the third vector."""
+    """Two frames of a 2x1x1 supercell, polar along x and along z; without polarization c is the third axis."""
     cells = np.stack([np.diag([8.4, 3.9, 3.8]), np.diag([7.8, 4.0, 4.1])])
     polarizations = np.array([[-0.8, 0.1, 0.2], [0.0, 0.1, 0.7]])
-    seen = observe(cells, polarizations, (2, 1, 1))
+    seen = observe(cells, polarizations, UNIT)
     np.testing.assert_allclose(seen["c"], [4.2, 4.1])
     np.testing.assert_allclose(seen["a"], [3.85, 3.95])
     np.testing.assert_allclose(seen["c_over_a"], [4.2 / 3.85, 4.1 / 3.95])
     np.testing.assert_allclose(seen["volume"], [4.2 * 3.9 * 3.8, 3.9 * 4.0 * 4.1])
     np.testing.assert_allclose(seen["polarization"], [0.8, 0.7])
-    unknown = observe(cells, np.full((2, 3), np.nan), (2, 1, 1))
+    unknown = observe(cells, np.full((2, 3), np.nan), UNIT)
     np.testing.assert_allclose(unknown["c"], [3.8, 4.1])
 
 

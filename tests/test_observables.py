@@ -13,14 +13,9 @@ import pytest
 from ase.build import make_supercell
 
 from jaxpto.observables import phases
-from jaxpto.observables.lattice import lattice_parameters, tetragonality
-from jaxpto.observables.polarization import (
-    ChargeSet,
-    build_topology,
-    perovskite_bonds,
-    perovskite_repeats,
-    polarization,
-)
+from jaxpto.observables.lattice import UnitCell, lattice_parameters
+from jaxpto.observables.perovskite import perovskite_bonds, unit_cell
+from jaxpto.observables.polarization import ChargeSet, build_topology, polarization
 from jaxpto.observables.statistics import (
     autocorrelation,
     blocking_standard_error,
@@ -32,6 +27,11 @@ from jaxpto.observables.statistics import (
 )
 from jaxpto.observables.summary import ReplicaRecord, Status, production_start, summarize, transitions
 from jaxpto.system import from_ase, stack
+
+
+def repeated(*counts: int, perovskite: bool = True) -> UnitCell:
+    """The unit cell of a supercell that repeats it along its own vectors."""
+    return UnitCell(np.diag(1.0 / np.array(counts)), perovskite)
 
 
 def autoregressive(frames: int, memory: float, seed: int) -> np.ndarray:
@@ -109,62 +109,12 @@ def test_replicas_combine_with_the_larger_of_both_errors() -> None:
 
 def test_lattice_parameters_agree_with_ase() -> None:
     cell = ase.Atoms(cell=[7.8, 11.9, 16.4, 88.0, 91.0, 95.0], pbc=True).cell
-    lattice = lattice_parameters(np.stack([cell.array, 1.01 * cell.array]), (2, 3, 4))
+    lattice = lattice_parameters(np.stack([cell.array, 1.01 * cell.array]), repeated(2, 3, 4, perovskite=False))
     a, b, c, *angles = cell.cellpar()
     np.testing.assert_allclose(lattice.lengths[0], [a / 2, b / 3, c / 4], rtol=1e-12)
     np.testing.assert_allclose(lattice.angles, [angles, angles], rtol=1e-12)
     np.testing.assert_allclose(lattice.volume, [cell.volume / 24, 1.01**3 * cell.volume / 24], rtol=1e-12)
     assert lattice.c_over_a[0] == pytest.approx(c / 4 / (0.5 * (a / 2 + b / 3)))
-
-
-@pytest.mark.parametrize(
-    ("lengths", "angles", "label"),
-    [
-        ((3.90, 3.90, 4.15), (90.0, 90.0, 90.0), "tetragonal"),
-        ((4.15, 3.90, 3.90), (90.0, 90.0, 90.0), "tetragonal"),
-        ((3.85, 3.85, 4.80), (90.0, 90.0, 90.0), "supertetragonal"),
-        ((3.95, 3.96, 3.97), (90.0, 90.0, 90.0), "cubic"),
-        ((3.90, 4.00, 4.00), (90.0, 90.0, 90.0), "orthorhombic"),
-        ((3.95, 3.95, 3.95), (88.5, 90.0, 90.0), "sheared"),
-    ],
-)
-def test_phase_labels(lengths: tuple[float, ...], angles: tuple[float, ...], label: str) -> None:
-    assert phases.lattice_phase(np.array(lengths), np.array(angles)) == label
-    assert tetragonality(np.array(lengths)) >= 1.0
-
-
-def test_transition_is_the_bracket_of_the_labels() -> None:
-    kelvin = [300.0, 500.0, 400.0, 600.0]
-    labels = ["tetragonal", "cubic", "tetragonal", "cubic"]
-    found = phases.transition(kelvin, labels, [1.06, 1.0, 1.05, 1.0], [0.001] * 4, "c/a", 1.01)
-    assert (found.temperature_K, found.lower_K, found.upper_K) == (450.0, 400.0, 500.0)
-    assert found.uncertainty_K == pytest.approx(50.0)
-    assert found.monotonic
-    # a value within its error of the threshold widens the interval
-    vague = phases.transition(kelvin, labels, [1.06, 1.0, 1.011, 1.0], [0.001, 0.001, 0.01, 0.001], "c/a", 1.01)
-    assert vague.uncertainty_K is not None
-    assert vague.uncertainty_K > 60.0
-
-
-def test_transition_without_one_in_range() -> None:
-    def find(*labels: str) -> phases.Transition:
-        kelvin = [300.0 + 100.0 * i for i in range(len(labels))]
-        return phases.transition(kelvin, list(labels), [1.0] * len(labels), [math.nan] * len(labels), "c/a", 1.01)
-
-    ordered = find("tetragonal", "supertetragonal", "molten")
-    assert (ordered.temperature_K, ordered.lower_K, ordered.upper_K) == (None, 400.0, None)
-    disordered = find("cubic", "cubic")
-    assert (disordered.temperature_K, disordered.lower_K, disordered.upper_K) == (None, None, 300.0)
-    assert find("molten", "failed").temperature_K is None
-    assert find("cubic", "tetragonal").temperature_K is None
-    mixed = find("tetragonal", "cubic", "tetragonal", "cubic")
-    assert not mixed.monotonic
-    assert (mixed.lower_K, mixed.upper_K) == (400.0, 500.0)
-
-
-def test_polar_labels() -> None:
-    assert phases.polar_labels([0.8, 0.5, 0.1, math.nan]) == ["polar", "polar", "nonpolar", ""]
-    assert phases.polar_labels([0.01, 0.02]) == ["nonpolar", "nonpolar"]
 
 
 # --- polarization -----------------------------------------------------------------------------------------------------
@@ -211,7 +161,9 @@ def test_polarization_of_the_published_structures(shared: pathlib.Path) -> None:
 
     np.testing.assert_allclose(polarization_of(published("T.vasp")), [0.0, 0.0, 0.886], atol=5e-4)
     np.testing.assert_allclose(polarization_of(published("C.vasp")), np.zeros(3), atol=1e-9)
-    assert perovskite_repeats(published("POSCAR_5x5x5.vasp")) == (5, 5, 5)
+    unit = unit_cell(published("POSCAR_5x5x5.vasp"), (1, 1, 1))
+    assert unit.perovskite
+    np.testing.assert_allclose(unit.fractions, np.eye(3) / 5, atol=1e-15)
 
 
 @pytest.mark.parametrize("charges", ["authors", "lda", "nominal"])
@@ -228,7 +180,6 @@ def test_polarization_does_not_depend_on_the_description(charges: ChargeSet) -> 
     np.testing.assert_allclose(polarization_of(moved, charges), expected, atol=1e-9)
     # a supercell whose vectors are not the pseudo-cubic ones
     slanted = make_supercell(cell, [[1, 1, 0], [-1, 1, 0], [1, 0, 2]])
-    assert perovskite_repeats(slanted) is None
     np.testing.assert_allclose(polarization_of(slanted, charges), expected, atol=1e-9)
     # inversion, and the polar axis along x
     np.testing.assert_allclose(polarization_of(tetragonal(sign=-1.0), charges), -expected, atol=1e-9)
@@ -271,9 +222,13 @@ def test_polarization_in_single_precision_and_under_vmap() -> None:
 def test_other_compositions() -> None:
     barium = tetragonal("Ba", "Zr")
     np.testing.assert_allclose(polarization_of(barium, "nominal"), polarization_of(tetragonal(), "nominal"), atol=1e-9)
-    topology, note = build_topology(barium)
+    chosen, note = build_topology(barium, "auto", np.float64)
+    assert chosen is not None
+    assert "formal charges" in note
+    np.testing.assert_array_equal(chosen.charges[0], 2.0 * np.eye(3))
+    topology, note = build_topology(barium, "authors")
     assert topology is None
-    assert "nominal" in note
+    assert "--charges nominal" in note
     niobate, _ = build_topology(tetragonal("K", "Nb"), "nominal", np.float64)
     assert niobate is not None
     np.testing.assert_allclose(np.diag(niobate.charges[1]), 5.0)
@@ -287,7 +242,8 @@ def test_no_perovskite_has_no_polarization() -> None:
         ase.Atoms("PbTiO3", positions=2.0 * np.arange(15).reshape(5, 3), cell=[40, 40, 40], pbc=True),
     ):
         assert perovskite_bonds(atoms) is None
-        assert perovskite_repeats(atoms) is None
+        unit = unit_cell(atoms, (2, 1, 1))
+        assert (unit.perovskite, unit.count) == (False, 2)
         topology, note = build_topology(atoms, "nominal")
         assert topology is None
         assert "perovskite" in note
@@ -296,10 +252,10 @@ def test_no_perovskite_has_no_polarization() -> None:
 def test_neighbours_are_found_in_a_supertetragonal_and_in_a_hot_structure() -> None:
     stretched = tetragonal()
     stretched.set_cell([3.79, 3.79, 5.01], scale_atoms=True)
-    assert perovskite_repeats(stretched) == (1, 1, 1)
+    assert unit_cell(stretched, (1, 1, 1)).count == 1
     hot = tetragonal().repeat((2, 3, 4))
     hot.rattle(0.15, seed=2)
-    assert perovskite_repeats(hot) == (2, 3, 4)
+    np.testing.assert_allclose(unit_cell(hot, (1, 1, 1)).fractions, np.diag([1 / 2, 1 / 3, 1 / 4]), atol=1e-15)
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -335,7 +291,7 @@ def record(
     )
 
 
-REPEATS = (2, 2, 3)
+CELLS = repeated(2, 2, 3)
 TETRAGONAL, CUBIC = (3.90, 3.90, 4.10), (3.96, 3.96, 3.96)
 
 
@@ -349,8 +305,8 @@ def test_production_starts_after_the_equilibration() -> None:
 
 def test_summary_of_a_ladder() -> None:
     records = [record(800.0, CUBIC, seed=2), record(300.0, TETRAGONAL, seed=1), record(900.0, CUBIC, status="molten")]
-    cold, hot, lost = summarize(records, REPEATS, 0.25)
-    assert (cold.temperature_K, cold.phase, cold.polar_axis, cold.status) == (300.0, "tetragonal", "z", "ok")
+    cold, hot, lost = summarize(records, CELLS, 0.25)
+    assert (cold.temperature_K, cold.phase, cold.polar_axis, cold.status) == (300.0, "tetragonal", "c", "ok")
     assert cold.a == pytest.approx(3.90, abs=0.003)
     assert cold.c == pytest.approx(4.10, abs=0.003)
     assert cold.c_std == pytest.approx(0.01, rel=0.2)
@@ -368,9 +324,9 @@ def test_summary_of_a_ladder() -> None:
     assert (lattice.temperature_K, polar.temperature_K) == (550.0, 550.0)
 
 
-def test_polar_axis_along_x_is_tetragonal() -> None:
-    (row,) = summarize([record(300.0, (4.10, 3.90, 3.90))], REPEATS, 0.25)
-    assert (row.phase, row.polar_axis) == ("tetragonal", "x")
+def test_polar_axis_along_a_is_tetragonal() -> None:
+    (row,) = summarize([record(300.0, (4.10, 3.90, 3.90))], CELLS, 0.25)
+    assert (row.phase, row.polar_axis) == ("tetragonal", "a")
     assert row.c_over_a == pytest.approx(3.90 / 4.00, abs=0.002)
     assert row.tetragonality == pytest.approx(4.10 / 3.90, abs=0.002)
     assert (row.c_polar, row.a_plane) == (pytest.approx(4.10, abs=0.003), pytest.approx(3.90, abs=0.003))
@@ -378,13 +334,13 @@ def test_polar_axis_along_x_is_tetragonal() -> None:
 
 def test_replicas_of_a_temperature_are_combined() -> None:
     mixed = [record(500.0, TETRAGONAL), record(500.0, (4.10, 3.90, 3.90), seed=1)]
-    (row,) = summarize([*mixed, record(500.0, CUBIC, seed=2, status="failed")], REPEATS, 0.25)
+    (row,) = summarize([*mixed, record(500.0, CUBIC, seed=2, status="failed")], CELLS, 0.25)
     assert (row.n_replicas, row.n_ok, row.status, row.polar_axis) == (3, 2, "partial", "mixed")
     assert row.replica_phases == "tetragonal 2, failed 1"
     assert row.c == pytest.approx(4.00, abs=0.003)
     assert row.c_sem == pytest.approx(0.1, rel=0.05)  # replicas disagree: the error says so
     assert row.c_polar_sem < 0.01
-    (row,) = summarize([record(500.0, TETRAGONAL), record(500.0, CUBIC, seed=1)], REPEATS, 0.25)
+    (row,) = summarize([record(500.0, TETRAGONAL), record(500.0, CUBIC, seed=1)], CELLS, 0.25)
     assert "different phases" in row.warnings
 
 
@@ -395,7 +351,7 @@ def test_fixed_shape_is_labelled_by_its_polarization(breathing: float) -> None:
         scale = 1.0 + breathing * np.random.default_rng(0).standard_normal(still.time_ps.shape)
         return dataclasses.replace(still, cell=(still.cell * scale[:, None, None]).astype(np.float32))
 
-    rows = summarize([fixed(300.0, TETRAGONAL), fixed(900.0, (4.0, 4.0, 4.0))], REPEATS, 0.25)
+    rows = summarize([fixed(300.0, TETRAGONAL), fixed(900.0, (4.0, 4.0, 4.0))], CELLS, 0.25)
     assert [row.phase for row in rows] == ["polar", "nonpolar"]
     (found,) = transitions(rows)
     assert (found.order_parameter, found.temperature_K) == ("polarization", 600.0)
@@ -406,7 +362,7 @@ def test_short_runs_are_reported_as_such() -> None:
     fields = ("time_ps", "cell", "temperature", "potential_energy", "kinetic_energy", "conserved", "stress")
     for frames, word in ((1, "single"), (6, "independent")):
         cut = {name: getattr(full, name)[-frames:] for name in fields}
-        (row,) = summarize([dataclasses.replace(full, polarization=None, **cut)], REPEATS, 0.0)
+        (row,) = summarize([dataclasses.replace(full, polarization=None, **cut)], CELLS, 0.0)
         assert word in row.warnings
         assert row.phase == "tetragonal"
         assert math.isnan(row.Pz)
@@ -427,7 +383,7 @@ def turning(seed: int) -> ReplicaRecord:
 
 
 def test_a_polar_axis_that_turns_is_still_tetragonal() -> None:
-    [row] = summarize([turning(0)], REPEATS, 0.25)
+    [row] = summarize([turning(0)], CELLS, 0.25)
     assert (row.phase, row.polar_axis) == ("tetragonal", "turns")
     assert row.tetragonality == pytest.approx(4.10 / 3.90, abs=0.002)
     assert (row.a_plane, row.c_polar) == pytest.approx((3.90, 4.10), abs=0.005)
@@ -441,7 +397,7 @@ def test_a_cubic_lattice_that_fluctuates_slowly_stays_cubic() -> None:
     base = record(700.0, CUBIC)
     noise = 0.012 * np.stack([autoregressive(400, 0.9, seed) for seed in range(3)], axis=1)
     shaken = dataclasses.replace(base, cell=base.cell * (1.0 + noise[:, None, :] / 3.96))
-    [row] = summarize([shaken], REPEATS, 0.25)
+    [row] = summarize([shaken], CELLS, 0.25)
     assert (row.phase, row.polar_axis) == ("cubic", "none")
     assert row.tetragonality < 1.01
 

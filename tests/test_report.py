@@ -21,11 +21,13 @@ from rich.console import Console
 
 from jaxpto import figures, report, report_html
 from jaxpto.errors import InputError
+from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.summary import ReplicaRecord, Status, summarize
 from jaxpto.storage.trajectory import Observable, create_trajectory, write_frames
 from jaxpto.system import from_ase
 
 REPEATS = (1, 1, 2)
+CELLS = UnitCell(np.diag(1.0 / np.array(REPEATS)), perovskite=True)
 
 
 def record(
@@ -58,7 +60,7 @@ def record(
 
 def a_run(records: list[ReplicaRecord]) -> report.Run:
     settings = {"config": {"model": "toy", "structure": "start.vasp", "ensemble": "npt"}, "versions": {"jax": "1"}}
-    return report.Run(records, REPEATS, 0.3, "PbTiO3", settings, ("a note",))
+    return report.Run(records, CELLS, 10, 0.3, "PbTiO3", settings, ("a note",))
 
 
 def store(folder: Path, records: list[ReplicaRecord], structure: str = "start.vasp") -> None:
@@ -151,14 +153,14 @@ def test_page_tells_the_result_and_embeds_the_figures(sweep: Path) -> None:
     images = [base64.b64decode(link.split(",", 1)[1]) for link in check_page(text)]
     names = ("lattice.png", "polarization.png", "timeseries.png")
     assert images == [(sweep / name).read_bytes() for name in names]
-    assert "PbTiO3 with toy: tetragonal to cubic at 600 +/- 100 K (between 500 and 700 K)" in text
+    assert "PbTiO3 with toy, 10 atoms from start.vasp: tetragonal to cubic between 500 and 700 K" in text
     assert "1 of 4 replicas melted or failed, from 900 K on" in text
     assert "molten: rms &lt;displacement&gt; &amp; more" in text
     assert "450" in text
 
 
 def test_summary_survives_the_disk(tmp_path: Path) -> None:
-    rows = summarize(LADDER, REPEATS, 0.3)
+    rows = summarize(LADDER, CELLS, 0.3)
     report.write_summary(tmp_path, rows, "PbTiO3")
     for stored, row in zip(report.read_summary(tmp_path), rows, strict=True):
         for name, value in dataclasses.asdict(row).items():
@@ -173,8 +175,8 @@ def test_comparison_of_two_starts(sweep: Path, tmp_path: Path) -> None:
     report.run(report.ReportConfig((str(sweep), str(other)), str(tmp_path / "both")))
     text = (tmp_path / "both" / "report.html").read_text()
     assert len(check_page(text)) == 2
-    assert "start: tetragonal to cubic at 600" in text
-    assert "cubic: tetragonal to cubic at 400" in text
+    assert "start: tetragonal to cubic between 500 and 700 K" in text
+    assert "cubic: tetragonal to cubic between 300 and 500 K" in text
     assert (tmp_path / "both" / "lattice.png").stat().st_size > 10_000
 
 
@@ -205,7 +207,7 @@ def test_bad_input_is_one_line(sweep: Path, tmp_path: Path) -> None:
 def test_figures_of_ladders_of_any_length(temperatures: int) -> None:
     before = dict(matplotlib.rcParams)
     records = [record(300.0 + 50.0 * i, status="ok" if i < 14 else "molten") for i in range(temperatures)]
-    images = report.make_figures(a_run(records), summarize(records, REPEATS, 0.3))
+    images = report.make_figures(a_run(records), summarize(records, CELLS, 0.3))
     assert list(images) == ["lattice.png", "polarization.png", "timeseries.png"]
     assert dict(matplotlib.rcParams) == before
     for image in images.values():
@@ -215,7 +217,7 @@ def test_figures_of_ladders_of_any_length(temperatures: int) -> None:
 
 
 def test_lattice_figure_shows_the_numbers_of_the_summary() -> None:
-    rows = summarize(LADDER, REPEATS, 0.3)
+    rows = summarize(LADDER, CELLS, 0.3)
     figure = figures.lattice_figure([figures.Sweep("", rows)], figures.LEAD_TITANATE)
     (axes,) = figure.axes
     curves = {str(c.get_label()): c for c in axes.containers if isinstance(c, ErrorbarContainer)}
@@ -232,17 +234,17 @@ def test_lattice_figure_shows_the_numbers_of_the_summary() -> None:
 
 def test_no_polarization_no_figure() -> None:
     records = [record(300.0, polar=False)]
-    assert figures.polarization_figure([figures.Sweep("", summarize(records, REPEATS, 0.3))]) is None
+    assert figures.polarization_figure([figures.Sweep("", summarize(records, CELLS, 0.3))]) is None
 
 
 def test_everything_failed() -> None:
     empty = {name: getattr(record(300.0), name)[:0] for name in ("time_ps", "cell", "temperature", "stress")}
     energies = dict.fromkeys(("potential_energy", "kinetic_energy", "conserved"), np.zeros(0))
     lost = dataclasses.replace(record(400.0, status="failed"), **empty, **energies, polarization=None)
-    rows = summarize([lost], REPEATS, 0.3)
+    rows = summarize([lost], CELLS, 0.3)
     images = report.make_figures(a_run([lost]), rows)
     assert set(images) == {"lattice.png", "timeseries.png"}
-    assert "no temperature of the ladder is in either phase; 1 of 1 replicas" in report.headline(rows, "X")
+    assert "X: failed at 400 K; 1 of 1 replicas" in report.headline(rows, "X")
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ class LandauOptions:
     can then turn away from z instead of passing through 0)."""
     symmetric: bool = True
     """Use F(P) = F(-P), so that half of the range is enough."""
-    charges: ChargeSet = "authors"
-    """Born charges of the polarization: authors and lda for PbTiO3, nominal for any perovskite."""
+    charges: ChargeSet = "auto"
+    """Born charges of the polarization: authors and lda for PbTiO3, nominal for any perovskite; auto chooses."""
 
 
 @dataclasses.dataclass(frozen=True)

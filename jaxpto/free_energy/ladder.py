@@ -43,7 +43,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     samples = enthalpy_samples(finished.records, config.equilibration)
     wanted = np.linspace(samples.temperatures[0], samples.temperatures[-1], 1 + 4 * (len(samples.temperatures) - 1))
     console.print("MBAR and bootstrap ...", highlight=False)
-    rows = summarize(finished.records, finished.repeats, finished.equilibration)
+    rows = summarize(finished.records, finished.unit, finished.equilibration)
     found = next(iter(transitions(rows)), None)
     bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None
     result = analyse(samples, wanted, freedom, bracket=bracket, seed=config.seed)

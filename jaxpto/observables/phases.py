@@ -1,52 +1,100 @@
-"""Phase labels from time averages, and the transition temperature of a ladder (host side, pure functions)."""
+"""Phase labels of a perovskite from the time averages of its strain and polarization (host side, pure functions)."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import special
 
+from jaxpto.observables.crystal_class import crystal_system
 from jaxpto.observables.lattice import tetragonality
+from jaxpto.observables.statistics import Estimate
 
-CUBIC_BELOW = 1.01  # longest axis over the mean of the others
+EQUAL_LENGTHS = 0.005  # relative difference of two axes that is told apart; the 1.1 % of tetragonal BaTiO3 is
+EQUAL_ANGLES = 0.002  # of the cosine of an angle over two: 0.23 degrees
+EQUAL_COMPONENTS = 0.15  # of the polarization's length
 SUPERTETRAGONAL_FROM = 1.15  # between PbTiO3's 1.06 (experiment) and the 1.23 of the PBE functional's spurious phase
-AXES_EQUAL_WITHIN = 1.01  # ratio of the two shorter axes
 POLAR_FROM = 1.02  # stretch of a block's mean lattice that names its polar axis; noise of a cubic crystal stays below
 BLOCK_PS = 1.0  # length of these blocks; shorter than the stay of a polar axis, longer than a period of the cell
-UPRIGHT_WITHIN = 1.0  # degrees by which an averaged angle may miss 90
+SIGNIFICANCE = 0.999  # of a polarization that is called one, and of every difference in strain
+LEAST_POLARIZATION = 0.02  # C/m^2; a tenth of BaTiO3's, whatever its error
 NONPOLAR_FRACTION = 0.25  # of the largest polarization of the ladder
 NONPOLAR_BELOW = 0.05  # C/m^2, below this a ladder holds no polar phase at all
 
-ORDERED = ("tetragonal", "supertetragonal", "polar")
-DISORDERED = ("cubic", "nonpolar")
+ORDERED = ("tetragonal", "supertetragonal", "orthorhombic", "rhombohedral", "monoclinic", "triclinic")
 
 
-def lattice_phase(lengths: Float[np.ndarray, 3], angles: Float[np.ndarray, 3]) -> str:
-    """Phase label of a time-averaged lattice a, b, c [3] Angstrom; alpha, beta, gamma [3] degrees.
+def perovskite_phase(
+    strain: list[list[Estimate]], lengths: Float[np.ndarray, 3], polarization: list[Estimate] | None
+) -> str:
+    """Crystal system of a perovskite's averages: cubic or one of `ORDERED`.
 
-    sheared: an angle misses 90 degrees by more than 1; otherwise, with t = longest axis / mean of the two others, and
-    orthorhombic: the two shorter axes differ by 1 % or more; cubic: t < 1.01; supertetragonal: t >= 1.15; tetragonal.
+    It is what the operations of the cube leave alone: strain components count as equal within 0.5 % (off the diagonal
+    0.2 %) or their error, whichever is more, components of the polarization within 15 % of its length or their error;
+    a polarization that is not significant counts as zero. Tetragonal from a ratio of 1.15 on is supertetragonal.
+
+    Args:
+        strain: [3][3] averages of `Lattice.strain`.
+        lengths: [3] mean a, b, c, Angstrom.
+        polarization: [3] averages of its components along a, b, c, C/m^2, or None where there is none.
     """
-    if np.abs(angles - 90.0).max() > UPRIGHT_WITHIN:
-        return "sheared"
-    ordered = np.sort(lengths)
-    if ordered[1] / ordered[0] >= AXES_EQUAL_WITHIN:
-        return "orthorhombic"
-    stretch = tetragonality(lengths)
-    if stretch < CUBIC_BELOW:
-        return "cubic"
-    return "supertetragonal" if stretch >= SUPERTETRAGONAL_FROM else "tetragonal"
+    floor = np.where(np.eye(3) > 0, EQUAL_LENGTHS, EQUAL_ANGLES)  # of a difference: both of its sides have 1/sqrt(2)
+    errors = np.array([[_bound(component) for component in row] for row in strain])
+    vector, bounds = np.zeros(3), np.zeros(3)
+    if polarization is not None and polarity(polarization) == "polar":
+        vector = np.array([component.mean for component in polarization])
+        least = EQUAL_COMPONENTS * float(np.linalg.norm(vector))
+        bounds = np.array([max(least / math.sqrt(2.0), _bound(component)) for component in polarization])
+    means = np.array([[component.mean for component in row] for row in strain])
+    system = crystal_system(means, np.maximum(floor / math.sqrt(2.0), errors), vector, bounds)
+    if system == "tetragonal" and tetragonality(lengths) >= SUPERTETRAGONAL_FROM:
+        return "supertetragonal"
+    return system
+
+
+def polarity(components: list[Estimate]) -> str:
+    """Whether an averaged polarization vector [3] (C/m^2) is one: "polar", "nonpolar" or "undecided".
+
+    Polar: it differs from zero with a significance of 99.9 % (Hotelling's T^2 with as many samples as are independent)
+    and is at least 0.02 C/m^2 long. Nonpolar: two standard errors above its length are still below 0.05 C/m^2, or it
+    is significant but shorter. Of a single frame, which has no error, the length alone decides.
+    """
+    means, errors = (np.array([getattr(c, name) for c in components]) for name in ("mean", "sem"))
+    length = float(np.linalg.norm(means))
+    if np.isnan(errors).any():
+        return "polar" if length >= NONPOLAR_BELOW else "nonpolar"
+    samples = min(component.independent for component in components)
+    if not errors.any():
+        significant = length > 0.0
+    elif samples <= 4.0:
+        significant = False
+    else:
+        squared = float(np.sum((means / np.maximum(errors, 1e-12)) ** 2))
+        critical = 3.0 * (samples - 1.0) / (samples - 3.0) * special.fdtri(3.0, samples - 3.0, SIGNIFICANCE)
+        significant = squared > critical
+    if significant:
+        return "polar" if length >= LEAST_POLARIZATION else "nonpolar"
+    return "nonpolar" if length + 2.0 * float(np.linalg.norm(errors)) < NONPOLAR_BELOW else "undecided"
+
+
+def _bound(component: Estimate) -> float:
+    """What a component may differ by at random: its standard error times the two-sided quantile of Student's t."""
+    if math.isnan(component.sem):
+        return 0.0
+    freedom = max(component.independent - 1.0, 1.0)
+    return component.sem * float(special.stdtrit(freedom, 0.5 + 0.5 * SIGNIFICANCE))
 
 
 def polar_axis_in_time(time_ps: Float[np.ndarray, " t"], lengths: Float[np.ndarray, "t 3"]) -> Int[np.ndarray, " t"]:
     """Index of the polar axis at each time, all equal unless the polar axis turned during the run.
 
     Near the transition a small crystal turns its polar axis now and then, and the average over time looks cubic. The
-    run is cut into blocks of 1 ps; one whose mean lattice has a stretch of 1.02 or more (see `lattice_phase`) is polar
-    along its longest axis. If at least half of the blocks are polar, not all along one axis, each other block takes
-    the axis of the polar one before it. Otherwise the longest axis of the whole run's mean holds throughout.
+    run is cut into blocks of 1 ps; one whose mean lattice has a stretch of 1.02 or more (longest axis over the mean of
+    the others) is polar along its longest axis. If at least half of the blocks are polar, not all along one axis, each
+    other block takes the axis of the polar one before it. Otherwise the longest axis of the whole run's mean holds
+    throughout.
 
     Args:
         time_ps: times of the samples, ps.
@@ -67,116 +115,27 @@ def polar_axis_in_time(time_ps: Float[np.ndarray, " t"], lengths: Float[np.ndarr
     return np.asarray(held)[block_of]
 
 
-def polar_labels(polarizations: list[float]) -> list[str]:
-    """Label each |mean polarization| (C/m^2) of a ladder "polar" or "nonpolar".
+def polar_labels(polarizations: list[float], polarities: list[str]) -> list[str]:
+    """Label each |mean polarization| (C/m^2) of a ladder "polar", "nonpolar" or "undecided".
 
-    Nonpolar is less than a quarter of the largest of the ladder, or than 0.05 C/m^2. NaN stays "".
-    """
-    finite = [p for p in polarizations if not math.isnan(p)]
-    threshold = max(NONPOLAR_BELOW, NONPOLAR_FRACTION * max(finite, default=0.0))
-    return ["" if math.isnan(p) else ("polar" if p >= threshold else "nonpolar") for p in polarizations]
-
-
-@dataclasses.dataclass(frozen=True)
-class Transition:
-    """Where a ladder of temperatures leaves the ordered (tetragonal, polar) phase.
-
-    Attributes:
-        order_parameter: "c/a" or "polarization".
-        temperature_K: midpoint of the bracket, or None if the ladder does not bracket a transition.
-        uncertainty_K: half width of the bracket and the bootstrap error of its midpoint, added in quadrature.
-        lower_K: highest ordered temperature below the transition (a lower bound), or None.
-        upper_K: lowest disordered temperature above it (an upper bound), or None.
-        monotonic: False if some ordered temperature lies above a disordered one; the bracket then spans that region.
-        message: the finding in one sentence.
-    """
-
-    order_parameter: str
-    temperature_K: float | None
-    uncertainty_K: float | None
-    lower_K: float | None
-    upper_K: float | None
-    monotonic: bool
-    message: str
-
-
-def _bracket(temperatures: np.ndarray, ordered: np.ndarray, disordered: np.ndarray) -> tuple[float, float, bool] | None:
-    """Bracket of the change from ordered to disordered, and whether it is monotonic; None without such a change."""
-    if not ordered.any() or not disordered.any() or temperatures[ordered].min() > temperatures[disordered].max():
-        return None
-    last, first = float(temperatures[ordered].max()), float(temperatures[disordered].min())
-    return min(last, first), max(last, first), last < first
-
-
-def transition(
-    temperatures: list[float],
-    phases: list[str],
-    values: list[float],
-    sems: list[float],
-    order_parameter: str,
-    threshold: float,
-    *,
-    resamples: int = 400,
-) -> Transition:
-    """Transition temperature of a ladder: midpoint between the last ordered and the first disordered temperature.
-
-    The uncertainty is the bracket's half width, plus in quadrature the spread of the midpoint when every value is
-    redrawn from a normal distribution of its standard error and labelled anew by `threshold` (parametric bootstrap,
-    fixed seed).
+    Where it is significant (see `polarity`) it is still nonpolar below a quarter of the largest significant one of the
+    ladder, or below 0.05 C/m^2: a cell of fixed tetragonal shape keeps a small one above the transition. NaN stays "".
 
     Args:
-        temperatures: K, in any order.
-        phases: label of each temperature; only tetragonal, supertetragonal, polar (ordered) and cubic, nonpolar
-            (disordered) place the transition.
-        values: order parameter: c/a (longest over others), or |P| in C/m^2.
-        sems: standard errors of the values; NaN counts as zero.
-        order_parameter: "c/a" or "polarization".
-        threshold: values from here on are ordered.
-        resamples: bootstrap resamples.
+        polarizations: one a temperature, NaN where there is none.
+        polarities: what `polarity` says of each.
     """
-    order = np.argsort(temperatures, kind="stable")
-    kelvin = np.asarray(temperatures, np.float64)[order]
-    labels = [phases[i] for i in order]
-    ordered = np.array([label in ORDERED for label in labels], bool)
-    disordered = np.array([label in DISORDERED for label in labels], bool)
-    change = "tetragonal to cubic" if order_parameter == "c/a" else "polar to nonpolar"
-    found = _bracket(kelvin, ordered, disordered)
-    if found is None:
-        return _without_transition(order_parameter, change, kelvin, ordered, disordered)
-    lower, upper, monotonic = found
-
-    used = ordered | disordered
-    center = np.asarray(values, np.float64)[order][used]
-    spread = np.nan_to_num(np.asarray(sems, np.float64)[order][used])
-    random = np.random.default_rng(0)
-    midpoints = []
-    for _ in range(resamples):
-        above = center + spread * random.standard_normal(center.shape) >= threshold
-        again = _bracket(kelvin[used], above, ~above)
-        if again is not None:
-            midpoints.append(0.5 * (again[0] + again[1]))
-    scatter = float(np.std(midpoints)) if len(midpoints) > 1 else 0.0
-    middle, half = 0.5 * (lower + upper), 0.5 * (upper - lower)
-    uncertainty = math.hypot(half, scatter)
-    message = f"{change} at {middle:.0f} +/- {uncertainty:.0f} K (between {lower:g} and {upper:g} K)"
-    if not monotonic:
-        message += "; the order of phases along the ladder is not monotonic"
-    return Transition(order_parameter, middle, uncertainty, lower, upper, monotonic, message)
+    threshold = polar_threshold(polarizations, polarities)
+    labels = []
+    for value, label in zip(polarizations, polarities, strict=True):
+        if math.isnan(value):
+            labels.append("")
+        else:
+            labels.append("nonpolar" if label == "polar" and value < threshold else label)
+    return labels
 
 
-def _without_transition(
-    order_parameter: str, change: str, kelvin: np.ndarray, ordered: np.ndarray, disordered: np.ndarray
-) -> Transition:
-    if ordered.any() and not disordered.any():
-        lower = float(kelvin[ordered].max())
-        message = f"no {change} transition up to {lower:g} K"
-        return Transition(order_parameter, None, None, lower, None, True, message)
-    if disordered.any() and not ordered.any():
-        upper = float(kelvin[disordered].min())
-        message = f"no {change} transition: {change.split()[2]} from {upper:g} K, the lowest such temperature"
-        return Transition(order_parameter, None, None, None, upper, True, message)
-    if ordered.any():
-        message = f"no {change} transition: the ordered phase lies at higher temperatures than the disordered one"
-        return Transition(order_parameter, None, None, None, None, False, message)
-    message = f"no {change} transition: no temperature of the ladder is in either phase"
-    return Transition(order_parameter, None, None, None, None, True, message)
+def polar_threshold(polarizations: list[float], polarities: list[str]) -> float:
+    """The polarization, C/m^2, from which on a temperature of a ladder is called polar (see `polar_labels`)."""
+    pairs = zip(polarizations, polarities, strict=True)
+    return max(NONPOLAR_BELOW, NONPOLAR_FRACTION * max((p for p, label in pairs if label == "polar"), default=0.0))

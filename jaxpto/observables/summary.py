@@ -8,15 +8,19 @@ from collections import Counter
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxpto.observables import phases
-from jaxpto.observables.lattice import lattice_parameters, tetragonality
+from jaxpto.observables.lattice import UnitCell, lattice_parameters, tetragonality
+from jaxpto.observables.mean_structure import MeanStructure, symmetry_label
 from jaxpto.observables.statistics import FEWEST_INDEPENDENT, LARGEST_DRIFT, Estimate, combine, estimate, settling_index
+from jaxpto.observables.transition import Transition, find_transition
 
 Status = Literal["ok", "molten", "failed"]
 SETTLED_WITHIN = 0.002  # of c/a: the cumulative mean counts as settled once it stays this close to its final value
-AXIS_NAMES = ("x", "y", "z")
+AXIS_NAMES = ("a", "b", "c")
+TEMPERATURE_OFF = 2.5  # standard errors by which the measured temperature may miss its target
+TEMPERATURE_UNSURE = 0.05  # of the target: a larger standard error says that the temperature is not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ class ReplicaRecord:
         temperature: [frames] kinetic temperature, K.
         potential_energy, kinetic_energy, conserved: [frames] eV of the whole supercell.
         stress: [frames, 3, 3] eV/Angstrom^3, positive in tension.
-        polarization: [frames, 3] C/m^2, or None.
+        polarization: [frames, 3] C/m^2 in the axes of `cell`, or None.
+        structure: time average of the production part, or None where the topology names the phase.
     """
 
     temperature_K: float
@@ -51,6 +56,7 @@ class ReplicaRecord:
     conserved: Float[np.ndarray, " frames"]
     stress: Float[np.ndarray, "frames 3 3"]
     polarization: Float[np.ndarray, "frames 3"] | None
+    structure: MeanStructure | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +68,25 @@ class TemperatureSummary:
     Attributes:
         temperature_K, pressure_GPa: targets.
         status: "ok", "partial" (some replicas failed), or "molten" or "failed" (all did).
-        phase: label of the time-averaged lattice ("polar", "nonpolar" where its shape is fixed), "molten" or "failed".
+        phase: of a perovskite the crystal system of the averaged strain and polarization ("polar", "nonpolar",
+            "undecided" where the shape of the cell is fixed); of other crystals the system and space group of the
+            averaged structure; "molten" or "failed".
         replica_phases: label of every replica, as in "tetragonal 2, cubic 1".
-        polar_axis: longest axis, "x", "y" or "z"; "turns" if it changed during a run; "none" if cubic; "mixed" if
-            replicas differ; "" if all failed.
+        polarity: "polar", "nonpolar" or "undecided", by the significance of the averaged polarization; "" where there
+            is none; of several replicas the commonest.
+        polar_axis: longest axis, "a", "b" or "c"; "turns" if it changed during a run; "none" if cubic or rhombohedral;
+            "mixed" if replicas differ; "" if all failed.
         n_replicas, n_ok: replicas run, and averaged over.
         measured_temperature_K: kinetic temperature.
-        a, b, c: along the supercell vectors x, y, z, per 5-atom cell, Angstrom.
+        a, b, c: of the 5-atom cell of a perovskite (pseudo-cubic axes), of the repeated cell else, Angstrom.
         alpha, beta, gamma: degrees.
-        c_over_a: c / ((a + b) / 2), c along z as in the paper.
+        c_over_a: c / ((a + b) / 2), c the third axis as in the paper.
         tetragonality: polar axis over the mean of the two others, of each replica's time averages.
-        a_plane, c_polar: mean of the two axes across the polar axis, and the one along it (z if cubic), Angstrom.
-        volume: per 5-atom cell, Angstrom^3.
-        Px, Py, Pz: polarization, C/m^2.
+        a_plane, c_polar: mean of the two axes across the polar axis, and the one along it (c if cubic), Angstrom.
+        volume: per unit cell, Angstrom^3.
+        Px, Py, Pz: polarization along a, b, c (in the crystal's own axes, however it lies or turns), C/m^2.
         P: length of the time-averaged polarization vector, averaged over replicas, C/m^2.
-        conserved_drift: slope of the conserved energy, meV per 5-atom cell and ps.
+        conserved_drift: slope of the conserved energy, meV per unit cell and ps.
         independent_samples: of c/a, over all replicas.
         settling_time_ps: production time after which the cumulative mean of c/a stays within 0.002 of the final one.
         warnings: what is not converged, "" if nothing.
@@ -87,6 +97,7 @@ class TemperatureSummary:
     status: str
     phase: str
     replica_phases: str
+    polarity: str
     polar_axis: str
     n_replicas: int
     n_ok: int
@@ -143,6 +154,7 @@ class ReplicaAverages:
     estimates: dict[str, Estimate]
     angles: np.ndarray
     phase: str
+    polarity: str
     axis: str  # polar axis, "turns" or "none"
     turns_ps: tuple[float, ...]  # when the polar axis turned, since the start of the run
     fixed_shape: bool  # only the volume changes, or nothing: nvt, or the isotropic mask
@@ -159,26 +171,34 @@ def production_start(time_ps: Float[np.ndarray, " frames"], equilibration: float
     return min(int(np.searchsorted(time_ps, limit + slack, side="right")), time_ps.shape[0] - 1)
 
 
-def average_replica(record: ReplicaRecord, repeats: tuple[int, int, int], equilibration: float) -> ReplicaAverages:
+def average_replica(record: ReplicaRecord, unit: UnitCell, equilibration: float) -> ReplicaAverages:
     """Time averages of one replica.
 
     Args:
         record: a replica that came through, with at least one frame.
-        repeats: 5-atom cells along each supercell vector.
+        unit: the cell whose lattice parameters are wanted.
         equilibration: fraction of the run left out at its beginning.
     """
     kept = slice(production_start(record.time_ps, equilibration), None)
     time = np.asarray(record.time_ps[kept], np.float64)
-    lattice = lattice_parameters(record.cell[kept], repeats)
+    lattice = lattice_parameters(record.cell[kept], unit)
     polar = phases.polar_axis_in_time(time, lattice.lengths)
-    # columns: the axes in cyclic order behind the polar one, then the polar one
-    ordered = np.take_along_axis(lattice.lengths, (polar[:, None] + np.array([1, 2, 3])[None, :]) % 3, axis=1)
-    angles = lattice.angles.mean(axis=0)
-    phase = phases.lattice_phase(ordered.mean(axis=0), angles)
     turns = np.flatnonzero(np.diff(polar)) + 1
-    axis = "none" if phase == "cubic" else "turns" if len(turns) else AXIS_NAMES[int(polar[0])]
-    if phase == "cubic":
-        ordered = lattice.lengths
+    vectors = None
+    if record.polarization is not None:
+        vectors = np.einsum("fkx,fx->fk", lattice.frame, np.asarray(record.polarization[kept], np.float64))
+    strain, along = (lattice.strain, vectors) if not len(turns) else _following(polar, lattice.strain, vectors)
+    components = None if along is None else [estimate(along[:, k]) for k in range(3)]
+    if unit.perovskite:
+        strains = [[estimate(strain[:, i, j]) for j in range(3)] for i in range(3)]
+        # columns: the axes in cyclic order behind the polar one, then the polar one
+        lengths = np.take_along_axis(lattice.lengths, _cyclic(polar), axis=1).mean(axis=0)
+        phase = phases.perovskite_phase(strains, lengths, components)
+    else:
+        phase = "unlabelled" if record.structure is None else symmetry_label(record.structure)
+    no_axis = phase in ("cubic", "rhombohedral")
+    ordered = lattice.lengths if no_axis else np.take_along_axis(lattice.lengths, _cyclic(polar), axis=1)
+    axis = "none" if no_axis else "turns" if len(turns) else AXIS_NAMES[int(polar[0])]
 
     estimates = {name: estimate(lattice.lengths[:, k]) for k, name in enumerate("abc")}
     estimates["c_over_a"] = estimate(lattice.c_over_a)
@@ -191,17 +211,11 @@ def average_replica(record: ReplicaRecord, repeats: tuple[int, int, int], equili
     estimates["c_polar"] = estimate(ordered[:, 2])
     estimates["volume"] = estimate(lattice.volume)
     estimates["measured_temperature_K"] = estimate(record.temperature[kept])
-    if record.polarization is not None:
-        vectors = np.asarray(record.polarization[kept], np.float64)
-        for k, name in enumerate(("Px", "Py", "Pz")):
-            estimates[name] = estimate(vectors[:, k])
-        if len(turns):  # along the same axes as the lattice, and positive along the polar one during each stay
-            vectors = np.take_along_axis(vectors, (polar[:, None] + np.array([1, 2, 3])[None, :]) % 3, axis=1)
-            for stay in np.split(np.arange(len(vectors)), turns):
-                vectors[stay, 2] *= -1.0 if vectors[stay, 2].mean() < 0.0 else 1.0
-        mean = vectors.mean(axis=0)
+    if vectors is not None and along is not None:
+        estimates |= {name: estimate(vectors[:, k]) for k, name in enumerate(("Px", "Py", "Pz"))}
+        mean = along.mean(axis=0)
         length = float(np.linalg.norm(mean))
-        along_mean = estimate(vectors @ (mean / length if length > 0.0 else np.eye(3)[2]))
+        along_mean = estimate(along @ (mean / length if length > 0.0 else np.eye(3)[2]))
         estimates["P"] = dataclasses.replace(along_mean, mean=length)
 
     settled = settling_index(lattice.c_over_a, SETTLED_WITHIN)
@@ -209,11 +223,12 @@ def average_replica(record: ReplicaRecord, repeats: tuple[int, int, int], equili
     drift = math.nan
     if len(time) >= 3 and np.isfinite(conserved).all():
         # polynomial of the offset: energies of thousands of eV would cost digits
-        drift = float(np.polyfit(time - time[0], conserved - conserved[0], 1)[0]) * 1000.0 / float(np.prod(repeats))
+        drift = float(np.polyfit(time - time[0], conserved - conserved[0], 1)[0]) * 1000.0 / unit.count
     return ReplicaAverages(
         estimates=estimates,
-        angles=angles,
+        angles=lattice.angles.mean(axis=0),
         phase=phase,
+        polarity="" if components is None else phases.polarity(components),
         axis=axis,
         turns_ps=tuple(time[turns].tolist()),
         fixed_shape=len(time) > 1 and _keeps_shape(record.cell[kept]),
@@ -222,62 +237,96 @@ def average_replica(record: ReplicaRecord, repeats: tuple[int, int, int], equili
     )
 
 
+def _cyclic(polar: Int[np.ndarray, " f"]) -> Int[np.ndarray, "f 3"]:
+    """Indices of the axes in cyclic order behind the polar one of each frame, then the polar one."""
+    return (polar[:, None] + np.array([1, 2, 3])[None, :]) % 3
+
+
+def _following(
+    polar: Int[np.ndarray, " f"], strain: Float[np.ndarray, "f 3 3"], vectors: Float[np.ndarray, "f 3"] | None
+) -> tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3"] | None]:
+    """Strain and polarization along axes that turn with the polar one: it is the third, and P positive along it."""
+    order, sign = _cyclic(polar), np.ones((len(polar), 3))
+    turned = None
+    if vectors is not None:
+        turned = np.take_along_axis(vectors, order, axis=1)
+        for stay in np.split(np.arange(len(polar)), np.flatnonzero(np.diff(polar)) + 1):
+            sign[stay, 2] = -1.0 if turned[stay, 2].mean() < 0.0 else 1.0
+        turned = turned * sign
+    frames = np.arange(len(polar))[:, None, None]
+    turned_strain = strain[frames, order[:, :, None], order[:, None, :]]
+    return turned_strain * sign[:, :, None] * sign[:, None, :], turned
+
+
 def _keeps_shape(cells: Float[np.ndarray, "frames 3 3"]) -> bool:
     """Whether cells differ in volume at most, as in nvt and with the isotropic mask; 1e-4 is rounding of long runs."""
     shape = cells / np.cbrt(np.abs(np.linalg.det(cells)))[:, None, None]
     return bool(np.ptp(shape, axis=0).max() < 1e-4 * np.abs(shape).max())
 
 
-def summarize(
-    records: list[ReplicaRecord], repeats: tuple[int, int, int], equilibration_fraction: float
-) -> list[TemperatureSummary]:
+def summarize(records: list[ReplicaRecord], unit: UnitCell, equilibration_fraction: float) -> list[TemperatureSummary]:
     """One row for each temperature and pressure, in rising order, averaged over its replicas that came through.
 
     Args:
         records: all replicas, in any order.
-        repeats: 5-atom (pseudo-cubic) cells along each supercell vector.
+        unit: the cell whose lattice parameters are wanted.
         equilibration_fraction: part of each run, from its beginning, that is left out of the averages.
     """
     groups: dict[tuple[float, float], list[ReplicaRecord]] = {}
     for record in records:
         groups.setdefault((record.pressure_GPa, record.temperature_K), []).append(record)
-    rows = [
-        _row(group, repeats, equilibration_fraction) for _, group in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    rows = [_row(group, unit, equilibration_fraction) for _, group in sorted(groups.items(), key=lambda item: item[0])]
     # with a fixed shape the lattice says nothing: those rows were left unlabelled for the polarization to decide
-    open_rows = [i for i, row in enumerate(rows) if row.phase == ""]
-    for i, label in zip(open_rows, phases.polar_labels([rows[i].P for i in open_rows]), strict=True):
-        label = label or "fixed shape"
+    labels = phases.polar_labels([row.P for row in rows], [row.polarity for row in rows])
+    for i in [i for i, row in enumerate(rows) if row.phase == ""]:
+        label = labels[i] or "fixed shape"
         counts = ", ".join(filter(None, [f"{label} {rows[i].n_ok}", rows[i].replica_phases]))
         rows[i] = dataclasses.replace(rows[i], phase=label, replica_phases=counts)
     return rows
 
 
-def transitions(rows: list[TemperatureSummary]) -> list[phases.Transition]:
-    """Transition temperature from the lattice (unless its shape is fixed) and from the polarization (where known)."""
+def transitions(rows: list[TemperatureSummary]) -> list[Transition]:
+    """Where a perovskite's ladder becomes cubic (unless the shape is fixed) and where it loses its polarization."""
     found = []
     kelvin = [row.temperature_K for row in rows]
-    fixed_shape = any(row.phase in ("polar", "nonpolar", "fixed shape") for row in rows)
-    if not fixed_shape:
-        stretch, error = [r.tetragonality for r in rows], [r.tetragonality_sem for r in rows]
-        found.append(phases.transition(kelvin, [r.phase for r in rows], stretch, error, "c/a", phases.CUBIC_BELOW))
-    polarizations = [row.P for row in rows]
-    if not all(map(math.isnan, polarizations)):
-        labels = phases.polar_labels(polarizations)
-        largest = max(p for p in polarizations if not math.isnan(p))
-        threshold = max(phases.NONPOLAR_BELOW, phases.NONPOLAR_FRACTION * largest)
-        errors = [row.P_sem for row in rows]
-        found.append(phases.transition(kelvin, labels, polarizations, errors, "polarization", threshold))
+    if any(row.phase == "cubic" or row.phase in phases.ORDERED for row in rows):
+        found.append(
+            find_transition(
+                kelvin,
+                [row.phase for row in rows],
+                [row.tetragonality for row in rows],
+                [row.tetragonality_sem for row in rows],
+                order_parameter="lattice",
+                ordered_phases=phases.ORDERED,
+                disordered_phase="cubic",
+                threshold=1.0 + phases.EQUAL_LENGTHS,
+            )
+        )
+    polarizations, polarities = [row.P for row in rows], [row.polarity for row in rows]
+    if any(polarities):
+        found.append(
+            find_transition(
+                kelvin,
+                phases.polar_labels(polarizations, polarities),
+                polarizations,
+                [row.P_sem for row in rows],
+                order_parameter="polarization",
+                ordered_phases=("polar",),
+                disordered_phase="nonpolar",
+                threshold=phases.polar_threshold(polarizations, polarities),
+            )
+        )
     return found
 
 
-def _row(group: list[ReplicaRecord], repeats: tuple[int, int, int], equilibration: float) -> TemperatureSummary:
+def _row(group: list[ReplicaRecord], unit: UnitCell, equilibration: float) -> TemperatureSummary:
     usable = [record for record in group if record.status == "ok" and record.time_ps.shape[0] > 0]
-    replicas = [average_replica(record, repeats, equilibration) for record in usable]
+    replicas = [average_replica(record, unit, equilibration) for record in usable]
     lost = Counter(record.status if record.status != "ok" else "failed" for record in group if record not in usable)
     status = "ok" if not lost else ("partial" if replicas else lost.most_common(1)[0][0])
     labels = Counter([replica.phase for replica in replicas])
-    fixed_shape = any(replica.fixed_shape for replica in replicas)
+    fixed_shape = unit.perovskite and any(replica.fixed_shape for replica in replicas)
+    polarities = Counter([replica.polarity for replica in replicas])
     phase = status
     if replicas:
         most = max(labels.values())
@@ -304,6 +353,7 @@ def _row(group: list[ReplicaRecord], repeats: tuple[int, int, int], equilibratio
         status=status,
         phase=phase,
         replica_phases=", ".join(f"{label} {count}" for label, count in counts),
+        polarity=polarities.most_common(1)[0][0] if replicas else "",
         polar_axis=polar_axis,
         n_replicas=len(group),
         n_ok=len(replicas),
@@ -313,17 +363,26 @@ def _row(group: list[ReplicaRecord], repeats: tuple[int, int, int], equilibratio
         conserved_drift=float(np.mean([r.conserved_drift for r in replicas])) if replicas else math.nan,
         independent_samples=combined["c_over_a"].independent,
         settling_time_ps=max((r.settling_time_ps for r in replicas), default=math.nan),
-        warnings="; ".join(_warnings(replicas, combined, labels, fixed_shape)),
+        warnings="; ".join(_warnings(replicas, combined, labels, fixed_shape, group[0].temperature_K)),
         **columns,
     )
 
 
 def _warnings(
-    replicas: list[ReplicaAverages], combined: dict[str, Estimate], labels: Counter[str], fixed_shape: bool
+    replicas: list[ReplicaAverages],
+    combined: dict[str, Estimate],
+    labels: Counter[str],
+    fixed_shape: bool,
+    target_K: float,
 ) -> list[str]:
     """What the averages of a temperature do not support, in words with numbers."""
     found = []
-    watched = [("Pz", "C/m^2")] if fixed_shape else [("c_over_a", "")]
+    kelvin = combined["measured_temperature_K"]
+    if abs(kelvin.mean - target_K) > max(TEMPERATURE_OFF * kelvin.sem, 0.01 * target_K):
+        found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K, not {target_K:g} K")
+    elif kelvin.sem > TEMPERATURE_UNSURE * target_K:
+        found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K: too uncertain; run longer")
+    watched = [("P", "C/m^2")] if fixed_shape else [("c_over_a", "")]
     for name, unit in watched:
         total = combined[name]
         label = name.replace("_over_", "/")
@@ -333,11 +392,16 @@ def _warnings(
             found.append(f"{label}: a single production frame, no error estimate")
             continue
         if total.independent < FEWEST_INDEPENDENT:
-            needed = f"{FEWEST_INDEPENDENT:.0f} are needed; run longer"
-            found.append(f"{label}: only {total.independent:.1f} independent samples, {needed}")
+            seen = math.floor(10.0 * total.independent) / 10.0  # never rounded up to the number that is needed
+            found.append(
+                f"{label}: only {seen:.1f} independent samples, {FEWEST_INDEPENDENT:.0f} are needed; run longer"
+            )
         if abs(total.drift) > LARGEST_DRIFT * total.drift_sem:
             change = f"{total.drift:+.4f} {unit}".rstrip()
             found.append(f"{label}: drifts by {change} between the halves of the production part")
+    if fixed_shape and replicas and all(replica.polarity == "undecided" for replica in replicas):
+        length, error = combined["P"].mean, combined["P"].sem
+        found.append(f"P = {length:.3f} +/- {error:.3f} C/m^2 cannot be told from zero; run longer")
     turns = [f"{t:.1f}" for replica in replicas for t in replica.turns_ps]
     if turns and not fixed_shape:
         found.append(f"the polar axis turned after {', '.join(turns)} ps; a, b, c average over its directions")

@@ -92,7 +92,7 @@ def prepare(
                 reference, systems, kelvin, gigapascal * units.GIGAPASCAL, layout=layout
             )
             which = tuple(k for k, target in enumerate(targets) if target.condition == (kelvin, gigapascal))
-            seen = observe(frames.cells[s], frames.polarizations[s], plan.repeats)
+            seen = observe(frames.cells[s], frames.polarizations[s], plan.unit)
             values = np.stack([seen[targets[k].observable] for k in which], axis=1)
             found.append(Sampled(ensemble, layout, jnp.asarray(values, np.float64), which))
     return found

@@ -19,7 +19,9 @@ from jaxpto.dynamics import run as run_chunks
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.neighbors import Layout, build
-from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
+from jaxpto.observables.lattice import UnitCell
+from jaxpto.observables.perovskite import unit_cell
+from jaxpto.observables.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential
 from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, method_of, nearest_distance
 from jaxpto.replicas import in_turn
@@ -36,7 +38,7 @@ class Plan:
         conditions: temperature (K) and pressure (GPa) of each of the s ensembles.
         replicas: independent runs of each.
         discarded: samples at the beginning of each run that are left out.
-        repeats: 5-atom cells along each vector of the supercell.
+        unit: the cell whose lattice parameters are observed.
         topology: coefficients of the polarization, or None.
         note: why there is no polarization, or "".
         method, schedule, limits: what the compiled program depends on.
@@ -46,7 +48,7 @@ class Plan:
     conditions: tuple[tuple[float, float], ...]
     replicas: int
     discarded: int
-    repeats: tuple[int, int, int]
+    unit: UnitCell
     topology: PolarizationTopology | None
     note: str
     method: Method
@@ -98,9 +100,9 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     chunk = int(np.clip(ATOM_STEPS_PER_CHUNK // per_sample, 1, 100))
     schedule = Schedule(settings.steps, settings.sample_every, chunk)
     discarded = math.ceil(settings.equilibration * (schedule.n_samples - 1))
-    repeats = perovskite_repeats(atoms) or settings.supercell
+    unit = unit_cell(atoms, settings.supercell)
     plan = Plan(
-        atoms, tuple(conditions), settings.replicas, discarded, repeats, topology, note, method_of(settings), schedule,
+        atoms, tuple(conditions), settings.replicas, discarded, unit, topology, note, method_of(settings), schedule,
         Limits(),
     )  # fmt: skip
     if plan.frames < 2:

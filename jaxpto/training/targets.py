@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxpto.errors import InputError
-from jaxpto.observables.lattice import lattice_parameters
+from jaxpto.observables.lattice import UnitCell, lattice_parameters
 
 UNITS = {"c_over_a": "", "a": "A", "c": "A", "volume": "A^3", "polarization": "C/m^2"}
 FORM = 'write OBSERVABLE@TEMPERATUREK=VALUE or OBSERVABLE@TEMPERATUREK,PRESSUREGPa=VALUE, as in "c_over_a@300K=1.063"'
@@ -89,23 +89,24 @@ def conditions(targets: tuple[Target, ...]) -> list[tuple[float, float]]:
 def observe(
     cells: Float[np.ndarray, "f 3 3"],
     polarizations: Float[np.ndarray, "f 3"],
-    repeats: tuple[int, int, int],
+    unit: UnitCell,
 ) -> dict[str, Float[np.ndarray, " f"]]:
-    """Every observable of `UNITS` in every frame, of the 5-atom cell.
+    """Every observable of `UNITS` in every frame, of the unit cell.
 
     c lies along the component of the polarization that is largest in the frame, a is the mean of the two others: a
-    small crystal turns its polar axis now and then. Without a polarization (NaN) c lies along the third vector.
+    small crystal turns its polar axis now and then. Without a polarization (NaN) c is the third axis.
 
     Args:
         cells: [f, 3, 3] Angstrom.
         polarizations: [f, 3] C/m^2, or NaN.
-        repeats: 5-atom cells along each vector.
+        unit: the cell that is meant, such as the 5-atom cell of a perovskite.
     """
-    lattice = lattice_parameters(cells, repeats)
-    polar = _polar_axis(polarizations)
+    lattice = lattice_parameters(cells, unit)
+    vectors = np.einsum("fkx,fx->fk", lattice.frame, np.asarray(polarizations, np.float64))
+    polar = _polar_axis(vectors)
     c = np.take_along_axis(lattice.lengths, polar[:, None], axis=1)[:, 0]
     a = 0.5 * (lattice.lengths.sum(axis=1) - c)
-    along = np.take_along_axis(np.abs(np.asarray(polarizations, np.float64)), polar[:, None], axis=1)[:, 0]
+    along = np.take_along_axis(np.abs(vectors), polar[:, None], axis=1)[:, 0]
     return {"c_over_a": c / a, "a": a, "c": c, "volume": lattice.volume, "polarization": along}
 
 
