@@ -8,7 +8,7 @@ OUT ?= runs/PbTiO3
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow lint lock clean
+.PHONY: help sweep test test-slow campaign lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: $(VENV)/.complete lint ## lint, type-check and run the tests
 
 test-slow: $(VENV)/.complete ## the statistical tests as well (about an hour)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -q -m ''
+
+campaign: $(VENV)/.complete ## kill, signal, damage and starve runs for MINUTES=10 and report what did not hold
+	@$(BIN)/python -m benchmarks.campaign --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
 lint: $(VENV)/.complete ## ruff and ty
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/ty check --quiet jaxpto converters
