@@ -34,7 +34,7 @@ def main() -> None:
     found = list_models()
     for info in found:
         if info.problem:
-            models.add_row(info.name, "damaged: it cannot be loaded", "", "", "")
+            models.add_row(info.name, "damaged, see below", "", "", "")
             continue
         header = info.header
         conservative = "yes" if header["conservative"] else "no"
@@ -45,6 +45,9 @@ def main() -> None:
         console.print(models)
     else:
         console.print("no model is installed")
+    for info in found:
+        if info.problem:
+            console.print(info.problem, soft_wrap=True, highlight=False, markup=False)
     missing = [entry for name, entry in read_manifest().items() if name not in {info.name for info in found}]
     if missing:
         published = _table("to be converted first", "published model", "made by")
