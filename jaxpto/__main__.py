@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxpto import __version__
-from jaxpto.catalogue import list_models, user_folder
+from jaxpto.catalogue import examined, list_models, user_folder
 from jaxpto.manifest import read_manifest
 
 COMMANDS = {
@@ -31,7 +31,7 @@ def main() -> None:
         commands.add_row(f"python -m jaxpto.{name}", purpose)
     console.print(commands)
     models = _table("models", "model", "elements", "cutoff (A)", "parameters", "conservative")
-    found = list_models()
+    found = [examined(info) for info in list_models()]
     for info in found:
         if info.problem:
             models.add_row(info.name, "damaged, see below", "", "", "")

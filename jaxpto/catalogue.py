@@ -101,7 +101,7 @@ def user_folder() -> Path:
 def list_models() -> list[ModelInfo]:
     """Every shipped model and every one in `user_folder`, sorted by name; damaged ones carry a problem.
 
-    The parameters themselves are not read here.
+    The parameters themselves are not read here: see `examined`.
     """
     found: dict[str, ModelInfo] = {}
     for parent in (SHIPPED, user_folder()):
@@ -211,16 +211,37 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
     if str(name).startswith(ase_potential.PREFIX):
         return ase_potential.load(str(name))
     folder = find_model(name)
+    header, model, arrays = _read(folder, dtype)
+    cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
+    return Potential(jax.tree.map(cast, arrays), model, folder.name, header["conservative"])
+
+
+def examined(info: ModelInfo) -> ModelInfo:
+    """The same, with the problem that shows only once the parameters are read, if there is one."""
+    try:
+        if not info.problem:
+            _read(info.folder)
+    except InputError as error:
+        return dataclasses.replace(info, problem=str(error))
+    return info
+
+
+def _read(folder: Path, dtype: DTypeLike | None = None) -> tuple[dict[str, Any], Any, Any]:
+    """Header, model and parameters of a folder, with which nothing is wrong.
+
+    Args:
+        folder: of the model.
+        dtype: that the parameters will be cast to.
+    """
     header, model = _read_header(folder)
     with _told(folder):
         arrays = _read_params(_params_folder(folder, header), header.get("params_digest", header["digest"]))
+        check_values(arrays, dtype)
         count = sum(leaf.size for leaf in jax.tree.leaves(arrays))
         if count != header["n_parameters"]:
             raise MisfitError(f"{HEADER} says {header['n_parameters']} parameters, there are {count}")
-        check_values(arrays, dtype)
         check_shapes(model, arrays)
-    cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
-    return Potential(jax.tree.map(cast, arrays), model, folder.name, header["conservative"])
+    return header, model, arrays
 
 
 def find_model(name: str | Path) -> Path:
@@ -400,10 +421,9 @@ def _read_params(path: Path, digest: str) -> Any:
 def _holds(path: Path, digest: str) -> bool:
     """Whether a folder holds the parameters of this digest, whole."""
     try:
-        _read_params(path, digest)
+        return path.is_dir() and bool(_read_params(path, digest))
     except MisfitError:
         return False
-    return True
 
 
 def _digest(arrays: Any) -> str:

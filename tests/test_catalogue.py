@@ -300,7 +300,7 @@ def test_unknown_model_lists_the_known_ones(models):
 
 def test_list_shows_damaged_models_too(models, capsys):
     save_potential(noble(), models / "noble")
-    for name in ("broken", "edited", "empty"):
+    for name in ("broken", "edited", "empty", "nan"):
         save_potential(noble(), models / name)
     (models / "broken" / "model.json").write_text("")
     edit_hyperparameters(onset=4.0)(models / "edited")
@@ -311,9 +311,12 @@ def test_list_shows_damaged_models_too(models, capsys):
     assert "damaged" in found["broken"].problem
     assert "was changed after it was saved" in found["edited"].problem
     assert "is missing" in found["empty"].problem
+    saved_so({"epsilon": EPSILON, "sigma": np.array([3.4, np.nan])})(models / "nan")
+    assert not found["nan"].problem  # the list does not read the parameters, the overview does
     main()
     printed = " ".join(capsys.readouterr().out.split())
     assert found["edited"].problem in printed
+    assert "sigma holds NaN" in printed
     assert "Ar Kr" in printed
 
 
