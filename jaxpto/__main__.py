@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +26,7 @@ COMMANDS = {
 
 def main() -> None:
     """Print the commands and the models found."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # what is wrong with a model is said below
     console = Console()
     console.print(f"jaxpto {__version__}", highlight=False)
     commands = _table("commands", "command", "what it does")

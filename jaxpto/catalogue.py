@@ -412,7 +412,7 @@ def _read_params(path: Path, digest: str) -> Any:
             wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
     except Exception as error:  # whatever the storage layers raise on damaged files
-        raise MisfitError(_one_line(error)) from error
+        raise MisfitError(f"{path.name} cannot be read ({_one_line(error)})") from error
     if _digest(arrays) != digest:
         raise MisfitError(f"the parameters do not match the digest in {HEADER}")
     return arrays
