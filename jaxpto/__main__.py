@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from jaxpto import __version__
-from jaxpto.catalogue import list_models, user_folder
+from jaxpto.catalogue import examined, list_models, user_folder
 from jaxpto.manifest import read_manifest
 
 COMMANDS = {
@@ -24,6 +26,7 @@ COMMANDS = {
 
 def main() -> None:
     """Print the commands and the models found."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # what is wrong with a model is said below
     console = Console()
     console.print(f"jaxpto {__version__}", highlight=False)
     commands = _table("commands", "command", "what it does")
@@ -31,10 +34,10 @@ def main() -> None:
         commands.add_row(f"python -m jaxpto.{name}", purpose)
     console.print(commands)
     models = _table("models", "model", "elements", "cutoff (A)", "parameters", "conservative")
-    found = list_models()
+    found = [examined(info) for info in list_models()]
     for info in found:
         if info.problem:
-            models.add_row(info.name, "damaged: it cannot be loaded", "", "", "")
+            models.add_row(info.name, "damaged, see below", "", "", "")
             continue
         header = info.header
         conservative = "yes" if header["conservative"] else "no"
@@ -45,6 +48,9 @@ def main() -> None:
         console.print(models)
     else:
         console.print("no model is installed")
+    for info in found:
+        if info.problem:
+            console.print(info.problem, soft_wrap=True, highlight=False, markup=False)
     missing = [entry for name, entry in read_manifest().items() if name not in {info.name for info in found}]
     if missing:
         published = _table("to be converted first", "published model", "made by")

@@ -31,14 +31,18 @@ _log = logging.getLogger(__name__)
 class HostCalculator:
     """A direct model that asks an ASE calculator on the host.
 
+    Its text (`repr`), by which a run that goes on knows the model, is the same in every process.
+
     Attributes:
         calculator: any ASE calculator; a lock keeps concurrent devices from entering it together.
+        origin: where it comes from, with its parameters.
         elements: all of them; the calculator itself refuses what it does not know (`probe` finds out early).
         cutoff: Angstrom; short, because the engine's neighbour list is not used.
         by_species: no.
     """
 
-    calculator: BaseCalculator
+    calculator: BaseCalculator = dataclasses.field(repr=False)
+    origin: str = ""
     elements: tuple[int, ...] = tuple(range(1, 119))
     cutoff: float = 1.0
     by_species: bool = False
@@ -78,7 +82,7 @@ class HostCalculator:
 def load(name: str) -> Potential:
     """The potential behind `ase:package.module:factory`, where factory() returns an ASE calculator.
 
-    It is labelled non-conservative because nothing guarantees that a calculator's forces derive from its energy.
+    Whether it is conservative is not known: most calculators are, and none says so.
 
     Raises:
         InputError: malformed name, module or factory that cannot be imported, or a factory that fails.
@@ -103,7 +107,11 @@ def load(name: str) -> Potential:
             f"model '{name}': {factory_name}() gave a {type(calculator).__name__}; it must return an ASE calculator"
         )
     _log.warning("%s runs in Python through a host callback, one replica after the other: expect it to be slow", name)
-    return Potential({}, HostCalculator(calculator), name, conservative=False)
+    parameters = getattr(calculator, "parameters", None) or {}
+    plain = {key: value for key, value in sorted(parameters.items()) if isinstance(value, bool | int | float | str)}
+    kind = type(calculator)
+    origin = f"{name} {kind.__module__}.{kind.__qualname__} {plain}"
+    return Potential({}, HostCalculator(calculator, origin), name, conservative=None)
 
 
 def probe(model: HostCalculator, atoms: ase.Atoms, where: str, *, stress: bool) -> None:

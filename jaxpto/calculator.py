@@ -36,7 +36,7 @@ def _site_properties(potential: Potential, system: System, neighbors: Neighbors)
 class JaxptoCalculator(Calculator):
     """ASE calculator of a potential: energy and free energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3.
 
-    `potential.caveat` tells of a model whose forces are not derivatives of its energy.
+    `potential.caveat` tells of a model whose forces are not, or not known to be, derivatives of its energy.
 
     Models that know energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these too, when asked.
 

@@ -3,10 +3,14 @@
 A model is a folder with a readable `model.json` and its parameters (Orbax). `model.json` names the parameter folder by
 the digest of its content and is replaced last, in one rename: whenever a save is interrupted, the folder holds the old
 model or the new one, never half of each.
+
+Everything in `model.json` that decides an energy, the digest of the parameters included, is under one digest again, and
+both are compared when a model is loaded. What they cannot tell, because somebody saved it so, `model_check` finds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -16,7 +20,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,29 @@ from jax.typing import DTypeLike
 from jaxpto import ase_potential
 from jaxpto.errors import InputError
 from jaxpto.manifest import read_manifest
+from jaxpto.model_check import MisfitError, build_model, check_cutoff, check_model, check_shapes, check_values
 from jaxpto.potential import Potential, SelectiveModel
 from jaxpto.storage.alone import tree_checkpointer
 from jaxpto.structures import check_elements
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Version 1 has no digest of the header; its `digest` is that of the parameters.
+READ_VERSIONS = (1, 2)
+# What the digest of version 2 is of. Everything else in model.json only describes the model.
+DECISIVE = (
+    "architecture",
+    "conservative",
+    "elements",
+    "cutoff",
+    "units",
+    "n_parameters",
+    "hyperparameters",
+    "params_digest",
+    "reference_energies_eV",
+)
+_SHA256 = "[0-9a-f]{64}"
+_REMEDY = "save or copy the model again"
+_UNITS = {"energy": "eV", "length": "Angstrom"}
 HEADER = "model.json"
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -77,13 +99,18 @@ def user_folder() -> Path:
 
 
 def list_models() -> list[ModelInfo]:
-    """Every shipped model and every one in `user_folder`, sorted by name; damaged ones carry a problem."""
+    """Every shipped model and every one in `user_folder`, sorted by name; damaged ones carry a problem.
+
+    The parameters themselves are not read here: see `examined`.
+    """
     found: dict[str, ModelInfo] = {}
     for parent in (SHIPPED, user_folder()):
         for header_file in sorted(parent.glob(f"*/{HEADER}")):
             folder = header_file.parent
             try:
                 info = ModelInfo(folder.name, folder, read_header(folder))
+                with _told(folder):
+                    _params_folder(folder, info.header)
             except InputError as error:
                 info = ModelInfo(folder.name, folder, {}, str(error))
             found.setdefault(folder.name, info)
@@ -100,28 +127,38 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
 
     Raises:
         ValueError: unknown architecture, or an extra entry with the name of a computed one.
-        InputError: `folder` is a file.
+        InputError: `folder` is a file, or the potential would be refused when it is loaded; nothing is written then.
     """
     import orbax.checkpoint as ocp  # seconds to import, so only where it is used
 
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"model folder {folder} is a file; choose another name")
+    architecture = _architecture_of(potential.model)
     arrays = jax.tree.map(np.asarray, potential.params)
+    hyperparameters = dataclasses.asdict(potential.model)  # ty: ignore[invalid-argument-type]
+    try:
+        build_model(architecture, type(potential.model), hyperparameters)
+        check_model(potential.model, potential.conservative)
+        check_values(arrays)
+        check_shapes(potential.model, arrays)
+    except MisfitError as error:
+        raise InputError(f"model {potential.name} is not saved to {folder}: {error}; make it again") from error
     digest = _digest(arrays)
     params_folder = f"params-{digest[:12]}"
     header: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "architecture": _architecture_of(potential.model),
+        "architecture": architecture,
         "name": potential.name,
         "conservative": potential.conservative,
         "elements": [ase.data.chemical_symbols[z] for z in potential.elements],
         "cutoff": potential.cutoff,
-        "units": {"energy": "eV", "length": "Angstrom"},
+        "units": _UNITS,
         "n_parameters": int(sum(leaf.size for leaf in jax.tree.leaves(arrays))),
-        "hyperparameters": dataclasses.asdict(potential.model),  # ty: ignore[invalid-argument-type]
+        "hyperparameters": hyperparameters,
         "params": params_folder,
-        "digest": digest,
+        "params_digest": digest,
+        "digest": "",
         "source": "",
         "licence": "",
         "citation": "",
@@ -131,6 +168,7 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
     if clash:
         raise ValueError(f"entries {clash} of model.json are computed; rename them in header_extra")
     header |= header_extra or {}
+    header["digest"] = _header_digest(header)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda lst: " ".join(lst[0].split()), json.dumps(header, indent=2)) + "\n"
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +179,9 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
         marker = temporary / "params" / "commit_success.txt"
         if marker.exists():  # only its existence counts, and Orbax writes the path on this machine into it
             marker.write_text("complete\n")
-        if (folder / params_folder).exists():
-            shutil.rmtree(folder / params_folder)  # same digest: the same parameters, or a damaged copy of them
-        os.replace(temporary / "params", folder / params_folder)
+        if not _holds(folder / params_folder, digest):  # what is whole stays: a model may depend on it
+            shutil.rmtree(folder / params_folder, ignore_errors=True)
+            os.replace(temporary / "params", folder / params_folder)
         (temporary / HEADER).write_text(text)
         os.replace(temporary / HEADER, folder / HEADER)
     finally:
@@ -162,7 +200,8 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
         dtype: floating-point type the parameters are cast to.
 
     Raises:
-        InputError: unknown name (the known ones are listed), damaged folder, or float64 while JAX's 64-bit mode is off.
+        InputError: unknown name (the known ones are listed), damaged folder, parameters that are not finite or do not
+            fit, or float64 while JAX's 64-bit mode is off.
     """
     if jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
         raise InputError(
@@ -172,11 +211,37 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
     if str(name).startswith(ase_potential.PREFIX):
         return ase_potential.load(str(name))
     folder = find_model(name)
-    header = read_header(folder)
-    arrays = _read_params(folder, header)
-    cast = lambda leaf: jnp.asarray(leaf, dtype if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype)  # noqa: E731
-    model = _build_model(folder, header)
-    return Potential(jax.tree.map(cast, arrays), model, folder.name, bool(header["conservative"]))
+    header, model, arrays = _read(folder, dtype)
+    cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
+    return Potential(jax.tree.map(cast, arrays), model, folder.name, header["conservative"])
+
+
+def examined(info: ModelInfo) -> ModelInfo:
+    """The same, with the problem that shows only once the parameters are read, if there is one."""
+    try:
+        if not info.problem:
+            _read(info.folder)
+    except InputError as error:
+        return dataclasses.replace(info, problem=str(error))
+    return info
+
+
+def _read(folder: Path, dtype: DTypeLike | None = None) -> tuple[dict[str, Any], Any, Any]:
+    """Header, model and parameters of a folder, with which nothing is wrong.
+
+    Args:
+        folder: of the model.
+        dtype: that the parameters will be cast to.
+    """
+    header, model = _read_header(folder)
+    with _told(folder):
+        arrays = _read_params(_params_folder(folder, header), header.get("params_digest", header["digest"]))
+        check_values(arrays, dtype)
+        count = sum(leaf.size for leaf in jax.tree.leaves(arrays))
+        if count != header["n_parameters"]:
+            raise MisfitError(f"{HEADER} says {header['n_parameters']} parameters, there are {count}")
+        check_shapes(model, arrays)
+    return header, model, arrays
 
 
 def find_model(name: str | Path) -> Path:
@@ -208,24 +273,79 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Content of `model.json`.
 
     Raises:
-        InputError: it is unreadable, of a newer format, or misses entries.
+        InputError: it is unreadable, of a newer format, misses entries, has values that no model has, or has been
+            changed since it was saved.
     """
-    remedy = "save or copy the model again"
+    return _read_header(folder)[0]
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Generator[None]:
+    """What is wrong with a model is told with its folder and the remedy."""
     try:
-        header = json.loads((folder / HEADER).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"model folder {folder} is damaged: {HEADER}: {_one_line(error)}; {remedy}") from error
-    required = {"format_version", "architecture", "elements", "cutoff", "conservative", "n_parameters"}
-    required |= {"hyperparameters", "params", "digest"}
-    if not isinstance(header, dict) or required - header.keys():
-        missing = sorted(required - header.keys()) if isinstance(header, dict) else sorted(required)
-        raise InputError(f"model folder {folder} is damaged: {HEADER} misses {', '.join(missing)}; {remedy}")
-    if header["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"model folder {folder} has format version {header['format_version']}, this jaxpto reads {FORMAT_VERSION}; "
-            "upgrade jaxpto or convert the model again"
-        )
-    return header
+        yield
+    except MisfitError as error:
+        raise InputError(f"model folder {folder} is damaged: {error}; {_REMEDY}") from error
+
+
+def _read_header(folder: Path) -> tuple[dict[str, Any], Any]:
+    """Content of `model.json`, and the model without its parameters."""
+    with _told(folder):
+        try:
+            header = json.loads((folder / HEADER).read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise MisfitError(f"{HEADER}: {_one_line(error)}") from error
+        if not isinstance(header, dict):
+            raise MisfitError(f"{HEADER} holds no entries but a {type(header).__name__}")
+        version = header.get("format_version")
+        if version is not None and version not in READ_VERSIONS:
+            raise InputError(
+                f"model folder {folder} has format version {version}, this jaxpto reads "
+                f"{' and '.join(map(str, READ_VERSIONS))}; upgrade jaxpto or convert the model again"
+            )
+        needed = {"format_version", "digest", "params", *DECISIVE} - {"units", "reference_energies_eV"}
+        needed -= {"params_digest"} if version == 1 else set()
+        if missing := sorted(needed - header.keys()):
+            raise MisfitError(f"{HEADER} misses {', '.join(missing)}")
+        if header["architecture"] not in list(ARCHITECTURES):
+            raise InputError(
+                f"model folder {folder} has the unknown architecture '{header['architecture']}'; "
+                f"known: {', '.join(ARCHITECTURES)}; upgrade jaxpto"
+            )
+        return header, _checked(header)
+
+
+def _checked(header: dict[str, Any]) -> Any:
+    """The model of a header, every entry of which that decides something has been looked at.
+
+    Raises:
+        MisfitError: one line.
+    """
+    for name, pattern in {"params": r"params-[0-9a-f]+", "digest": _SHA256, "params_digest": _SHA256}.items():
+        if name in header and not (isinstance(header[name], str) and re.fullmatch(pattern, header[name])):
+            raise MisfitError(f"{HEADER}: {name} is not what jaxpto writes there")
+    if not isinstance(header["hyperparameters"], dict):
+        raise MisfitError(f"{HEADER}: hyperparameters are no entries with names")
+    check_cutoff(header["cutoff"])
+    module, name = ARCHITECTURES[header["architecture"]]
+    model = build_model(
+        header["architecture"], getattr(importlib.import_module(module), name), header["hyperparameters"]
+    )
+    check_model(model, header["conservative"])
+    symbols = [ase.data.chemical_symbols[z] for z in model.elements]
+    for entry, value in (("elements", symbols), ("cutoff", model.cutoff)):
+        if header[entry] != value:
+            raise MisfitError(f"{HEADER}: {entry} and those of the hyperparameters differ")
+    if header.get("units", _UNITS) != _UNITS:
+        raise MisfitError(f"{HEADER}: the units are not eV and Angstrom")
+    if header["format_version"] != 1 and _header_digest(header) != header["digest"]:
+        raise MisfitError(f"{HEADER} was changed after it was saved: it does not match its own digest")
+    return model
+
+
+def _header_digest(header: dict[str, Any]) -> str:
+    decisive = {name: header[name] for name in DECISIVE if name in header}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def check_known(potential: Potential, atoms: ase.Atoms, where: str = "structure") -> None:
@@ -264,23 +384,6 @@ def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structu
         ase_potential.probe(potential.model, atoms, where, stress=stress)
 
 
-def _build_model(folder: Path, header: dict[str, Any]) -> Any:
-    architecture = header["architecture"]
-    if architecture not in ARCHITECTURES:
-        raise InputError(
-            f"model folder {folder} has the unknown architecture '{architecture}'; known: {', '.join(ARCHITECTURES)}; "
-            "upgrade jaxpto"
-        )
-    module, name = ARCHITECTURES[architecture]
-    try:
-        return getattr(importlib.import_module(module), name)(**_tuples(header["hyperparameters"]))
-    except TypeError as error:
-        raise InputError(
-            f"model folder {folder} does not fit the architecture {architecture}: {_one_line(error)}; "
-            "save it again with this version"
-        ) from error
-
-
 def _architecture_of(model: Any) -> str:
     for architecture, (module, name) in ARCHITECTURES.items():
         if (type(model).__module__, type(model).__qualname__) == (module, name):
@@ -288,25 +391,39 @@ def _architecture_of(model: Any) -> str:
     raise ValueError(f"{type(model).__module__}.{type(model).__qualname__} is not in catalogue.ARCHITECTURES")
 
 
-def _read_params(folder: Path, header: dict[str, Any]) -> Any:
+def _params_folder(folder: Path, header: dict[str, Any]) -> Path:
+    path = folder / header["params"]
+    if not path.is_dir():
+        raise MisfitError(f"{header['params']} is missing")
+    return path
+
+
+def _read_params(path: Path, digest: str) -> Any:
+    """The parameters in a folder.
+
+    Raises:
+        MisfitError: they are missing, damaged, or not those of the digest.
+    """
     import orbax.checkpoint as ocp
 
-    path = folder / header["params"]
-    remedy = "save or copy the model again"
-    if not path.is_dir():
-        raise InputError(f"model folder {folder} is damaged: {header['params']} is missing; {remedy}")
     try:
         with tree_checkpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
             wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
     except Exception as error:  # whatever the storage layers raise on damaged files
-        raise InputError(f"model folder {folder} is damaged: {_one_line(error)}; {remedy}") from error
-    if _digest(arrays) != header["digest"]:
-        raise InputError(
-            f"model folder {folder} is damaged: the parameters do not match the digest in {HEADER}; {remedy}"
-        )
+        raise MisfitError(f"{path.name} cannot be read ({_one_line(error)})") from error
+    if _digest(arrays) != digest:
+        raise MisfitError(f"the parameters do not match the digest in {HEADER}")
     return arrays
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a folder holds the parameters of this digest, whole."""
+    try:
+        return path.is_dir() and bool(_read_params(path, digest))
+    except MisfitError:
+        return False
 
 
 def _digest(arrays: Any) -> str:
@@ -316,13 +433,6 @@ def _digest(arrays: Any) -> str:
         digest.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples, and hyperparameters must be hashable: every list is a tuple."""
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _one_line(error: Exception) -> str:

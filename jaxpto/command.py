@@ -13,12 +13,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import tyro
 
+from jaxpto.compilation_cache import use_compilation_cache
 from jaxpto.errors import InputError, is_interrupt
 from jaxpto.processes import OtherProcessError
 from jaxpto.storage.files import StorageError
@@ -118,9 +118,7 @@ def set_up_jax(dtype: str) -> None:
         jax.config.update("jax_logging_level", "CRITICAL")
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jaxpto" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    use_compilation_cache()
 
 
 def configure_devices(count: int | None = None) -> int:

@@ -125,6 +125,13 @@ class DirectModel(Protocol):
         ...
 
 
+def caveat(conservative: bool | None) -> str:
+    """What is said of a model whose forces are not, or not known to be, derivatives of its energy; "" of others."""
+    if conservative:
+        return ""
+    return f"forces are not {'known to be ' if conservative is None else ''}derivatives of its energy"
+
+
 @struct.dataclass
 class Potential:
     """A model with its parameters.
@@ -133,13 +140,13 @@ class Potential:
         params: the model's parameter pytree.
         model: architecture and hyperparameters (static).
         name: what the user calls it.
-        conservative: whether forces are derivatives of the energy.
+        conservative: whether forces are derivatives of the energy; None where that is not known.
     """
 
     params: Any
     model: Model = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False)
-    conservative: bool = struct.field(pytree_node=False, default=True)
+    conservative: bool | None = struct.field(pytree_node=False, default=True)
 
     @property
     def cutoff(self) -> float:
@@ -153,15 +160,15 @@ class Potential:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Precision of the arrays of parameters, in which the model is evaluated; float64 where there are none."""
+        """Precision of the arrays of parameters, in which the model is evaluated; JAX's own where there are none."""
         arrays = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array | np.ndarray)]
         floating = [array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
-        return jnp.result_type(*floating) if floating else jnp.dtype("float64")
+        return jnp.result_type(*floating) if floating else jnp.result_type(float)
 
     @property
     def caveat(self) -> str:
         """What is said wherever the potential is named; "" of a conservative one."""
-        return "" if self.conservative else "forces are not derivatives of its energy"
+        return caveat(self.conservative)
 
     @property
     def usual_skin(self) -> float:

@@ -5,6 +5,9 @@ most of the time to the first step. What comes of that (`jax.export`) is kept be
 all it depends on: the sources of jaxpto, the installed packages, JAX's settings, what the function is made from, and
 the structure, shapes and devices of its arguments. (A module's constant that is changed while the process runs is not
 in the name.)
+
+Nothing in a file is run as Python: it is a program for XLA and the structure of its results as JSON. As that program
+runs all the same, the folder must be one that nobody else can write to.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
+import logging
 import pickle
 import sys
 import types
@@ -24,6 +29,8 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxpto.storage.files import StorageError, replacing
+from jaxpto.storage.own_folder import own_folder
+from jaxpto.tree_text import UnknownStructureError, describe, structure
 
 FOLDER = "jaxpto-traced"
 # As wide as the processor's vectors are: XLA stays below 512 bits unless told, and is up to 8 percent slower then.
@@ -31,6 +38,7 @@ WIDE = {"xla_cpu_prefer_vector_width": 512}
 # Code that the name of a file accounts for: jaxpto's by its sources, that of others by their versions.
 _ACCOUNTED = frozenset({"builtins", "copyreg", "functools", "jaxpto", "jax", "jaxlib", "flax", "numpy"})
 _DIGEST = hashlib.sha256().digest_size
+_log = logging.getLogger(__name__)
 
 
 def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[str, Any] = WIDE) -> Callable[..., Any]:
@@ -49,14 +57,14 @@ def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[st
     programs: dict[Hashable, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
-        leaves, structure = jax.tree.flatten(arguments)
+        leaves, given = jax.tree.flatten(arguments)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         shapes = tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
-        signature = structure, shapes, _settings()
+        signature = given, shapes, _settings()
         if signature not in programs:
             path = _path((made_from, compiler_options, *signature), leaves)
-            found = None if path is None else _of_file(path, function, structure, leaves, compiler_options)
-            programs[signature] = found or (lambda *leaves: plain(*jax.tree.unflatten(structure, leaves)))
+            found = None if path is None else _of_file(path, function, given, leaves, compiler_options)
+            programs[signature] = found or (lambda *leaves: plain(*jax.tree.unflatten(given, leaves)))
         return programs[signature](*leaves)
 
     return call
@@ -65,44 +73,53 @@ def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[st
 def _of_file(
     path: Path,
     function: Callable[..., Any],
-    structure: Any,
+    given: Any,
     leaves: list[jax.Array],
     compiler_options: dict[str, Any],
 ) -> Callable[..., Any] | None:
     """The program of a file, which is written if it is not there; None if the program cannot be kept."""
     found = _read(path)
     if found is None:
-        results_structure: Any = None
+        results_text: Any = None
 
         def flat(*leaves: jax.Array) -> list[jax.Array]:
-            nonlocal results_structure
-            results, results_structure = jax.tree.flatten(function(*jax.tree.unflatten(structure, leaves)))
-            return results
+            nonlocal results_text
+            results = function(*jax.tree.unflatten(given, leaves))
+            results_text = describe(results)
+            if structure(results_text) != jax.tree.structure(results):
+                raise UnknownStructureError("the results have another structure than their description")
+            return jax.tree.leaves(results)
 
         try:
             program = bytes(export.export(jax.jit(flat))(*leaves).serialize())
-        except (NotImplementedError, ValueError):  # a call back to Python, or to a library that promises nothing
+        # a call back to Python, or to a library that promises nothing, or a result of an unknown kind
+        except (NotImplementedError, ValueError):
             return None
-        found = program, results_structure
-        _write(path, found)
-    program, results_structure = found
+        found = program, structure(results_text)
+        _write(path, program, results_text)
+    program, results = found
     run = jax.jit(export.deserialize(bytearray(program)).call, compiler_options=compiler_options)
-    return lambda *leaves: jax.tree.unflatten(results_structure, run(*leaves))
+    return lambda *leaves: jax.tree.unflatten(results, run(*leaves))
 
 
 def _read(path: Path) -> tuple[bytes, Any] | None:
+    """Program, and structure of its results; None where the file is missing, damaged or of another kind."""
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    whole = hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]
-    return pickle.loads(data[_DIGEST:]) if whole else None
-
-
-def _write(path: Path, found: tuple[bytes, Any]) -> None:
-    data = pickle.dumps(found)
+    if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+        return None
+    text, _, program = data[_DIGEST:].partition(b"\n")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        return program, structure(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _write(path: Path, program: bytes, results_text: Any) -> None:
+    data = json.dumps(results_text).encode() + b"\n" + program
+    try:
         with replacing(path, len(data)) as temporary:
             temporary.write_bytes(hashlib.sha256(data).digest() + data)
     except (OSError, StorageError):  # costs the next process time, nothing else
@@ -115,13 +132,24 @@ def _path(content: tuple[Any, ...], leaves: list[jax.Array]) -> Path | None:
     cache = settings["jax_compilation_cache_dir"] if settings["jax_enable_compilation_cache"] else None
     if not cache or "://" in cache or settings["jax_disable_jit"]:
         return None
+    folder = Path(cache) / FOLDER
+    if not _usable(folder):
+        return None
     devices = jax.default_backend(), jax.local_devices()[0].device_kind, [str(leaf.sharding) for leaf in leaves]
     name = io.BytesIO()
     try:
         _Content(name).dump((_code(), devices, content))
     except (pickle.PicklingError, AttributeError, TypeError):
         return None
-    return Path(cache) / FOLDER / hashlib.sha256(name.getvalue()).hexdigest()
+    return folder / hashlib.sha256(name.getvalue()).hexdigest()
+
+
+@functools.cache
+def _usable(folder: Path) -> bool:
+    """Whether programs may be kept there; says why not, once."""
+    if problem := own_folder(folder):
+        _log.warning("programs are traced anew in every run, because %s", problem)
+    return not problem
 
 
 class _Content(pickle.Pickler):

@@ -1,5 +1,8 @@
 """The ASE calculator against the potential itself, its neighbour list, ASE's optimizers, and the reverse wrapper."""
 
+import io
+
+import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +16,18 @@ from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
+from rich.console import Console
 
 from jaxpto import calculator as calculator_module
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
+from jaxpto.free_energy import switching
+from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import allocate, build
 from jaxpto.potential import Potential
+from jaxpto.provenance import fingerprint
 from jaxpto.system import from_ase, stack
 
 CUTOFF, ONSET = 6.0, 5.0
@@ -215,8 +222,39 @@ def test_there_and_back_again():
     np.testing.assert_allclose(atoms.get_stress(), expected.get_stress(), atol=1e-12)
 
 
+def test_of_a_wrapped_calculator_it_is_not_known_whether_it_is_conservative(tmp_path):
+    """Which is said, and no reason to refuse a method whose work needs no more than the forces to be."""
+    potential = load_potential("ase:ase.calculators.emt:EMT")
+    assert potential.conservative is None
+    assert potential.caveat == "forces are not known to be derivatives of its energy"
+    assert potential.replace(conservative=False).caveat == "forces are not derivatives of its energy"
+    assert not potential.replace(conservative=True).caveat
+    for name in ("cu.cif", "foreign/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    ase.io.write(tmp_path / "cu.cif", copper(0))
+    config = FreeEnergyConfig(
+        str(tmp_path / "cu.cif"), "ase:ase.calculators.emt:EMT", "switching",
+        ensemble="nvt", steps=1000, replicas=2, temperatures=(300.0,), out=tmp_path / "foreign",
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(InputError, match="foreign"):  # it comes as far as the folder, where something else lies
+        switching.run(config, console)
+    assert "not known to be derivatives of its energy" in console.file.getvalue()
+
+
+def test_a_wrapped_calculator_is_the_same_model_in_every_process():
+    """The text of most calculators holds their address, so that no run with one could be resumed."""
+    first, second = (load_potential("ase:ase.calculators.emt:EMT") for _ in range(2))
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(load_potential(f"ase:{__name__}:without_stress"))
+    assert " at 0x" not in repr(first.model)
+    with jax.enable_x64(False):
+        assert first.dtype == np.float32
+
+
 def test_wrapped_calculator_says_once_that_it_is_slow(caplog):
-    assert not load_potential("ase:ase.calculators.emt:EMT").conservative
+    load_potential("ase:ase.calculators.emt:EMT")
     assert [record.message for record in caplog.records if "slow" in record.message] == [caplog.records[0].message]
 
 

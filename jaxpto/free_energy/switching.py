@@ -89,8 +89,13 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     check_supports(
         potential, read_structure(config.structure), config.structure, stress=config.switching.relax != "none"
     )
-    if not potential.conservative:
+    if potential.conservative is False:
         raise InputError(f"model {potential.name}: {potential.caveat}, so that no work is that of its energy")
+    if potential.caveat:
+        console.print(
+            f"the {potential.caveat} ({potential.name}): if they are not, no work is that of its energy",
+            soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
     check_folder(config.out, begun=any((config.out / name).exists() for name in OWN_FILES))
     kelvins = sorted(config.temperatures)
     kelvins = [kelvins[0], kelvins[-1]] if config.switching.scaling else kelvins
@@ -143,6 +148,8 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     subject = SwitchingSubject(formula.format("metal"), potential.name, math.prod(config.supercell) * units, crystal)
     shared = {name: value for name, value in vars(config).items() if not dataclasses.is_dataclass(value)}
     settings = shared | {"switching": dataclasses.asdict(config.switching)} | provenance()
+    if potential.caveat:
+        settings["caveat"] = f"the model's {potential.caveat}"
     write_switching(
         switched, scaled, internal, np.array(sorted(config.temperatures)), subject, config.out, settings, console
     )

@@ -49,7 +49,7 @@ class ModelResult:
 
     Attributes:
         model: its name, made unique among those of the run.
-        conservative: whether its forces are derivatives of its energy.
+        conservative: whether its forces are derivatives of its energy; None where that is not known.
         atoms: the structure they are of, with energy and forces.
         relaxed: how it was relaxed; None if it was not.
         supercell_force: largest force in the undisplaced supercell, eV/Angstrom.
@@ -58,7 +58,7 @@ class ModelResult:
     """
 
     model: str
-    conservative: bool
+    conservative: bool | None
     atoms: ase.Atoms
     relaxed: Relaxed | None
     supercell_force: float

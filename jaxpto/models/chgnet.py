@@ -55,6 +55,11 @@ class CHGNet:
     envelope: int
     by_species: bool = False
 
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        return dict.fromkeys(("atom_embedding", "references"), (max(self.elements),))
+
     def energy(
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:

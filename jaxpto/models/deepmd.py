@@ -80,6 +80,13 @@ class DeepPotSE:
         return (*each, (self.elements, sum(self.sel))) if self.nearest_first else each
 
     @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        n = len(self.elements)
+        networks = {"embedding/*": (-n, n), "fitting/*": (-n,)}
+        return dict.fromkeys(("scale", "shift", "mean", "std"), (n,)) | networks
+
+    @property
     def site_quantities(self) -> tuple[str, ...]:
         """What `site_properties` gives."""
         return ("energies",)
@@ -222,6 +229,12 @@ class DPA1:
     def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
         """`sel`, of all types together."""
         return ((self.elements, self.sel),)
+
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        n = len(self.elements)
+        return dict.fromkeys(("scale", "shift", "std", "types"), (n,)) | {"fitting/*": (-n,)}
 
     @property
     def site_quantities(self) -> tuple[str, ...]:

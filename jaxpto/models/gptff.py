@@ -48,6 +48,11 @@ class GPTFF:
     self_images: bool = True
     by_species: bool = False
 
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        return dict.fromkeys(("atom_embedding", "reference"), (max(self.elements) + 1,))
+
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:

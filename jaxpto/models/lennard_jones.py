@@ -37,6 +37,11 @@ class LennardJones:
     onset: float
     by_species: bool = False
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters; see `ShapedModel`."""
+        return dict.fromkeys(("epsilon", "sigma"), (len(self.elements),))
+
     def energy(
         self, params: dict[str, Array], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:

@@ -61,6 +61,11 @@ class M3GNet:
     by_species: bool = False
     angle_cutoff: float = 0.0
 
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        return dict.fromkeys(("atom_embedding", "offset"), (len(self.elements),))
+
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:

@@ -71,6 +71,12 @@ class MACE:
     by_species: bool = False
 
     @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        names = ("embedding", "references", "layers/*/skip/*", "layers/*/polynomials/*")
+        return dict.fromkeys(names, (len(self.elements),))
+
+    @property
     def site_quantities(self) -> tuple[str, ...]:
         """What `site_properties` gives."""
         return ("energies",)

@@ -65,6 +65,11 @@ class OrbDirect:
     cutoff: float
     by_species: bool = False
 
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        return dict.fromkeys(("embedding", "references"), (max(self.elements) + 1,))
+
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
@@ -110,6 +115,11 @@ class OrbConservative:
     nearest: int
     cutoff: float
     by_species: bool = False
+
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        return dict.fromkeys(("embedding", "references"), (max(self.elements) + 1,))
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]

@@ -66,6 +66,24 @@ class Perovskite:
         pairs = self.quartic * (self.quartic + 1) // 2
         return self.channels + 2 * self.channels**2 + 2 * pairs * self.quartic
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters; see `ShapedModel`."""
+        n, d, h = len(self.elements), self.features, self.hidden
+        return {
+            "trusted": (n, n),
+            "wall": (n, n),
+            "mix": (n, n, self.channels, self.radial),
+            "pair": (n, n, self.radial),
+            "weight1": (n, d, h),
+            "bias1": (n, h),
+            "weight2": (n, h, h),
+            "bias2": (n, h),
+            "weight3": (n, h),
+            "linear": (n, d),
+            "offset": (n,),
+        }
+
     def energy(
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:

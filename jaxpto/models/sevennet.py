@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +37,14 @@ class SevenNet:
     cutoff: float
     channels: tuple[tuple[int, ...], ...]
     highest: int
-    envelope: str
+    envelope: Literal["polynomial", "xplor"]
     envelope_parameter: float
     by_species: bool = False
+
+    @property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Parameters with a row for each element; see `TableModel`."""
+        return dict.fromkeys(("embedding", "scale", "shift"), (len(self.elements),))
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]

@@ -20,6 +20,7 @@ from jaxpto import report_html
 from jaxpto.figures import COLORS, STYLE, png
 from jaxpto.figures_phonons import VISIBLE, decorate_bands, draw_bands
 from jaxpto.lattice_dynamics.harmonic import Bands
+from jaxpto.potential import caveat
 from jaxpto.pto import paper
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
 
@@ -49,7 +50,7 @@ class ZeroKelvin:
         energy_difference: cubic minus tetragonal, eV per formula unit.
         lowest_frequency: along the path, THz, negative if imaginary.
         imaginary: imaginary modes (THz) at the named points and the wave vectors that fit the supercell.
-        conservative: whether its forces are derivatives of its energy.
+        conservative: whether its forces are derivatives of its energy; None where that is not known.
         remarks: what the reader must know, such as a relaxation that did not converge.
         bands: of the tetragonal cell.
     """
@@ -61,7 +62,7 @@ class ZeroKelvin:
     energy_difference: float
     lowest_frequency: float
     imaginary: tuple[str, ...]
-    conservative: bool
+    conservative: bool | None
     remarks: tuple[str, ...]
     bands: Bands
 
@@ -173,8 +174,7 @@ def _reference_cells(row: paper.GroundState) -> list[str]:
 
 
 def _remarks(result: ZeroKelvin) -> list[str]:
-    direct = [] if result.conservative else ["forces are not derivatives of its energy"]
-    return [*direct, *result.remarks]
+    return [*filter(None, [caveat(result.conservative)]), *result.remarks]
 
 
 def _html_table(rows: list[list[str]], references: list[list[str]]) -> str:

@@ -1,0 +1,62 @@
+"""JAX's compilation cache for commands: a folder that nobody else can write to, and entries that are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpto.storage.own_folder import own_folder
+
+_log = logging.getLogger(__name__)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in ~/.cache/jaxpto/xla, or where JAX_COMPILATION_CACHE_DIR says, and mend the entries.
+
+    What lies there is run, so that the folder of ours must be one that nobody else can write to; a folder that the user
+    names is the user's affair.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]
+        folder = Path.home() / ".cache" / "jaxpto" / "xla"
+        if problem := own_folder(folder):
+            _log.warning("programs are compiled anew in every run, because %s", problem)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    replace_damaged_entries()
+
+
+def replace_damaged_entries() -> None:
+    """Have entries removed that cannot be read, so that they are written anew.
+
+    JAX writes an entry in place and never over one that is there: what a kill or a full disk leaves of it is read,
+    refused and compiled again by every later process. There is no public place to step in; where JAX has moved the
+    private one, everything stays as JAX has it.
+    """
+    try:
+        from jax._src import compilation_cache as private
+
+        read = private.get_executable_and_time
+    except (ImportError, AttributeError):
+        return
+    if hasattr(read, "replaces_damaged_entries"):
+        return
+
+    def get_executable_and_time(key: str, *others: Any, **named: Any) -> Any:
+        try:
+            return read(key, *others, **named)
+        except Exception:
+            folder = jax.config.jax_compilation_cache_dir  # ty: ignore[missing-attribute]
+            if not folder or "://" in folder:
+                raise
+            with contextlib.suppress(OSError):
+                (Path(folder) / f"{key}-cache").unlink()
+                _log.warning("a damaged entry of the compilation cache in %s is written anew: %s", folder, key)
+            return None, None
+
+    get_executable_and_time.replaces_damaged_entries = True  # ty: ignore[missing-attribute]
+    private.get_executable_and_time = get_executable_and_time  # ty: ignore[invalid-assignment]
