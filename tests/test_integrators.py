@@ -121,7 +121,7 @@ def test_npt_runs_backwards(mask, measure):
     np.testing.assert_allclose(back.bath.particle_chain.position, 0.0, atol=1e-9)
     np.testing.assert_allclose(back.bath.cell_chain.position, 0.0, atol=1e-9)
     if measure == "cauchy":
-        assert (abs(end.bath.deviatoric_work) > 1e-3) == (mask != "iso")  # of the deviatoric stress the volume knows none
+        assert (abs(end.bath.deviatoric_work) > 1e-3) == (mask != "iso")  # which a change of volume does not do
         np.testing.assert_allclose(back.bath.deviatoric_work, 0.0, atol=1e-12)
 
 
@@ -227,7 +227,7 @@ def test_cauchy_force_is_the_present_volume_times_the_stress_and_its_work_depend
         return float(total + potential_work(STRESS, reference, present, "cauchy"))
 
     x, y = jnp.diag(jnp.array([0.1, 0.0, 0.0])), jnp.diag(jnp.array([0.0, 0.1, 0.0]))
-    # closed form: a step of strain e along x changes V to V exp(e) and does -V s_xx (exp(e) - 1) against the whole stress
+    # closed form: a strain e along x alone takes V to V exp(e), with the work -V s_xx (exp(e) - 1) of the whole stress
     size = float(np.linalg.det(cell)) * (np.exp(0.1) - 1.0)
     at_start = float(potential_work(STRESS, reference, cell, "cauchy"))
     for steps, first, second in (((x, y), STRESS[0, 0], STRESS[1, 1]), ((y, x), STRESS[1, 1], STRESS[0, 0])):
@@ -412,8 +412,9 @@ def test_bad_parameters_are_refused():
         (lambda: npt_parrinello_rahman(ideal_gas, 2.0, **times, chain_length=1), "chain length"),
         (
             lambda: npt_parrinello_rahman(ideal_gas, 2.0, **times).init(KEY, one, no_neighbors(), 0.03, STRESS),
-            "1 atom",
+            "npt of 1 atom",
         ),
+        (lambda: nve(ideal_gas, 2.0).init(KEY, one, no_neighbors(), 0.03), "nve of 1 atom"),
     ):
         with pytest.raises(InputError, match=word):
             broken()

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt32
 from jaxpto.errors import InputError
 from jaxpto.integrators.common import (
     check_positive,
+    check_thermal,
     kinetic_energy,
     kinetic_tensor,
     matmul,
@@ -168,8 +169,7 @@ def npt_parrinello_rahman(
     ) -> MDState:
         """Draw momenta at kT (eV), remove the drift, evaluate the forces; cell and chains start at rest."""
         n = system.masses.shape[0]
-        if n < 2:
-            raise InputError(f"constant-pressure dynamics of {n} atom has no thermal motion; give at least 2 atoms")
+        check_thermal(n, "npt")
         dtype = system.positions.dtype
         n_f = 3 * n - 3
         target = jnp.asarray(kT, dtype)

@@ -21,7 +21,7 @@ from jaxpto.integrators.state import MDState, Method
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.polarization import PolarizationTopology, build_topology, perovskite_repeats
 from jaxpto.potential import Potential
-from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, method_of, nearest_distance
+from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
 from jaxpto.replicas import in_turn
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import System, from_ase
@@ -92,6 +92,7 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     temperatures = tuple(dict.fromkeys(kelvin for kelvin, _ in conditions))
     check(dataclasses.replace(settings, temperatures=temperatures))
     atoms = make_supercell(read_structure(settings.structure), settings.supercell)
+    check_dynamics(settings, atoms)
     topology, note = build_topology(atoms, settings.charges, np.float32)
     runs = len(conditions) * settings.replicas
     per_sample = runs * len(atoms) * settings.sample_every
