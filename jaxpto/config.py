@@ -41,7 +41,8 @@ class SweepConfig:
         timestep: fs.
         pressure: GPa.
         stress: external stress xx yy zz yz xz xy in GPa, positive in tension; instead of --pressure.
-        mask: cell degrees of freedom in npt: iso (volume), diag (three edges), full (six).
+        stress_measure: cauchy (the true stress) or piola-kirchhoff (second one, on the initial cell; has an enthalpy).
+        mask: cell degrees of freedom in npt: iso (volume), diag (three edges along x, y, z), full (six).
         seed: of the initial velocities and of the thermostat noise.
         replicas: independent runs at each temperature.
         out: output folder.
@@ -74,6 +75,7 @@ class SweepConfig:
     timestep: float = 2.0
     pressure: float = 0.0
     stress: tuple[float, float, float, float, float, float] | None = None
+    stress_measure: Literal["cauchy", "piola-kirchhoff"] = "cauchy"
     mask: Literal["iso", "diag", "full"] = "diag"
     seed: int = 0
     replicas: int = 1
@@ -95,6 +97,18 @@ class SweepConfig:
     distributed: str | None = None
     distributed_timeout: int = 60
 
+
+# what acts in one ensemble only
+ACTS_IN = {
+    "pressure": "npt",
+    "stress": "npt",
+    "stress_measure": "npt",
+    "mask": "npt",
+    "thermostat_time": "npt",
+    "barostat_time": "npt",
+    "pfactor": "npt",
+    "friction": "nvt",
+}
 
 PRESETS: dict[str | None, SweepConfig] = {
     None: SweepConfig(),
@@ -138,11 +152,30 @@ def check(config: SweepConfig) -> None:
     if config.stress is not None:
         require(all(map(math.isfinite, config.stress)), "stress", config.stress, "must be six finite numbers of GPa")
         require(config.pressure == 0.0, "pressure", config.pressure, "cannot go with --stress; give one of them")
+    usual = PRESETS[config.preset]
+    for name, ensemble in ACTS_IN.items():
+        value = getattr(config, name)
+        require(
+            config.ensemble == ensemble or value == getattr(usual, name), name.replace("_", "-"), value,
+            f"has no effect in {config.ensemble}; leave it out or use --ensemble {ensemble}",
+        )  # fmt: skip
+    if config.stress is not None and config.ensemble == "npt":
         shear = any(s != 0.0 for s in config.stress[3:])
         require(not shear or config.mask == "full", "stress", config.stress, f"needs --mask full, not {config.mask}")
-    if config.ensemble != "npt":
-        require(config.pressure == 0.0, "pressure", config.pressure, f"has no effect in {config.ensemble}; use npt")
-        require(config.stress is None, "stress", config.stress, f"has no effect in {config.ensemble}; use npt")
+        mean = f"--pressure {-sum(config.stress[:3]) / 3:g}"
+        require(
+            config.mask != "iso" or is_hydrostatic(config),
+            "stress", config.stress, f"only its mean acts with --mask iso; give --mask diag or full, or {mean}",
+        )  # fmt: skip
+    require(
+        config.stress_measure == usual.stress_measure or not is_hydrostatic(config),
+        "stress-measure", config.stress_measure, "has no effect without a --stress that is no pressure; leave it out",
+    )  # fmt: skip
+    require(
+        config.pfactor is None or config.barostat_time == usual.barostat_time, "barostat-time", config.barostat_time,
+        f"has no effect beside --pfactor {config.pfactor}; give one of them"
+        + ("" if usual.pfactor is None else f" (--pfactor None takes that of --preset {config.preset} away)"),
+    )  # fmt: skip
     require(min(config.supercell) >= 1, "supercell", config.supercell, "repeats must be at least 1")
     require(_positive(config.checkpoint_every), "checkpoint-every", config.checkpoint_every, "must be above 0 s")
     require(config.replicas >= 1, "replicas", config.replicas, "must be at least 1")
@@ -163,6 +196,11 @@ def check(config: SweepConfig) -> None:
     require(config.distributed_timeout >= 1, "distributed-timeout", config.distributed_timeout, "must be at least 1 s")
 
 
+def is_hydrostatic(config: SweepConfig) -> bool:
+    """Whether the external stress is a pressure."""
+    return config.stress is None or (len(set(config.stress[:3])) == 1 and not any(config.stress[3:]))
+
+
 def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0.0
 
@@ -172,12 +210,19 @@ def _spell(value: Any) -> str:
 
 
 def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:
-    """Names and values of settings that differ from a stored configuration; where the run lives does not count."""
+    """Names and values of settings that differ from a stored configuration.
+
+    Where the run lives does not count, nor what has no effect on it.
+    """
     now = to_json(config)
+    idle = {name for name, ensemble in ACTS_IN.items() if ensemble != config.ensemble}
+    idle |= {"barostat_time"} if config.pfactor is not None else set()
+    idle |= {"stress_measure"} if is_hydrostatic(config) else set()
+    stored = {"stress_measure": "piola-kirchhoff"} | stored  # the only one before there was a choice
     return [
         f"{name} was {_spell_json(stored.get(name))}, now {_spell_json(value)}"
         for name, value in now.items()
-        if name not in PLACE and stored.get(name) != value
+        if name not in PLACE | idle and stored.get(name) != value
     ]
 
 

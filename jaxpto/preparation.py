@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto import units
+from jaxpto.axes import held_shear
 from jaxpto.catalogue import check_supports, load_potential
-from jaxpto.config import SweepConfig
+from jaxpto.config import SweepConfig, is_hydrostatic
 from jaxpto.dynamics import Limits, Sample, Schedule, Watch, sample, watch_init
 from jaxpto.errors import InputError
+from jaxpto.integrators.common import check_thermal
 from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
@@ -70,12 +72,13 @@ def prepare(config: SweepConfig) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
     Raises:
-        InputError: what `read_structure`, `load_potential` or `check_supports` refuses.
+        InputError: what `read_structure`, `check_dynamics`, `load_potential` or `check_supports` refuses.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
     atoms = make_supercell(read_structure(config.structure), config.supercell)
+    check_dynamics(config, atoms)
     potential = load_potential(config.model, dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
     if config.devices_per_replica > 1:
@@ -91,6 +94,18 @@ def prepare(config: SweepConfig) -> Setup:
     return Setup(config, potential, atoms, topology, note, method_of(config), schedule, Limits(), temperatures)
 
 
+def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
+    """Refuse a supercell that the ensemble and the strain mask of a configuration do not fit.
+
+    Raises:
+        InputError: one atom where the total momentum is zero, or vectors off x, y and z with the mask diag.
+    """
+    if config.ensemble != "nvt":
+        check_thermal(len(atoms), config.ensemble)
+    if config.ensemble == "npt" and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
+        raise InputError(f"--mask diag: {held}; use full (any strain), or iso (volume only)")
+
+
 def method_of(config: SweepConfig) -> Method:
     """The integrator that a configuration asks for."""
     if config.ensemble == "nve":
@@ -104,6 +119,8 @@ def method_of(config: SweepConfig) -> Method:
         barostat_time_fs=None if config.pfactor is not None else config.barostat_time,
         pfactor=config.pfactor,
         mask=config.mask,
+        # of a pressure both are the same, and this one has nothing to sum up along the way
+        stress_measure="piola-kirchhoff" if is_hydrostatic(config) else config.stress_measure,
     )
 
 

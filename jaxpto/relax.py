@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from jaxpto.ase_potential import HostCalculator
+from jaxpto.axes import held_shear
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.command import FAILED, configure_devices, run_command
@@ -74,6 +75,8 @@ def run(config: RelaxConfig) -> list[Entry]:
         check_supports(potential, atoms, file, stress=False)
     if config.method == "batched" and isinstance(potential.model, HostCalculator):
         raise InputError(f"model {config.model} runs in Python, one structure at a time; use --method bfgs or fire")
+    for note in _held(files, frames) if config.mask == "diag" else ():
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     outcomes: dict[int, Relaxed] = {}
 
     def store() -> list[Entry]:
@@ -142,6 +145,16 @@ def _read(paths: Sequence[str]) -> tuple[list[str], list[ase.Atoms]]:
         files += [path] * len(read)
         frames += read
     return files, frames
+
+
+def _held(files: Sequence[str], frames: Sequence[ase.Atoms]) -> list[str]:
+    """One line on the structures whose shear the mask diag holds, if there are any."""
+    notes = [(file, held) for file, atoms in zip(files, frames, strict=True) if (held := held_shear(atoms.cell.array))]
+    if not notes:
+        return []
+    file, held = notes[0]
+    others = f" (and of {len(notes) - 1} more)" if len(notes) > 1 else ""
+    return [f"{file}{others}: {held}; --mask full relaxes it"]
 
 
 def _one_by_one(

@@ -34,7 +34,7 @@ from jaxpto.integrators import (
     pto_test_parameters,
     temperature,
 )
-from jaxpto.integrators.npt_parrinello_rahman import _external_force, _external_work
+from jaxpto.integrators.external_stress import deviatoric_work, external_force, potential_work
 from jaxpto.neighbors import needs_rebuild
 from jaxpto.system import volume
 from jaxpto.units import FEMTOSECOND, GIGAPASCAL
@@ -46,9 +46,15 @@ STRESS = GIGAPASCAL * jnp.array([[-0.10, 0.03, -0.02], [0.03, -0.12, 0.01], [-0.
 """Hydrostatic and deviatoric, no symmetry, as strong as solid argon bears."""
 
 
+FAR = jnp.array([[0.1, 0.3, -0.2], [-0.1, -0.1, 0.4], [0.2, -0.3, 0.2]])
+"""A deformation far from none, less the identity."""
+MEASURES = ["cauchy", "piola-kirchhoff"]
+
+
 @functools.cache
-def npt(timestep: float = 5.0, mask: str = "full"):
-    return npt_parrinello_rahman(ARGON.evaluate, timestep, thermostat_time_fs=100.0, barostat_time_fs=300.0, mask=mask)
+def npt(timestep: float = 5.0, mask: str = "full", measure: str = "cauchy"):
+    times = {"thermostat_time_fs": 100.0, "barostat_time_fs": 300.0}
+    return npt_parrinello_rahman(ARGON.evaluate, timestep, **times, mask=mask, stress_measure=measure)
 
 
 @functools.cache
@@ -60,7 +66,10 @@ def crystal_and_list(sheared: bool):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _npt_state(integrator, mask, crystal, neighbors):
     state = integrator.init(KEY, crystal, neighbors, kT_of(20.0), STRESS)
-    return thermal_bath(state, jax.random.PRNGKey(1), mask)
+    state = thermal_bath(state, jax.random.PRNGKey(1), mask)
+    # as if the run had begun in another cell: there the two stress measures differ, and neither is the other's limit
+    elsewhere = jnp.linalg.inv(crystal.cell @ (jnp.eye(3) + FAR))
+    return state.replace(bath=state.bath.replace(inverse_reference_cell=elsewhere))
 
 
 def npt_state(integrator, mask: str = "full"):
@@ -90,9 +99,9 @@ def invariants(integrator, state, steps: int):
     return last, np.concatenate([first[None], np.asarray(values)])
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_npt_runs_backwards(mask):
-    integrator = npt(mask=mask)
+@pytest.mark.parametrize(("mask", "measure"), [("iso", "cauchy"), ("diag", "cauchy"), *(("full", m) for m in MEASURES)])
+def test_npt_runs_backwards(mask, measure):
+    integrator = npt(mask=mask, measure=measure)
     start = npt_state(integrator, mask)
     end = advance(integrator, start, 100)
     bath = end.bath
@@ -111,13 +120,16 @@ def test_npt_runs_backwards(mask):
     np.testing.assert_allclose(-back.momenta, start.momenta, atol=1e-9)
     np.testing.assert_allclose(back.bath.particle_chain.position, 0.0, atol=1e-9)
     np.testing.assert_allclose(back.bath.cell_chain.position, 0.0, atol=1e-9)
+    if measure == "cauchy":
+        assert (abs(end.bath.deviatoric_work) > 1e-3) == (mask != "iso")  # which a change of volume does not do
+        np.testing.assert_allclose(back.bath.deviatoric_work, 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_npt_invariant_is_second_order(mask):
+@pytest.mark.parametrize(("mask", "measure"), [("iso", "cauchy"), ("diag", "cauchy"), *(("full", m) for m in MEASURES)])
+def test_npt_invariant_is_second_order(mask, measure):
     errors = {}
     for timestep in (8.0, 4.0):
-        integrator = npt(timestep, mask)
+        integrator = npt(timestep, mask, measure)
         _, values = invariants(integrator, npt_state(integrator, mask), int(1600 / timestep))
         errors[timestep] = np.sqrt(np.mean((values - values[0]) ** 2))
     assert 3.4 < errors[8.0] / errors[4.0] < 4.6, errors
@@ -160,7 +172,7 @@ def test_npt_trajectory_turns_with_the_frame(mask):
     bath = start.bath.replace(
         strain_rate=rotation @ start.bath.strain_rate @ rotation.T,
         external_stress=turned.bath.external_stress,
-        inverse_reference_cell=turned.bath.inverse_reference_cell,
+        inverse_reference_cell=rotation @ start.bath.inverse_reference_cell,
     )
     turned = turned.replace(momenta=turn(start.momenta), bath=bath)
     end, turned_end = advance(integrator, start, 100), advance(integrator, turned, 100)
@@ -183,11 +195,60 @@ def test_npt_strains_only_what_the_mask_allows(mask):
     np.testing.assert_allclose(rate, rate.T, atol=1e-16)
 
 
-def test_external_force_is_the_derivative_of_the_external_work():
-    bath = npt_state(npt()).bath
-    cell = crystal_and_list(True)[0].cell @ jnp.array([[1.1, 0.3, -0.2], [-0.1, 0.9, 0.4], [0.2, -0.3, 1.2]])
-    gradient = jax.grad(lambda strain: _external_work(bath, cell @ (jnp.eye(3) + strain)))(jnp.zeros((3, 3)))
-    np.testing.assert_allclose(_external_force(bath, cell), -0.5 * (gradient + gradient.T), atol=1e-13)
+def strained(strain) -> jax.Array:
+    return crystal_and_list(True)[0].cell @ (jnp.eye(3) + strain)
+
+
+def test_piola_kirchhoff_force_is_the_derivative_of_its_work():
+    cell = strained(FAR)
+    given = STRESS, jnp.linalg.inv(strained(0.0 * FAR))
+    work = lambda strain: potential_work(*given, cell @ (jnp.eye(3) + strain), "piola-kirchhoff")  # noqa: E731
+    gradient = jax.grad(work)(jnp.zeros((3, 3)))
+    force = external_force(*given, cell, "piola-kirchhoff")
+    np.testing.assert_allclose(force, -0.5 * (gradient + gradient.T), atol=1e-13)
+
+
+def test_cauchy_force_is_the_present_volume_times_the_stress_and_its_work_depends_on_the_path():
+    cell, reference = strained(FAR), jnp.linalg.inv(strained(0.0 * FAR))
+    np.testing.assert_allclose(
+        external_force(STRESS, reference, cell, "cauchy"), np.linalg.det(cell) * STRESS, rtol=1e-13
+    )
+    undeformed = [external_force(STRESS, reference, strained(0.0 * FAR), measure) for measure in MEASURES]
+    np.testing.assert_allclose(*undeformed, rtol=1e-12)
+
+    def work(*strains):
+        """Along steps of one strain after the other: of the pressure by the volume, of the rest summed up."""
+        present, total = cell, 0.0
+        for strain in strains:
+            for _ in range(200):
+                after = present @ jax.scipy.linalg.expm(strain / 200)
+                total += deviatoric_work(STRESS, strain / 200, present, after)
+                present = after
+        return float(total + potential_work(STRESS, reference, present, "cauchy"))
+
+    x, y = jnp.diag(jnp.array([0.1, 0.0, 0.0])), jnp.diag(jnp.array([0.0, 0.1, 0.0]))
+    # closed form: a strain e along x alone takes V to V exp(e), with the work -V s_xx (exp(e) - 1) of the whole stress
+    size = float(np.linalg.det(cell)) * (np.exp(0.1) - 1.0)
+    at_start = float(potential_work(STRESS, reference, cell, "cauchy"))
+    for steps, first, second in (((x, y), STRESS[0, 0], STRESS[1, 1]), ((y, x), STRESS[1, 1], STRESS[0, 0])):
+        np.testing.assert_allclose(work(*steps) - at_start, -size * (first + np.exp(0.1) * second), rtol=1e-6)
+    np.testing.assert_allclose(work(x, -x), at_start, rtol=1e-12)
+
+
+def test_both_measures_of_a_pressure_are_one():
+    ends = []
+    for measure in MEASURES:
+        integrator = npt(mask="full", measure=measure)
+        state = npt_state(integrator, "full")
+        bath = state.bath.replace(external_stress=hydrostatic_stress(0.1 * GIGAPASCAL))
+        end = advance(integrator, state.replace(bath=bath), 100)
+        ends.append((end, float(integrator.invariant(end))))
+    (one, energy), (other, same) = ends
+    np.testing.assert_allclose(one.system.positions, other.system.positions, atol=1e-10)
+    np.testing.assert_allclose(one.system.cell, other.system.cell, atol=1e-10)
+    np.testing.assert_allclose(one.bath.deviatoric_work, 0.0, atol=1e-14)
+    assert other.bath.deviatoric_work is None
+    np.testing.assert_allclose(energy, same, atol=1e-10)
 
 
 def test_npt_total_momentum_is_zero_even_with_a_net_force():
@@ -351,8 +412,9 @@ def test_bad_parameters_are_refused():
         (lambda: npt_parrinello_rahman(ideal_gas, 2.0, **times, chain_length=1), "chain length"),
         (
             lambda: npt_parrinello_rahman(ideal_gas, 2.0, **times).init(KEY, one, no_neighbors(), 0.03, STRESS),
-            "1 atom",
+            "npt of 1 atom",
         ),
+        (lambda: nve(ideal_gas, 2.0).init(KEY, one, no_neighbors(), 0.03), "nve of 1 atom"),
     ):
         with pytest.raises(InputError, match=word):
             broken()

@@ -17,6 +17,7 @@ from phonopy import Phonopy
 from rich.console import Console
 
 from jaxpto.ase_potential import HostCalculator
+from jaxpto.axes import held_shear
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.errors import InputError
@@ -122,6 +123,10 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
     atoms = given
     if config.harmonic.relax != "none":
         fixed = config.harmonic.relax == "positions"
+        if not fixed and config.mask == "diag" and (held := held_shear(given.cell.array)):
+            console.print(
+                f"{config.structure}: {held}; --mask full relaxes it", highlight=False, markup=False, soft_wrap=True
+            )
         target = Target(FMAX, "fixed" if fixed else config.mask, 0.0 if fixed else config.pressure)
         with StatusLine(console, "relaxing ...") as line:
             relaxed = relax_with_ase(

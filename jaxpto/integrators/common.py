@@ -22,6 +22,19 @@ def check_positive(name: str, value: float, unit: str) -> None:
         raise InputError(f"{name} is {value:g} {unit}; give a positive finite number")
 
 
+def check_thermal(n: int, ensemble: str) -> None:
+    """Refuse a system that has no motion left once its total momentum is zero.
+
+    Raises:
+        InputError: fewer than two atoms, 3n - 3 = 0 degrees of freedom.
+    """
+    if n < 2:
+        raise InputError(
+            f"{ensemble} of {n} atom: its momentum is zero, so it does not move (3N - 3 = 0 degrees of freedom); "
+            "take a larger supercell, or nvt"
+        )
+
+
 def matmul(left: Float[Array, "m 3"], right: Float[Array, "3 3"]) -> Float[Array, "m 3"]:
     """Product with a 3 x 3 matrix, written out: it fuses, and accelerators cannot round its factors to 10 bits."""
     return (left[:, :, None] * right[None, :, :]).sum(axis=1)

@@ -12,11 +12,19 @@ from jaxtyping import Array, Float, UInt32
 from jaxpto.errors import InputError
 from jaxpto.integrators.common import (
     check_positive,
+    check_thermal,
     kinetic_energy,
     kinetic_tensor,
     matmul,
     maxwell_boltzmann,
     remove_drift,
+)
+from jaxpto.integrators.external_stress import (
+    StressMeasure,
+    check_measure,
+    deviatoric_work,
+    external_force,
+    potential_work,
 )
 from jaxpto.integrators.nose_hoover import Chain, chain_at_rest, chain_energy, chain_half_step
 from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
@@ -55,7 +63,8 @@ class ParrinelloRahmanBath:
     Attributes:
         kT: [] target temperature, eV.
         external_stress: [3, 3] eV/Angstrom^3, positive in tension (a pressure P is -P on the diagonal).
-        inverse_reference_cell: [3, 3] 1/Angstrom, of the cell at `init`, where the deviatoric stress is defined.
+        inverse_reference_cell: [3, 3] 1/Angstrom, of the cell at `init`, where a Piola-Kirchhoff stress is defined.
+        deviatoric_work: [] work so far against the deviatoric Cauchy stress, eV; None for the Piola-Kirchhoff stress.
         strain_rate: [3, 3] symmetric velocity of the cell, dh/dt = h @ strain_rate, 1/internal time.
         cell_mass: [] W, eV * internal time^2.
         particle_chain, cell_chain: Nose-Hoover chains of the atoms and of the cell.
@@ -65,16 +74,12 @@ class ParrinelloRahmanBath:
     kT: Float[Leaf, "*batch"]
     external_stress: Float[Leaf, "*batch 3 3"]
     inverse_reference_cell: Float[Leaf, "*batch 3 3"]
+    deviatoric_work: Float[Leaf, "*batch"] | None
     strain_rate: Float[Leaf, "*batch 3 3"]
     cell_mass: Float[Leaf, "*batch"]
     particle_chain: Chain
     cell_chain: Chain
     degrees_of_freedom: int = struct.field(pytree_node=False)
-
-
-def hydrostatic_stress(pressure: float | Float[Array, ""]) -> Float[Array, "3 3"]:
-    """External stress -P I (eV/Angstrom^3, positive in tension) of a pressure P (eV/Angstrom^3)."""
-    return -jnp.asarray(pressure) * jnp.eye(3)
 
 
 def npt_parrinello_rahman(
@@ -85,6 +90,7 @@ def npt_parrinello_rahman(
     barostat_time_fs: float | None = None,
     pfactor: float | None = None,
     mask: Mask = "full",
+    stress_measure: StressMeasure = "cauchy",
     chain_length: int = 3,
 ) -> Integrator:
     """Isothermal-isobaric dynamics of atoms and cell, time-reversible and measure-preserving, one `evaluate` a step.
@@ -95,15 +101,26 @@ def npt_parrinello_rahman(
         dp/dt = F - A p - (Tr A / N_f) p - xi' p
         W dA/dt = sum p p^T/m - V stress + (1/N_f) sum p^2/m I + X - eta' W A
 
-    where X = -P V I + V0 E S E^T is the external force on the cell: P = -Tr(external_stress)/3 acts on the present
-    volume, and the deviatoric rest S of the external stress is a constant second Piola-Kirchhoff stress on the cell at
-    `init` (volume V0, deformation E since then, r = E r0), so that its work W_ext = P V - V0 Tr(S (E^T E - 1)/2) is a
-    function of the cell: Parrinello and Rahman, J. Appl. Phys. 52, 7182 (1981). The conserved quantity is
-    E_pot + E_kin + W Tr(A^2)/2 + W_ext + the energies of both chains.
+    where X is the external force on the cell. P = -Tr(external_stress)/3 acts on the present volume in either measure;
+    for the deviatoric rest S of the external stress `stress_measure` says whether it is the true stress, force per
+    present area, or a second Piola-Kirchhoff stress on the cell at `init` (volume V0, deformation E since then,
+    r = E r0; Parrinello and Rahman, J. Appl. Phys. 52, 7182, 1981):
 
-    The compressibility of these equations at zero total momentum gives the density exp(-(E_pot + W_ext)/kT) in all
-    atomic positions and, for the cell, the scale-invariant measure: d ln V ("iso"), d ln of the three scale factors
-    ("diag"), dh / V^3 ("full"). The volume has p(V) ~ V^-1 Z_n(V) exp(-P V/kT): an ideal gas has <P V> = n kT.
+        cauchy             X = -P V I + V S          dW_ext = P dV - V Tr(S A) dt
+        piola-kirchhoff    X = -P V I + V0 E S E^T   W_ext = P V - V0 Tr(S (E^T E - 1)/2)
+
+    The conserved quantity is E_pot + E_kin + W Tr(A^2)/2 + W_ext + the energies of both chains.
+
+    The compressibility of these equations at zero total momentum gives, for a pressure and for a Piola-Kirchhoff
+    stress, the density exp(-(E_pot + W_ext)/kT) in all atomic positions and, for the cell, the scale-invariant measure:
+    d ln V ("iso"), d ln of the three scale factors ("diag"), dh / V^3 ("full"). The volume has
+    p(V) ~ V^-1 Z_n(V) exp(-P V/kT): an ideal gas has <P V> = n kT.
+
+    A deviatoric Cauchy stress has no enthalpy, because its work depends on the path of the cell (by the product of two
+    strains), so its steady state is no Boltzmann distribution, only near one. What it has is the mean: in any steady
+    state W dA/dt is zero on average, so <V (internal stress)> = <V> (external stress) + kT I, where kT I belongs to the
+    momentum that is held at zero, and the drag eta' W A has no mean in equilibrium. For the force see Miller, Tadmor,
+    Gibson, Bernstein and Pavia, J. Chem. Phys. 144, 184107 (2016).
 
     Sources: Martyna, Tobias and Klein, J. Chem. Phys. 101, 4177 (1994) for the equations; Martyna, Tuckerman, Tobias
     and Klein, Mol. Phys. 87, 1117 (1996) and Yu et al., Chem. Phys. 370, 294 (2010) for the Trotter splitting
@@ -118,6 +135,7 @@ def npt_parrinello_rahman(
         barostat_time_fs: tau_b, fs; the cell mass is then W = (N_f + 3) kT tau_b^2 / 3 (MTK). Give this or `pfactor`.
         pfactor: ASE's, eV/Angstrom^3 * internal time^2; the cell mass is then W = pfactor * V0.
         mask: strain the cell may undergo.
+        stress_measure: what the deviatoric part of the external stress is.
         chain_length: thermostats in either chain, at least 2.
 
     The two masses suit different matter: in a solid of modulus B the volume oscillates with the angular frequency
@@ -134,6 +152,7 @@ def npt_parrinello_rahman(
     check_positive("thermostat time", thermostat_time_fs, "fs")
     if mask not in CELL_DEGREES_OF_FREEDOM:
         raise InputError(f"strain mask is {mask!r}; choose one of {', '.join(CELL_DEGREES_OF_FREEDOM)}")
+    check_measure(stress_measure)
     if chain_length < 2:
         raise InputError(f"Nose-Hoover chain length is {chain_length}; give at least 2")
     dt = timestep_fs * FEMTOSECOND
@@ -150,8 +169,7 @@ def npt_parrinello_rahman(
     ) -> MDState:
         """Draw momenta at kT (eV), remove the drift, evaluate the forces; cell and chains start at rest."""
         n = system.masses.shape[0]
-        if n < 2:
-            raise InputError(f"constant-pressure dynamics of {n} atom has no thermal motion; give at least 2 atoms")
+        check_thermal(n, "npt")
         dtype = system.positions.dtype
         n_f = 3 * n - 3
         target = jnp.asarray(kT, dtype)
@@ -161,6 +179,7 @@ def npt_parrinello_rahman(
             kT=target,
             external_stress=jnp.asarray(external_stress, dtype),
             inverse_reference_cell=jnp.linalg.inv(system.cell),
+            deviatoric_work=jnp.zeros((), dtype) if stress_measure == "cauchy" else None,
             strain_rate=jnp.zeros((3, 3), dtype),
             cell_mass=cell_mass,
             particle_chain=chain_at_rest(chain_length, thermostat_time, n_f, target),
@@ -191,7 +210,9 @@ def npt_parrinello_rahman(
         kinetic = kinetic_tensor(state.momenta, state.system.masses)
         mtk = jnp.trace(kinetic) / state.bath.degrees_of_freedom * jnp.eye(3, dtype=kinetic.dtype)
         internal = kinetic + mtk - volume(state.system.cell) * state.prediction.stress
-        force = _project(internal + _external_force(state.bath, state.system.cell), mask)
+        bath: ParrinelloRahmanBath = state.bath
+        external = external_force(bath.external_stress, bath.inverse_reference_cell, state.system.cell, stress_measure)
+        force = _project(internal + external, mask)
         strain_rate = state.bath.strain_rate + 0.5 * dt * force / state.bath.cell_mass
         return replace(state, bath=replace(state.bath, strain_rate=strain_rate))
 
@@ -209,7 +230,11 @@ def npt_parrinello_rahman(
         step = dt * state.momenta / system.masses[:, None]
         moved = matmul(system.positions, strain.plus_whole) + step + matmul(step, strain.plus_half)
         cell = system.cell + matmul(system.cell, strain.plus_whole)
-        return replace(state, system=replace(system, positions=system.positions + moved, cell=cell))
+        bath: ParrinelloRahmanBath = state.bath
+        if bath.deviatoric_work is not None:
+            done = deviatoric_work(bath.external_stress, dt * bath.strain_rate, system.cell, cell)
+            bath = replace(bath, deviatoric_work=bath.deviatoric_work + done)
+        return replace(state, system=replace(system, positions=system.positions + moved, cell=cell), bath=bath)
 
     def move(state: MDState) -> MDState:
         """Chains, cell and momenta by half a step, positions and cell by a whole one."""
@@ -229,11 +254,14 @@ def npt_parrinello_rahman(
     def invariant(state: MDState) -> Float[Array, ""]:
         """Conserved energy of atoms, cell, external work and both chains, eV."""
         bath: ParrinelloRahmanBath = state.bath
+        work = potential_work(bath.external_stress, bath.inverse_reference_cell, state.system.cell, stress_measure)
+        if bath.deviatoric_work is not None:
+            work = work + bath.deviatoric_work
         return (
             state.prediction.energy
             + kinetic_energy(state)
             + _cell_kinetic_energy(bath)
-            + _external_work(bath, state.system.cell)
+            + work
             + chain_energy(bath.particle_chain, bath.degrees_of_freedom, bath.kT)
             + chain_energy(bath.cell_chain, n_cell, bath.kT)
         )
@@ -265,29 +293,6 @@ def _project(force: Float[Array, "3 3"], mask: Mask) -> Float[Array, "3 3"]:
 
 def _cell_kinetic_energy(bath: ParrinelloRahmanBath) -> Float[Array, ""]:
     return 0.5 * bath.cell_mass * jnp.sum(bath.strain_rate**2)
-
-
-def _external(
-    bath: ParrinelloRahmanBath, cell: Float[Array, "3 3"]
-) -> tuple[Float[Array, ""], Float[Array, "3 3"], Float[Array, "3 3"]]:
-    """Pressure, V0 times the deviatoric stress, and the transposed deformation E^T = h0^-1 h."""
-    pressure = -jnp.trace(bath.external_stress) / 3.0
-    deviatoric = bath.external_stress + pressure * jnp.eye(3, dtype=cell.dtype)
-    return pressure, deviatoric / volume(bath.inverse_reference_cell), matmul(bath.inverse_reference_cell, cell)
-
-
-def _external_force(bath: ParrinelloRahmanBath, cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
-    """External force on the strain rate, -P V I + V0 E S E^T, eV."""
-    pressure, stretched, deformation = _external(bath, cell)
-    hydrostatic = -pressure * volume(cell) * jnp.eye(3, dtype=cell.dtype)
-    return hydrostatic + matmul(matmul(deformation.T, stretched), deformation)
-
-
-def _external_work(bath: ParrinelloRahmanBath, cell: Float[Array, "3 3"]) -> Float[Array, ""]:
-    """Potential energy of the external stress, P V - V0 Tr(S (E^T E - 1)/2), eV."""
-    pressure, stretched, deformation = _external(bath, cell)
-    strain = 0.5 * (matmul(deformation, deformation.T) - jnp.eye(3, dtype=cell.dtype))
-    return pressure * volume(cell) - jnp.sum(stretched * strain)
 
 
 class _StrainStep(NamedTuple):

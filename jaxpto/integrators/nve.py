@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, UInt32
 
-from jaxpto.integrators.common import check_positive, kinetic_energy, maxwell_boltzmann, remove_drift
+from jaxpto.integrators.common import check_positive, check_thermal, kinetic_energy, maxwell_boltzmann, remove_drift
 from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -32,13 +32,14 @@ def nve(evaluate: EvaluateFn, timestep_fs: float) -> Integrator:
         timestep_fs: fs.
 
     Raises:
-        InputError: the time step is not positive.
+        InputError: the time step is not positive, or (`init`) there is only one atom.
     """
     check_positive("timestep", timestep_fs, "fs")
     dt = timestep_fs * FEMTOSECOND
 
     def init(key: UInt32[Array, " 2"], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
         """Draw momenta at kT (eV), remove the drift and evaluate the forces."""
+        check_thermal(system.masses.shape[0], "nve")
         momenta = maxwell_boltzmann(key, system.masses, jnp.asarray(kT, system.masses.dtype))
         return MDState(
             system=system,

@@ -23,7 +23,7 @@ from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.perovskite import unit_cell
 from jaxpto.observables.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential
-from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, method_of, nearest_distance
+from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
 from jaxpto.replicas import in_turn
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import System, from_ase
@@ -94,6 +94,7 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     temperatures = tuple(dict.fromkeys(kelvin for kelvin, _ in conditions))
     check(dataclasses.replace(settings, temperatures=temperatures))
     atoms = make_supercell(read_structure(settings.structure), settings.supercell)
+    check_dynamics(settings, atoms)
     topology, note = build_topology(atoms, settings.charges, np.float32)
     runs = len(conditions) * settings.replicas
     per_sample = runs * len(atoms) * settings.sample_every

@@ -292,7 +292,9 @@ def _checkpoint(problem: Problem, at: Position, out: Path) -> None:
 def _restore(problem: Problem, rule: optax.GradientTransformation, out: Path) -> Position:
     begin = _start(problem, rule)
     arrays, meta = restore(out / CHECKPOINT, _arrays(begin))
-    if meta["identity"] != _identity(problem):
+    stored = meta["identity"]
+    stored["options"] = {"mask": "diag"} | stored["options"]  # the only one before there was a choice
+    if stored != _identity(problem):
         raise InputError(f"{out / CHECKPOINT}: of other targets or --matching options; resume with the same ones")
     return Position(
         raw=arrays["raw"],

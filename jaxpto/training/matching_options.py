@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
@@ -19,6 +20,8 @@ class MatchOptions:
     """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
     supercell: tuple[int, int, int] = (3, 3, 3)
     """Repeats along the lattice vectors; averages depend on the size of a small crystal."""
+    mask: Literal["iso", "diag", "full"] = "diag"
+    """Cell degrees of freedom: iso (volume), diag (three edges along x, y, z), full (six)."""
     replicas: int = 8
     """Independent runs at each temperature and pressure."""
     steps: int = 4000
@@ -68,6 +71,7 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
     settings = SweepConfig(
         structure=options.structure,
         supercell=options.supercell,
+        mask=options.mask,
         replicas=options.replicas,
         steps=options.steps,
         timestep=options.timestep,
