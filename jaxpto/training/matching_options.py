@@ -7,6 +7,7 @@ import math
 
 from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
+from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
 from jaxpto.training.targets import Target, conditions
 
@@ -17,8 +18,9 @@ class MatchOptions:
 
     structure: str = "PbTiO3-tetragonal"
     """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
-    supercell: tuple[int, int, int] = (3, 3, 3)
-    """Repeats along the lattice vectors; averages depend on the size of a small crystal."""
+    supercell: tuple[int, int, int] | None = None
+    """Repeats along the lattice vectors; averages depend on the size of a small crystal. By default 3 3 3 for built-in
+    structures; a file is taken as it is, 1 1 1."""
     replicas: int = 8
     """Independent runs at each temperature and pressure."""
     steps: int = 4000
@@ -41,6 +43,11 @@ class MatchOptions:
     """Frames of DFT data in each gradient."""
     effective: float = 0.5
     """Configurations are sampled anew before the effective number of them falls below this fraction."""
+
+    @property
+    def repeats(self) -> tuple[int, int, int]:
+        """Repeats along the lattice vectors, the default settled."""
+        return repeats_of(self.structure, self.supercell, (3, 3, 3))
 
 
 def check_options(options: MatchOptions) -> None:
@@ -67,7 +74,7 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
     """
     settings = SweepConfig(
         structure=options.structure,
-        supercell=options.supercell,
+        supercell=options.repeats,
         replicas=options.replicas,
         steps=options.steps,
         timestep=options.timestep,
