@@ -113,27 +113,22 @@ def _setting_matters(path: Path, atoms: ase.Atoms) -> bool:
 
 def _elements(frames: list[ase.Atoms], path: Path, format: str, species: Sequence[str] | None) -> list[str]:
     """Give atoms the elements of their types, or refuse types that name none; what should be known of it."""
+    typed = format in ("lammps-data", "lammps-dump-text", "lammps-dump-binary")
+    named, masses = _named_types(frames[-1], path, format) if typed else (True, {})
+    if format.startswith("lammps-dump") and masses:  # which ASE reads for the sake of elements only
+        for atoms in frames:
+            pairs = zip(atoms.arrays["type"].tolist(), atoms.get_masses().tolist(), strict=True)
+            atoms.set_masses([masses.get(kind, usual) for kind, usual in pairs])
     if species is not None:
+        if named:
+            raise InputError(f"--species {' '.join(species)}: {path} names its elements itself; leave --species out")
         _name_types(frames, path, species)
+        return []
     if format == "vasp":
         return _vasp_elements(path, frames[-1])
-    if not format.startswith("lammps"):
+    if named:
         return []
-    if format == "lammps-data":
-        labelled = any(line.strip().startswith("Atom Type Labels") for line in _lines(path))
-        if frames[-1].has("masses"):
-            masses = dict(zip(frames[-1].arrays["type"].tolist(), frames[-1].get_masses().tolist(), strict=True))
-            known = "by mass"
-        else:
-            masses, known = {}, "by label" if labelled else "no"
-    else:
-        columns, masses = _dump_columns(path) if format == "lammps-dump-text" else ([], {})
-        known = "by name" if "element" in columns else "by mass" if "mass" in columns else "no"
-        for atoms in frames if masses else ():
-            atoms.set_masses([masses[kind] for kind in atoms.arrays["type"].tolist()])
-    if species is not None or known in ("by name", "by label"):
-        return []
-    if known == "no":
+    if not masses:
         raise InputError(f"{path}: it has atom types but no elements; {NAMED}")
     for kind, mass in sorted(masses.items()):
         nearest = int(np.nanargmin(np.abs(ase.data.atomic_masses - mass)))
@@ -146,6 +141,17 @@ def _elements(frames: list[ase.Atoms], path: Path, format: str, species: Sequenc
     return [f"elements by mass: {', '.join(f'type {kind} is {symbols[kind]}' for kind in sorted(symbols))}"]
 
 
+def _named_types(atoms: ase.Atoms, path: Path, format: str) -> tuple[bool, dict[int, float]]:
+    """Whether a file of LAMMPS names elements, and the mass of each type where it has masses, amu."""
+    if format == "lammps-data":
+        if atoms.has("masses"):
+            return False, dict(zip(atoms.arrays["type"].tolist(), atoms.get_masses().tolist(), strict=True))
+        labelled = any(line.strip().startswith("Atom Type Labels") for line in _lines(path))
+        return labelled and bool((atoms.numbers != atoms.arrays["type"]).any()), {}
+    columns, masses = _dump_columns(path) if format == "lammps-dump-text" else ([], {})
+    return "element" in columns, masses
+
+
 def _name_types(frames: list[ase.Atoms], path: Path, species: Sequence[str]) -> None:
     given = f"--species {' '.join(species)}"
     for symbol in species:
@@ -155,7 +161,7 @@ def _name_types(frames: list[ase.Atoms], path: Path, species: Sequence[str]) -> 
     for atoms in frames:
         types = atoms.arrays.get("type")
         if types is None:
-            raise InputError(f"{given}: {path} has no atom types; leave --species out")
+            raise InputError(f"{given}: {path} has no column of atom types; write one, or one of elements, into it")
         if types.min() < 1 or types.max() > len(species):
             raise InputError(
                 f"{given}: {path} has atom types from {types.min()} to {types.max()}; name one element for each"
