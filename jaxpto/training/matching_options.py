@@ -43,6 +43,10 @@ class MatchOptions:
     """Frames of DFT data in each gradient."""
     effective: float = 0.5
     """Configurations are sampled anew before the effective number of them falls below this fraction."""
+    format: str | None = None
+    """Of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    species: tuple[str, ...] | None = None
+    """Element of each atom type, for files of LAMMPS that name none."""
 
     @property
     def repeats(self) -> tuple[int, int, int]:
@@ -81,6 +85,8 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
         equilibration=options.equilibration,
         sample_every=options.sample_every,
         seed=seed,
+        format=options.format,
+        species=options.species,
     )
     try:
         plan = make_plan(settings, conditions(targets))
