@@ -109,8 +109,8 @@ def evaluate_frames(
 def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
     """Write frames and their results to .extxyz, .traj or .json at full precision, all or nothing.
 
-    Arrays and `info` are written where they are numbers or words, not objects that a reader has put there; ASE leaves
-    arrays of words out of .traj and .json.
+    Arrays and `info` are written where they are numbers or words, not objects that a reader has put there. ASE's .traj
+    and .json have places for ASE's own arrays only (masses, tags, moments, charges, momenta).
 
     Raises:
         InputError: another suffix.

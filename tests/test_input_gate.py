@@ -357,7 +357,7 @@ def test_arrays_and_info_are_written_and_read_back(tmp_path, suffix) -> None:
     write_frames([with_results(given, -1.0, np.zeros((5, 3)), np.eye(3))], tmp_path / f"out{suffix}")
     read = ase.io.read(tmp_path / f"out{suffix}")
     assert isinstance(read, ase.Atoms)
-    words = ["label"] if suffix == ".extxyz" else []  # which ASE's .traj has no place for
+    words = ["label"] if suffix == ".extxyz" else []  # ASE's .traj has no place for it
     for name in ("masses", "initial_magmoms", "initial_charges", "tags", *words):
         np.testing.assert_array_equal(read.arrays[name], given.arrays[name], err_msg=name)
     assert (read.info["name"], read.info["run"]) == ("sample 7", 3)
