@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from jaxpto.errors import InputError
 from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Potential, Prediction
-from jaxpto.system import System
+from jaxpto.system import System, to_ase
 
 PREFIX = "ase:"
 _log = logging.getLogger(__name__)
@@ -61,13 +61,7 @@ class HostCalculator:
         return self.predict(params, system, neighbors).energy
 
     def _on_host(self, system: System) -> tuple[np.ndarray, ...]:
-        atoms = ase.Atoms(
-            numbers=np.asarray(system.numbers),
-            positions=np.asarray(system.positions, np.float64),
-            cell=np.asarray(system.cell, np.float64),
-            masses=np.asarray(system.masses, np.float64),
-            pbc=True,
-        )
+        atoms = to_ase(system)
         with self._lock:
             atoms.calc = self.calculator
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()

@@ -10,8 +10,9 @@ import tyro
 
 from jaxpto import units
 from jaxpto.errors import InputError
+from jaxpto.structures import repeats_of
 
-# settings of where and how a run is computed, which do not change what is
+# settings of where and how a run is computed or its structure is read, which do not change what is computed
 PLACE = frozenset(
     {
         "out",
@@ -22,6 +23,8 @@ PLACE = frozenset(
         "distributed_timeout",
         "preset",
         "checkpoint_every",
+        "format",
+        "species",
     }
 )
 DEFAULT_TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0)
@@ -34,7 +37,8 @@ class SweepConfig:
     Attributes:
         structure: file that ASE can read, or a built-in structure (PbTiO3-tetragonal, PbTiO3-cubic).
         model: model name, model folder, or ase:package.module:factory.
-        supercell: repeats along the lattice vectors.
+        supercell: repeats along the lattice vectors; by default 5 5 5 for built-in structures; a file is taken as it
+            is, 1 1 1.
         temperatures: K.
         ensemble: npt (flexible cell), nvt (Langevin, fixed cell) or nve.
         steps: time steps of each replica.
@@ -64,11 +68,13 @@ class SweepConfig:
         distributed: run the replicas in several processes that share the output folder: slurm (the tasks of srun), auto
             (what JAX detects) or HOST:PORT,N,I (process I of N, HOST is where process 0 runs).
         distributed_timeout: seconds without a sign of life after which another process counts as lost.
+        format: of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
+        species: element of each atom type, for files of LAMMPS that name none.
     """
 
     structure: Annotated[str, tyro.conf.Positional] = "PbTiO3-tetragonal"
     model: str = "perovskite"
-    supercell: tuple[int, int, int] = (5, 5, 5)
+    supercell: tuple[int, int, int] | None = None
     temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
     ensemble: Literal["npt", "nvt", "nve"] = "npt"
     steps: int = 5_000
@@ -96,6 +102,13 @@ class SweepConfig:
     devices_per_replica: int = 1
     distributed: str | None = None
     distributed_timeout: int = 60
+    format: str | None = None
+    species: tuple[str, ...] | None = None
+
+    @property
+    def repeats(self) -> tuple[int, int, int]:
+        """Repeats along the lattice vectors, the default settled."""
+        return repeats_of(self.structure, self.supercell, (5, 5, 5))
 
 
 # what acts in one ensemble only
@@ -176,7 +189,7 @@ def check(config: SweepConfig) -> None:
         f"has no effect beside --pfactor {config.pfactor}; give one of them"
         + ("" if usual.pfactor is None else f" (--pfactor None takes that of --preset {config.preset} away)"),
     )  # fmt: skip
-    require(min(config.supercell) >= 1, "supercell", config.supercell, "repeats must be at least 1")
+    require(min(config.repeats) >= 1, "supercell", config.repeats, "repeats must be at least 1")
     require(_positive(config.checkpoint_every), "checkpoint-every", config.checkpoint_every, "must be above 0 s")
     require(config.replicas >= 1, "replicas", config.replicas, "must be at least 1")
     require(0 <= config.seed < 2**32, "seed", config.seed, "must be a whole number from 0 to 2^32 - 1")
@@ -231,5 +244,6 @@ def _spell_json(value: Any) -> str:
 
 
 def to_json(config: SweepConfig) -> dict[str, Any]:
-    """The settings as JSON values."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    """The settings as JSON values, the supercell settled."""
+    settled = dataclasses.asdict(config) | {"supercell": config.repeats}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settled.items()}

@@ -27,7 +27,8 @@ from jaxpto.command import run_command
 from jaxpto.crowding import crowding
 from jaxpto.errors import InputError
 from jaxpto.potential import Potential
-from jaxpto.structures import read_frames
+from jaxpto.structures import read_input
+from jaxpto.system import made_anew
 
 FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
 
@@ -46,6 +47,10 @@ class EvaluateConfig:
     """Floating-point type of the calculation."""
     overwrite: bool = False
     """Replace the output file if it exists."""
+    format: str | None = None
+    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    species: tuple[str, ...] | None = None
+    """Element of each atom type, for files of LAMMPS that name none."""
 
 
 def run(config: EvaluateConfig) -> list[ase.Atoms]:
@@ -59,16 +64,18 @@ def run(config: EvaluateConfig) -> list[ase.Atoms]:
         raise InputError("no structure given; name one or more files, or PbTiO3-tetragonal")
     calculator = JaxptoCalculator(config.model, config.dtype)
     frames: list[ase.Atoms] = []
+    notes: list[str] = []
     for path in config.structures:
-        read = read_frames(path)
-        for index, atoms in enumerate(read):
+        read = read_input(path, "evaluation", every=True, format=config.format, species=config.species)
+        for index, atoms in enumerate(read.frames):
             check_supports(
-                calculator.potential, atoms, f"{path} frame {index}" if len(read) > 1 else path, stress=False
+                calculator.potential, atoms, f"{path} frame {index}" if len(read.frames) > 1 else path, stress=False
             )
-        frames += read
+        frames += read.frames
+        notes += read.notes
     evaluated = evaluate_frames(frames, calculator.potential, config.dtype, progress=sys.stderr.isatty())
     write_frames(evaluated, config.out)
-    _show(evaluated, config, calculator.potential.caveat, crowding(calculator.potential, frames))
+    _show(evaluated, config, calculator.potential.caveat, [*notes, crowding(calculator.potential, frames)])
     return evaluated
 
 
@@ -102,11 +109,15 @@ def evaluate_frames(
 def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
     """Write frames and their results to .extxyz, .traj or .json at full precision, all or nothing.
 
+    Arrays and `info` are written where they are numbers or words, not objects that a reader has put there. ASE's .traj
+    and .json have places for ASE's own arrays only (masses, tags, moments, charges, momenta).
+
     Raises:
         InputError: another suffix.
     """
     path = Path(path)
     _check_suffix(path)
+    frames = [_writable(atoms) for atoms in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
@@ -125,16 +136,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _single_point(atoms: ase.Atoms, calculator: JaxptoCalculator) -> ase.Atoms:
-    bare = ase.Atoms(
-        numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True, celldisp=atoms.get_celldisp()
-    )
-    for name, values in atoms.arrays.items():
-        if name not in bare.arrays and values.dtype.kind in "fib" and values.ndim <= 2:
-            bare.set_array(name, values)
-    bare.info = {key: value for key, value in atoms.info.items() if isinstance(value, str | bool | int | float)}
+    bare = made_anew(atoms)
     calculator.calculate(bare, calculator.implemented_properties)
     bare.calc = SinglePointCalculator(bare, **calculator.results)
     return bare
+
+
+def _writable(atoms: ase.Atoms) -> ase.Atoms:
+    """The atoms without what not every format can hold; the results stay."""
+    plain = atoms.copy()
+    plain.calc = atoms.calc
+    for name, values in atoms.arrays.items():
+        words = values.dtype.kind == "U" and all(len(word.split()) == 1 for word in values.ravel())
+        if values.ndim > 2 or not (words or values.dtype.kind in "fib"):
+            del plain.arrays[name]
+    kinds = str | bool | int | float | np.bool_ | np.number
+    plain.info = {
+        key: value
+        for key, value in atoms.info.items()
+        if isinstance(value, kinds) or (isinstance(value, np.ndarray) and value.dtype.kind in "fib")
+    }
+    return plain
 
 
 def _extxyz(atoms: ase.Atoms) -> str:
@@ -171,7 +193,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise InputError(f"output {path} cannot be written: {parent} is not a writable folder; choose another place")
 
 
-def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, crowded: str) -> None:
+def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, notes: Sequence[str]) -> None:
     table = Table(
         "formula",
         "frames",
@@ -191,8 +213,8 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, crow
         table.add_row(formula, str(len(members)), str(len(members[0])), span, f"{force:.4f}")
     console = Console()
     console.print(table)
-    if crowded:
-        console.print(crowded, soft_wrap=True, highlight=False)
+    for note in filter(None, notes):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(frames)} frames written to {config.out}", soft_wrap=True)
 
 

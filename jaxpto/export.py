@@ -20,6 +20,7 @@ from jaxpto.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.storage.files import replacing
 from jaxpto.storage.trajectory import Trajectory, read_trajectory
+from jaxpto.system import System, to_ase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +74,8 @@ def to_ase_frames(trajectory: Trajectory, every: int = 1) -> Iterator[ase.Atoms]
     """
     stored = trajectory.observables
     for frame in range(0, len(trajectory.step), every):
-        atoms = ase.Atoms(
-            numbers=trajectory.numbers,
-            positions=np.asarray(trajectory.positions[frame], np.float64),
-            cell=np.asarray(trajectory.cells[frame], np.float64),
-            masses=np.asarray(trajectory.masses, np.float64),
-            pbc=True,
-        )
+        place = trajectory.positions[frame], trajectory.cells[frame], trajectory.numbers, trajectory.masses
+        atoms = to_ase(System(*map(np.asarray, place)))
         atoms.info |= {"step": int(trajectory.step[frame]), "time_fs": float(trajectory.time[frame])}
         results: dict[str, float | np.ndarray] = {}
         if "potential_energy" in stored:

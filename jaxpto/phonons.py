@@ -36,7 +36,7 @@ from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.files import write_json_atomic
-from jaxpto.structures import read_structure
+from jaxpto.structures import read_input
 
 DEFAULT_TEMPERATURES = tuple(float(kelvin) for kelvin in range(0, 1001, 10))
 RELAXATION = Target(fmax=1e-5)
@@ -74,6 +74,10 @@ class PhononsConfig:
     """Relax positions and cell with the same model first, to 1e-5 eV/A."""
     batch: int | None = None
     """Rows of the Hessian in memory together; by default 1 on a processor, 12 on an accelerator."""
+    format: str | None = None
+    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    species: tuple[str, ...] | None = None
+    """Element of each atom type, for files of LAMMPS that name none."""
 
 
 def run(config: PhononsConfig) -> list[ModelResult]:
@@ -84,11 +88,14 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     """
     console = Console()
     _check(config)
-    atoms = read_structure(config.structure)
+    given = read_input(config.structure, "vibrations", format=config.format, species=config.species)
+    atoms = given.atoms
     calculators = _calculators(config, atoms)
     _prepare(config, atoms)  # refuses what only the structure can tell, before any time is spent
     config.out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(config.out / "config.json", {"config": dataclasses.asdict(config)} | provenance())
+    for note in given.notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     results = []
     for name, calculator in calculators.items():
         results.append(_run_model(name, calculator, atoms, config, console))

@@ -31,7 +31,7 @@ from jaxpto.potential import Potential
 from jaxpto.programs import kept
 from jaxpto.replicas import in_turn
 from jaxpto.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
-from jaxpto.structures import make_supercell, read_structure
+from jaxpto.structures import make_supercell, read_input
 from jaxpto.system import System, from_ase, on_device, unstack
 
 # a program that runs once is not worth the compiler's effort; without it that of `perovskite` takes 0.37 of the time
@@ -49,6 +49,7 @@ class Setup:
         atoms: the supercell every replica starts from.
         topology: coefficients of the polarization, or None.
         note: why there is no polarization, or "".
+        notes: what the structure's file holds and a simulation does not use.
         method, schedule, limits: what the compiled program depends on.
         temperatures: [replicas] target of each replica, K.
         systems: [replicas] where each replica starts, or None: all of them at `atoms`.
@@ -66,18 +67,20 @@ class Setup:
     temperatures: np.ndarray
     systems: System | None = None
     parameters: Any = None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(config: SweepConfig) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
     Raises:
-        InputError: what `read_structure`, `check_dynamics`, `load_potential` or `check_supports` refuses.
+        InputError: what `read_input`, `check_dynamics`, `load_potential` or `check_supports` refuses.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
-    atoms = make_supercell(read_structure(config.structure), config.supercell)
+    given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
+    atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
     potential = load_potential(config.model, dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
@@ -91,7 +94,10 @@ def prepare(config: SweepConfig) -> Setup:
         sample_every=config.sample_every,
         samples_per_chunk=int(np.clip(ATOM_STEPS_PER_CHUNK // per_sample, 1, 100)),
     )
-    return Setup(config, potential, atoms, topology, note, method_of(config), schedule, Limits(), temperatures)
+    return Setup(
+        config, potential, atoms, topology, note, method_of(config), schedule, Limits(), temperatures,
+        notes=given.notes,
+    )  # fmt: skip
 
 
 def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:

@@ -21,10 +21,10 @@ from jaxpto.errors import InputError
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.output import Entry, check_folder, make_entries, show, unique_names, write_folder
-from jaxpto.relaxation.target import Relaxed, Target, check_start
+from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
-from jaxpto.structures import read_frames
+from jaxpto.structures import read_input
 
 NAME = "jaxpto.relax"
 
@@ -51,6 +51,10 @@ class RelaxConfig:
     """ASE's BFGS or FIRE, one structure after the other; or L-BFGS on the device, many structures at once."""
     dtype: Literal["float32", "float64"] = "float64"
     """Floating-point type of the model."""
+    format: str | None = None
+    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    species: tuple[str, ...] | None = None
+    """Element of each atom type, for files of LAMMPS that name none."""
 
 
 def run(config: RelaxConfig) -> list[Entry]:
@@ -66,7 +70,7 @@ def run(config: RelaxConfig) -> list[Entry]:
     console = Console()
     check_folder(config.out)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
-    files, frames = _read(config.structures)
+    files, frames, notes = _read(config)
     if config.method == "batched":
         configure_devices()
     calculator = JaxptoCalculator(config.model, config.dtype)
@@ -75,8 +79,9 @@ def run(config: RelaxConfig) -> list[Entry]:
         check_supports(potential, atoms, file, stress=False)
     if config.method == "batched" and isinstance(potential.model, HostCalculator):
         raise InputError(f"model {config.model} runs in Python, one structure at a time; use --method bfgs or fire")
-    for note in _held(files, frames) if config.mask == "diag" else ():
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    held = _held(files, frames) if config.mask == "diag" else []
+    for note in (*notes, *held):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     outcomes: dict[int, Relaxed] = {}
 
     def store() -> list[Entry]:
@@ -132,19 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILED
 
 
-def _read(paths: Sequence[str]) -> tuple[list[str], list[ase.Atoms]]:
-    """Every frame of every file, and the file it comes from."""
-    if not paths:
+def _read(config: RelaxConfig) -> tuple[list[str], list[ase.Atoms], list[str]]:
+    """Every frame of every file, the file it comes from, and what is to be said of them."""
+    if not config.structures:
         raise InputError("no structure given; name one or more files, or PbTiO3-tetragonal")
     files: list[str] = []
     frames: list[ase.Atoms] = []
-    for path in paths:
-        read = read_frames(path)
-        for index, atoms in enumerate(read):
-            check_start(atoms, f"{path} frame {index}" if len(read) > 1 else path)
-        files += [path] * len(read)
-        frames += read
-    return files, frames
+    notes: list[str] = []
+    for path in config.structures:
+        read = read_input(path, "relaxation", every=True, format=config.format, species=config.species)
+        files += [path] * len(read.frames)
+        frames += read.frames
+        notes += read.notes
+    return files, frames, notes
 
 
 def _held(files: Sequence[str], frames: Sequence[ase.Atoms]) -> list[str]:

@@ -100,7 +100,7 @@ def simulate(setup: Setup, folder: Path, console: Console, processes: Processes 
     )  # fmt: skip
     first_step = min((at.done - 1) * config.sample_every, config.steps)
     labels = [f"{t:g}" for t in setup.temperatures]
-    unit = unit_cell(setup.atoms, config.supercell)
+    unit = unit_cell(setup.atoms, config.repeats)
     ended = _Ended.of(at.watch, n_replicas, processes)
     try:
         with Progress(console, config.steps, first_step, config.timestep, labels) as progress:

@@ -1,19 +1,29 @@
-"""Structures: reading and checking files, the built-in PbTiO3 cells, supercells."""
+"""Structures: the gate that files pass, the built-in PbTiO3 cells, supercells."""
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import ase
 import ase.data
 import numpy as np
 
 from jaxpto.errors import InputError
+from jaxpto.structure_files import read_file
 from jaxpto.system import check_atoms, symbols
 
 BUILT_IN = ("PbTiO3-tetragonal", "PbTiO3-cubic")
+Use = Literal["dynamics", "relaxation", "vibrations", "evaluation"]
+MOVED_BY: dict[Use, str] = {
+    "dynamics": "molecular dynamics",
+    "relaxation": "a relaxation",
+    "vibrations": "vibrations, where every atom is displaced",
+}
+UNUSED = "are not used; a model sees elements and positions only"
+VACUUM = 6.0  # Angstrom, beyond the reach of most models; layers of crystals are 3 to 4 apart
 
 
 def builtin_structure(name: str) -> ase.Atoms:
@@ -41,36 +51,46 @@ def builtin_structure(name: str) -> ase.Atoms:
     return ase.Atoms("PbTiO3", scaled_positions=fractional, cell=[a, a, c], pbc=True)
 
 
-def read_structure(path: str | Path) -> ase.Atoms:
-    """The last structure of a file in any ASE format, or a built-in one by its name, checked.
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a command takes from a file.
+
+    Attributes:
+        frames: at least one structure, checked.
+        notes: a line on each thing that the file holds and the command does not use, or that was guessed.
+    """
+
+    frames: tuple[ase.Atoms, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def atoms(self) -> ase.Atoms:
+        """The last structure."""
+        return self.frames[-1]
+
+
+def read_input(
+    path: str | Path,
+    use: Use,
+    *,
+    every: bool = False,
+    format: str | None = None,
+    species: Sequence[str] | None = None,
+) -> Input:
+    """The structures of a file (or a built-in one by its name) for a use: the one gate that all commands pass.
+
+    Args:
+        path: file in any ASE format, or the name of a built-in structure.
+        use: what is to become of the structures.
+        every: take every structure of the file, otherwise the last one.
+        format: as ASE calls it; guessed if None.
+        species: element of each atom type, for files of LAMMPS that name none.
 
     Raises:
-        InputError: missing, unreadable or empty file, or what `check_atoms` refuses.
+        InputError: a missing or unreadable file, or what `check_atoms` or `check_use` refuses, naming the frame.
     """
     if str(path) in BUILT_IN:
-        return builtin_structure(str(path))
-    atoms = _read(path, -1)[-1]
-    check_atoms(atoms, str(path))
-    return atoms
-
-
-def read_frames(path: str | Path) -> list[ase.Atoms]:
-    """Every structure of a file in any ASE format (or a built-in one by its name), checked.
-
-    Raises:
-        InputError: missing, unreadable or empty file, or what `check_atoms` refuses, naming the frame.
-    """
-    if str(path) in BUILT_IN:
-        return [builtin_structure(str(path))]
-    frames = _read(path, ":")
-    for index, atoms in enumerate(frames):
-        check_atoms(atoms, str(path) if len(frames) == 1 else f"{path} frame {index}")
-    return frames
-
-
-def _read(path: str | Path, index: int | str) -> list[ase.Atoms]:
-    import ase.io  # takes 30 MiB and a second, so only where it is used
-
+        return Input((builtin_structure(str(path)),))
     path = Path(path)
     if not path.exists():
         raise InputError(
@@ -78,24 +98,94 @@ def _read(path: str | Path, index: int | str) -> list[ase.Atoms]:
         )
     if path.is_dir() and not path.suffix:
         raise InputError(f"structure {path} is a folder; give a file in any ASE format")
-    try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise InputError(f"structure {path} is an empty file; write it again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # parsers warn about fields that are not read here
-            # '@' in a name would be taken for an index, so the name is opened literally
-            frames = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
-    except InputError:
-        raise
-    except Exception as error:  # every parser has its own ways to fail
-        reason = " ".join(str(error).split())[:160] or "no reason given"
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"structure {path} is an empty file; write it again")
+    frames, notes = read_file(path, every=every, format=format, species=species)
+    for index, atoms in enumerate(frames):
+        where = str(path) if len(frames) == 1 else f"{path} frame {index}"
+        check_atoms(atoms, where)
+        check_use(atoms, use, where)
+    return Input(tuple(frames), (*notes, *notes_on(frames, use, str(path))))
+
+
+def read_structure(path: str | Path, use: Use = "evaluation") -> ase.Atoms:
+    """The last structure of a file in any ASE format, or a built-in one by its name: `read_input` without its notes.
+
+    Raises:
+        InputError: what `read_input` refuses.
+    """
+    return read_input(path, use).atoms
+
+
+def read_frames(path: str | Path, use: Use = "evaluation") -> list[ase.Atoms]:
+    """Every structure of a file in any ASE format, or a built-in one by its name: `read_input` without its notes.
+
+    Raises:
+        InputError: what `read_input` refuses.
+    """
+    return list(read_input(path, use, every=True).frames)
+
+
+def check_use(atoms: ase.Atoms, use: Use, where: str = "structure") -> None:
+    """Refuse what a use would have to throw away although it changes the result.
+
+    Raises:
+        InputError: constraints, where atoms are to move.
+    """
+    if atoms.constraints and use in MOVED_BY:
         raise InputError(
-            f"structure {path} cannot be read ({type(error).__name__}: {reason}); give a file in any ASE format"
-        ) from error
-    frames = frames if isinstance(frames, list) else [frames]
-    if not frames:
-        raise InputError(f"structure {path} holds no frame; give a file with at least one")
-    return frames
+            f"{where}: constraints ({_kinds_of_constraints(atoms)}) are not kept by {MOVED_BY[use]}; "
+            "remove them from the file"
+        )
+
+
+def notes_on(frames: Sequence[ase.Atoms], use: Use, where: str = "structure") -> list[str]:
+    """A line on each thing that these structures hold and the use does not take.
+
+    Args:
+        frames: checked structures.
+        use: what is to become of them.
+        where: what to call them all.
+    """
+
+    def note(found: Sequence[bool], what: str) -> list[str]:
+        frame = "" if len(frames) == 1 else f" ({sum(found)} of {len(frames)} structures)"
+        return [f"{where}{frame}: {what}"] if any(found) else []
+
+    gaps = [vacuum(atoms) for atoms in frames]
+    widest = max(gaps, key=lambda gap: gap[0], default=(0.0, 0))
+    image = f"{widest[0]:.1f} A of vacuum along lattice vector {widest[1] + 1}, with periodic images beyond it"
+    closing = "; a cell that may change its shape closes it" if use in ("dynamics", "relaxation") else ""
+    start = "each replica draws its own" if use == "dynamics" else "atoms start at rest"
+    moving = [use in MOVED_BY and _holds(atoms, "momenta") for atoms in frames]
+    return [
+        *note([gap > VACUUM for gap, _ in gaps], f"{image}{closing}"),
+        *note(moving, f"velocities are not used; {start}"),
+        *note([_holds(atoms, "initial_magmoms") for atoms in frames], f"magnetic moments {UNUSED}"),
+        *note([_holds(atoms, "initial_charges") for atoms in frames], f"charges {UNUSED}"),
+        *note(
+            [bool(atoms.constraints) for atoms in frames],
+            f"constraints ({', '.join(sorted({_kinds_of_constraints(a) for a in frames if a.constraints}))}) are left "
+            "out; forces are those of free atoms",
+        ),
+    ]
+
+
+def vacuum(atoms: ase.Atoms) -> tuple[float, int]:
+    """The widest empty layer along a lattice vector, Angstrom between its outermost atoms, and which vector it is."""
+    places = np.sort(atoms.get_scaled_positions(), axis=0)
+    gaps = np.diff(np.concatenate([places, places[:1] + 1.0]), axis=0).max(axis=0)
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
+    along = int(np.argmax(gaps * heights))
+    return float(gaps[along] * heights[along]), along
+
+
+def _holds(atoms: ase.Atoms, name: str) -> bool:
+    return name in atoms.arrays and bool(np.any(atoms.arrays[name]))
+
+
+def _kinds_of_constraints(atoms: ase.Atoms) -> str:
+    return ", ".join(sorted({type(constraint).__name__ for constraint in atoms.constraints}))
 
 
 def check_elements(atoms: ase.Atoms, elements: Sequence[int], model: str, where: str = "structure") -> None:
@@ -117,6 +207,21 @@ def check_elements(atoms: ase.Atoms, elements: Sequence[int], model: str, where:
             f"{where}: model {model} does not know {', '.join(unknown)}; it knows {known}; "
             "choose another model or structure"
         )
+
+
+def repeats_of(
+    structure: str, given: tuple[int, int, int] | None, builtin: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Repeats along the lattice vectors: those given, else a file is taken as it is.
+
+    Args:
+        structure: file, or the name of a built-in structure.
+        given: what was asked for, if anything.
+        builtin: of the five-atom cells that are built in.
+    """
+    if given is not None:
+        return given
+    return builtin if structure in BUILT_IN else (1, 1, 1)
 
 
 def make_supercell(atoms: ase.Atoms, repeats: Sequence[int | float]) -> ase.Atoms:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from jaxpto.ase_potential import PREFIX as HOST_PREFIX
@@ -23,6 +22,7 @@ from jaxpto.processes import Processes, connect
 from jaxpto.provenance import fingerprint, provenance
 from jaxpto.simulation import simulate
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.system import defining_arrays
 
 
 def run(config: SweepConfig) -> Path:
@@ -47,9 +47,9 @@ def run(config: SweepConfig) -> Path:
             raise InputError(f"{processes.count} processes for {len(setup.temperatures)} replica(s); start fewer")
         _enter(folder, setup, processes)
         console.print(_headline(setup, processes), highlight=False, soft_wrap=True)
-        for note in (setup.note, crowding(setup.potential, [setup.atoms])):
+        for note in (*setup.notes, setup.note, crowding(setup.potential, [setup.atoms])):
             if note:
-                console.print(note, highlight=False, soft_wrap=True)
+                console.print(note, highlight=False, soft_wrap=True, markup=False)
         simulate(setup, folder, console, processes)
         if processes.first:
             from jaxpto.report import write_outputs  # not before the run: matplotlib takes a second to import
@@ -74,8 +74,8 @@ def _enter(folder: Path, setup: Setup, processes: Processes) -> None:
 def _identity(setup: Setup) -> dict[str, Any]:
     """Digests of what the settings only name: the structure and the model's parameters."""
     structure = hashlib.sha256()
-    for array in (setup.atoms.numbers, setup.atoms.positions, setup.atoms.cell.array):
-        structure.update(np.ascontiguousarray(array).tobytes())
+    for array in defining_arrays(setup.atoms):
+        structure.update(array.tobytes())
     return {"structure": structure.hexdigest()[:16], "model": fingerprint(setup.potential)}
 
 

@@ -9,11 +9,15 @@ import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.calculators.calculator import all_properties
 from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
+
+LABELS = frozenset({*all_properties, "force", "virial", "virials"})  # names of results, in ASE and in training data
+SAME_MASS = 4  # decimals of a mass in amu
 
 if TYPE_CHECKING:
     Leaf = Array
@@ -84,6 +88,43 @@ def to_ase(system: System) -> ase.Atoms:
     )
 
 
+def made_anew(atoms: ase.Atoms) -> ase.Atoms:
+    """The same atoms as a free structure, periodic in three directions: the one way of making atoms from given ones.
+
+    Masses, magnetic moments, charges, tags, further arrays and `info` come along. What does not are calculator and
+    constraints, and the results of another calculation (forces, virial, ...) in arrays or `info`.
+    """
+    new = atoms.copy()
+    new.set_constraint()
+    new.pbc = True
+    for name in LABELS & new.arrays.keys():
+        del new.arrays[name]
+    for name in LABELS & new.info.keys():
+        del new.info[name]
+    return new
+
+
+def defining_arrays(atoms: ase.Atoms) -> list[np.ndarray]:
+    """What two structures share if they are one to a simulation: elements, places, cell, and masses not of elements."""
+    own = [atoms.get_masses()] if has_own_masses(atoms.numbers, atoms.get_masses()) else []
+    return [np.ascontiguousarray(array) for array in (atoms.numbers, atoms.positions, atoms.cell.array, *own)]
+
+
+def has_own_masses(numbers: Int[np.ndarray, " n"], masses: Float[np.ndarray, " n"]) -> bool:
+    """Whether masses [n] amu differ from those of the elements with atomic numbers [n] by 1e-4 amu or more."""
+    return bool((np.abs(masses - ase.data.atomic_masses[numbers]) >= 10.0**-SAME_MASS).any())
+
+
+def site_kinds(atoms: ase.Atoms) -> Int[np.ndarray, " n"]:
+    """Kind of each atom [n], counted from 0: atoms of one kind have the same element and (to 1e-4 amu) the same mass.
+
+    Motion tells isotopes apart, so the symmetry of vibrations and of trajectories is that of kinds, not of elements.
+    """
+    pairs = list(zip(atoms.numbers.tolist(), atoms.get_masses().round(SAME_MASS).tolist(), strict=True))
+    kinds = {pair: kind for kind, pair in enumerate(dict.fromkeys(pairs))}
+    return np.array([kinds[pair] for pair in pairs])
+
+
 def check_atoms(atoms: ase.Atoms, where: str = "structure") -> None:
     """Refuse atoms that no simulation can start from.
 
@@ -92,9 +133,10 @@ def check_atoms(atoms: ase.Atoms, where: str = "structure") -> None:
         where: what to call the structure in the message (a file and frame, say).
 
     Raises:
-        InputError: what `check_cell` refuses, or atoms on top of each other.
+        InputError: what `check_cell` refuses, partly occupied sites, or atoms on top of each other.
     """
     check_cell(atoms, where)
+    _check_occupancies(atoms, where)
     _check_overlap(atoms, where)
 
 
@@ -128,6 +170,49 @@ def check_cell(atoms: ase.Atoms, where: str = "structure") -> None:
             f"{where}: left-handed cell (determinant {signed_volume:.4g} A^3); "
             "swap two lattice vectors and their coordinates"
         )
+
+
+def _check_occupancies(atoms: ase.Atoms, where: str) -> None:
+    """Readers put one atom on a site that several share or that is partly empty, which is not what the file says."""
+    mixed: dict[frozenset, list[str]] = {}
+    for site, shares in _site_occupancies(atoms).items():
+        if list(shares.values()) != [1.0]:
+            mixed.setdefault(frozenset(shares.items()), []).append(site)
+    if not mixed:
+        return
+    named = []
+    for shares, sites in list(mixed.items())[:3]:
+        content = " + ".join(f"{share:g} {symbol}" for symbol, share in sorted(shares, key=lambda pair: -pair[1]))
+        more = ", ..." if len(sites) > 4 else ""
+        named.append(f"{content} on site{'s' if len(sites) > 1 else ''} {', '.join(sites[:4])}{more}")
+    more = f"; and {len(mixed) - 3} more" if len(mixed) > 3 else ""
+    raise InputError(
+        f"{where}: partial occupancies ({'; '.join(named)}{more}; sites count from 0), but a simulation has one whole "
+        "atom on every site; give an ordered structure, or a supercell of whole atoms with this composition"
+    )
+
+
+def _site_occupancies(atoms: ase.Atoms) -> dict[str, dict[str, float]]:
+    """What shares each site, as CIF files (by their own sites) and PDB files (by atoms) have it."""
+    found = {}
+    described = atoms.info.get("occupancy")
+    if isinstance(described, dict):
+        for site, shares in described.items():
+            if isinstance(shares, dict):
+                found[str(site)] = {str(symbol): _share(share) for symbol, share in shares.items()}
+    for name in ("occupancy", "occupancies"):
+        for atom, share in enumerate(atoms.arrays.get(name, ())):
+            found[str(atom)] = {atoms.symbols[atom]: _share(share)}
+    return found
+
+
+def _share(value: object) -> float:
+    """A share as a number; 1 where a file leaves it open ("?" or "." in CIF)."""
+    try:
+        share = float(value)  # ty: ignore[invalid-argument-type]
+    except (TypeError, ValueError):
+        return 1.0
+    return 1.0 if np.isnan(share) or abs(share - 1.0) < 1e-3 else share
 
 
 def _check_overlap(atoms: ase.Atoms, where: str, closest: float = 0.4) -> None:

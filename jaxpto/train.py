@@ -285,10 +285,14 @@ def match(config: Config) -> Potential:
         InputError: see `set_up`, `plan_of` and `matching.match`.
         FloatingPointError: the tuning diverged, or a simulation with it.
     """
+    settled = dataclasses.replace(config.matching, supercell=config.matching.repeats)
+    config = dataclasses.replace(config, matching=settled)
     targets, options, console = parse_targets(config.match), config.matching, Console()
     configure_devices()
     plan = plan_of(options, targets, config.seed)
     check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)
+    for note in plan.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     task = set_up(config)
     problem = matching.Problem(
         task.model, task.raw, task.scales, task.compositions, config.weights, targets, options, plan, config.seed

@@ -239,9 +239,11 @@ def test_converged_means_below_the_bound(noble: Potential) -> None:
 def test_batch_equals_singles(noble: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed compositions in any order; also when the structures of one composition take turns in fewer lanes.
 
-    Bit for bit in one program; programs for other numbers of structures may sum in another order.
+    Bit for bit in one program; programs for other numbers of structures may sum in another order. Each keeps its own
+    masses, whatever those of the others in its lanes.
     """
     starts = [triclinic(1), bulk("Ar", "fcc", 5.0), triclinic(2, 0.02), triclinic(3, 0.2)]
+    starts[2].set_masses([36.0, 38.0, 84.0, 40.0])
     target, calls = Target(1e-5), []
     together = relax_batched(starts, noble, target, lambda *seen: calls.append(seen))
     assert [len(relaxed.atoms) for relaxed in together] == [4, 1, 4, 4]
@@ -255,6 +257,7 @@ def test_batch_equals_singles(noble: Potential, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(batched, "ATOMS_AT_ONCE", {"cpu": 8})
     for relaxed, other in zip(relax_batched(starts, noble, target), together, strict=True):
         assert_equal(relaxed, other, 1e-9)
+    assert [r.atoms.get_masses().tolist() for r in together] == [start.get_masses().tolist() for start in starts]
 
 
 def test_capacities_follow_the_cell(

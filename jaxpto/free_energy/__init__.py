@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +50,7 @@ def run(config: FreeEnergyConfig) -> Any:
     for name, unchanged in GROUPS.items():
         if name not in (config.method, BORROWED.get(config.method)) and getattr(config, name) != unchanged:
             raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
-    return METHODS[config.method](config, Console())
+    return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), Console())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

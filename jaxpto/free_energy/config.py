@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from jaxpto.observables.polarization import ChargeSet
+from jaxpto.structures import repeats_of
 
 MethodName = Literal["ladder", "switching", "landau", "harmonic", "qha"]
 
@@ -79,8 +80,9 @@ class FreeEnergyConfig:
     """ladder: a temperature sweep, by MBAR and by Gibbs-Helmholtz integration. switching: absolute F at fixed cell.
     landau: free energy against polarization from umbrella windows, and the Landau coefficients. harmonic: absolute F
     from force constants at one cell. qha: the same at the cell that minimises it at each temperature."""
-    supercell: tuple[int, int, int] = (3, 3, 3)
-    """Repeats along the lattice vectors; the larger, the closer the temperatures of a ladder have to be."""
+    supercell: tuple[int, int, int] | None = None
+    """Repeats along the lattice vectors; the larger, the closer the temperatures of a ladder have to be. By default
+    3 3 3, except that simulations (ladder, switching, landau) take a file as it is, 1 1 1."""
     temperatures: tuple[float, ...] = tuple(float(kelvin) for kelvin in range(300, 901, 50))
     """K."""
     ensemble: Literal["npt", "nvt"] = "npt"
@@ -101,6 +103,10 @@ class FreeEnergyConfig:
     """Steps between two samples."""
     seed: int = 0
     """Of velocities and noise, and of the bootstrap."""
+    format: str | None = None
+    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    species: tuple[str, ...] | None = None
+    """Element of each atom type, for files of LAMMPS that name none."""
     out: Path = Path("runs/free-energy")
     """Output folder; the simulation in it is continued, or used as it is once it has finished."""
     switching: SwitchingOptions = SwitchingOptions()
@@ -111,3 +117,11 @@ class FreeEnergyConfig:
     """Of the methods harmonic and qha."""
     qha: QuasiharmonicOptions = QuasiharmonicOptions()
     """Of the method qha."""
+
+    @property
+    def repeats(self) -> tuple[int, int, int]:
+        """Repeats along the lattice vectors, the default settled: for force constants their range, not the file's."""
+        usual = (3, 3, 3)
+        if self.supercell is None and self.method in ("harmonic", "qha"):
+            return usual
+        return repeats_of(self.structure, self.supercell, usual)

@@ -29,7 +29,7 @@ from jaxpto.provenance import provenance
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
-from jaxpto.structures import read_structure
+from jaxpto.structures import read_input
 from jaxpto.thermodynamics.harmonic import (
     Crystal,
     Thermal,
@@ -110,7 +110,8 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
     Raises:
         InputError: structure or model that cannot be used, or a relaxation that does not converge.
     """
-    given = read_structure(config.structure)
+    read = read_input(config.structure, "vibrations", format=config.format, species=config.species)
+    given = read.atoms
     calculator = JaxptoCalculator(config.model)
     potential = calculator.potential
     check_supports(potential, given, config.structure)
@@ -119,7 +120,9 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
             f"--method {config.method}: model {potential.name} runs in Python, where JAX has no derivatives; "
             "use python -m jaxpto.phonons --method displacement"
         )
-    make_phonopy(given, config.supercell)  # refuses what are no counts, before any time is spent
+    make_phonopy(given, config.repeats)  # refuses what are no counts, before any time is spent
+    for note in read.notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     atoms = given
     if config.harmonic.relax != "none":
         fixed = config.harmonic.relax == "positions"
@@ -138,7 +141,7 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
                 "to equilibrium, or take it as it is with --harmonic.relax none"
             )
         atoms = relaxed.atoms
-    phonon = make_phonopy(atoms, config.supercell)
+    phonon = make_phonopy(atoms, config.repeats)
     mesh = config.harmonic.mesh or usual_mesh(phonon.primitive)
     formula, _ = given.symbols.formula.reduce()
     subject = Subject(
@@ -148,7 +151,7 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
         atoms=len(phonon.primitive),
         statistics=config.harmonic.statistics,
         pressure=config.pressure,
-        supercell=config.supercell,
+        supercell=config.repeats,
         mesh=mesh,
     )
     return Prepared(calculator, atoms, phonon, make_crystal(phonon, mesh), mesh, subject)

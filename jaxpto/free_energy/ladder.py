@@ -15,7 +15,7 @@ from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.provenance import provenance
 from jaxpto.report import load_run
-from jaxpto.structures import read_structure
+from jaxpto.structures import read_input
 from jaxpto.sweep import run as run_sweep
 from jaxpto.thermodynamics.ladder_analysis import LadderResult, analyse
 from jaxpto.thermodynamics.ladder_output import Subject, write_ladder
@@ -32,12 +32,12 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     """
     if len(config.temperatures) < 2:
         raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
-    cell = read_structure(config.structure)
+    cell = read_input(config.structure, "dynamics", format=config.format, species=config.species).atoms
     folder = config.out / "sweep"
     check_folder(config.out, begun=folder.exists())
     run_sweep(sweep_settings(config, folder))
     finished = load_run(folder)
-    cells = math.prod(config.supercell)
+    cells = math.prod(config.repeats)
     atoms = cells * len(cell)
     freedom = 3 * atoms - 3 if config.ensemble == "npt" else 3 * atoms
     samples = enthalpy_samples(finished.records, config.equilibration)

@@ -28,7 +28,7 @@ from jaxpto.provenance import fingerprint, provenance
 from jaxpto.report import load_run
 from jaxpto.simulation import simulate
 from jaxpto.storage.files import write_json_atomic
-from jaxpto.system import from_ase, unstack
+from jaxpto.system import defining_arrays, from_ase, unstack
 from jaxpto.thermodynamics.landau_analysis import LandauResult, Windows, WindowSamples, analyse, thinned
 from jaxpto.thermodynamics.landau_literature import Subject
 from jaxpto.thermodynamics.landau_output import write_landau
@@ -59,6 +59,8 @@ def run(config: FreeEnergyConfig, console: Console) -> LandauResult:
     windows = choose_windows(config.landau, min(config.temperatures), units)
     setup = window_setup(config, plain, plain.topology, windows)
     _claim(folder, setup, windows)
+    for note in plain.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     formula = plain.atoms.symbols.formula.reduce()[0].format("metal")
     console.print(
         f"{formula}, {len(plain.atoms)} atoms, {len(windows.centers)} windows from {windows.centers[0]:g} to "
@@ -189,8 +191,7 @@ def _claim(folder: Path, setup: Setup, windows: Windows) -> None:
     Raises:
         InputError: the folder holds one with other settings, structure or model.
     """
-    structure = hashlib.sha256(setup.atoms.numbers.tobytes() + setup.atoms.positions.tobytes())
-    structure.update(setup.atoms.cell.array.tobytes())
+    structure = hashlib.sha256(b"".join(array.tobytes() for array in defining_arrays(setup.atoms)))
     bias = setup.parameters
     document: dict[str, Any] = {
         "config": to_json(setup.config),

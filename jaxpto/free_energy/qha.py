@@ -17,6 +17,7 @@ from jaxpto.free_energy.harmonic import check, prepare
 from jaxpto.provenance import fingerprint, provenance
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.system import has_own_masses
 from jaxpto.thermodynamics.qha_output import QuasiharmonicResult, write_quasiharmonic
 from jaxpto.thermodynamics.quasiharmonic import Evaluator, Landscape, Point
 from jaxpto.thermodynamics.quasiharmonic_path import Equilibrium, Lost, follow
@@ -88,6 +89,9 @@ def _follow(
     """All minima, those that are stored included; new ones are stored."""
     settings = {"model": model, "cell": landscape.cell.tolist(), "places": landscape.places.tolist()}
     settings |= _settings(config)
+    numbers, masses = np.asarray(landscape.crystal.numbers), np.asarray(landscape.crystal.masses)
+    if has_own_masses(numbers, masses):
+        settings["masses"] = masses.round(4).tolist()
     known = _read(config.out, settings)
     evaluator = Evaluator(landscape)
     with StatusLine(console, "compiling the third derivatives (minutes, once; kept in the compilation cache)") as line:
@@ -121,10 +125,12 @@ def _read(out: Path, settings: dict[str, Any]) -> dict[float, Equilibrium]:
         found = [_equilibrium(point) for point in points]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out / STORE} cannot be read ({error}); name a new --out folder") from error
-    for name, value in settings.items():
-        same = stored.get(name) == value
+    for name in dict.fromkeys([*settings, *stored]):
+        before, now = stored.get(name), settings.get(name)
+        same = before == now
         if name in ("cell", "places"):  # of a relaxation, which other hardware ends elsewhere in the last digits
-            same = np.shape(stored.get(name)) == np.shape(value) and np.allclose(stored[name], value, atol=1e-5)
+            before, now = np.array(before, float), np.array(now, float)
+            same = before.shape == now.shape and np.allclose(before, now, atol=1e-5)
         if not same:
             raise InputError(f"--out {out} holds minima found with another {name}; name a new folder")
     return {minimum.temperature: minimum for minimum in found}

@@ -13,7 +13,7 @@ def sweep_settings(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
     return SweepConfig(
         structure=config.structure,
         model=config.model,
-        supercell=config.supercell,
+        supercell=config.repeats,
         temperatures=config.temperatures,
         ensemble=config.ensemble,
         steps=config.steps,
@@ -26,4 +26,6 @@ def sweep_settings(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
         resume=True,
         equilibration=config.equilibration,
         sample_every=config.sample_every,
+        format=config.format,
+        species=config.species,
     )

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import ase
-import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.command import configure_devices
 from jaxpto.config import SweepConfig, check
 from jaxpto.errors import InputError
+from jaxpto.evaluate import write_frames
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
@@ -36,10 +36,10 @@ from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.report import load_run
 from jaxpto.simulation import trajectory_paths
 from jaxpto.status_line import StatusLine
-from jaxpto.storage.files import replacing
 from jaxpto.storage.trajectory import read_trajectory
-from jaxpto.structures import make_supercell, read_structure
+from jaxpto.structures import make_supercell, read_input, read_structure
 from jaxpto.sweep import run as run_sweep
+from jaxpto.system import defining_arrays, site_kinds
 from jaxpto.thermodynamics.switching import einstein_displacements
 from jaxpto.thermodynamics.switching_analysis import (
     Crystal,
@@ -86,9 +86,8 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     _check(config)
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)
     potential = load_potential(config.model, np.float32)
-    check_supports(
-        potential, read_structure(config.structure), config.structure, stress=config.switching.relax != "none"
-    )
+    given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
+    check_supports(potential, given.atoms, config.structure, stress=config.switching.relax != "none")
     if potential.conservative is False:
         raise InputError(f"model {potential.name}: {potential.caveat}, so that no work is that of its energy")
     if potential.caveat:
@@ -100,12 +99,15 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     kelvins = sorted(config.temperatures)
     kelvins = [kelvins[0], kelvins[-1]] if config.switching.scaling else kelvins
     check(_sweep_config(config, config.structure, tuple(kelvins)))
-    structure = config.structure if config.switching.relax == "none" else str(_relaxed(config, potential, console))
-    sweep = _sweep_config(config, structure, tuple(kelvins))
+    sweep, cell = _sweep_config(config, config.structure, tuple(kelvins)), given.atoms
+    if config.switching.relax != "none":
+        for note in given.notes:
+            console.print(note, highlight=False, soft_wrap=True, markup=False)
+        path = _relaxed(config, given.atoms, potential, console)
+        sweep, cell = dataclasses.replace(sweep, structure=str(path), format=None, species=None), read_structure(path)
     run_sweep(sweep)
 
-    cell = read_structure(structure)
-    atoms = make_supercell(cell, config.supercell)
+    atoms = make_supercell(cell, config.repeats)
     masses = atoms.get_masses()
     records = load_run(Path(sweep.out)).records
     for record in records:
@@ -123,7 +125,7 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     crystal = Crystal(
         masses,
         atoms.get_volume(),
-        math.prod(config.supercell) * _translations(cell),
+        math.prod(config.repeats) * _translations(cell),
         float(records[0].potential_energy[0]),
     )
     lanes = _lanes(config, kelvins, sites, crystal)
@@ -145,7 +147,7 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     ]
     result = SwitchingResult(switched, scaled, internal)
     formula, units = cell.symbols.formula.reduce()
-    subject = SwitchingSubject(formula.format("metal"), potential.name, math.prod(config.supercell) * units, crystal)
+    subject = SwitchingSubject(formula.format("metal"), potential.name, math.prod(config.repeats) * units, crystal)
     shared = {name: value for name, value in vars(config).items() if not dataclasses.is_dataclass(value)}
     settings = shared | {"switching": dataclasses.asdict(config.switching)} | provenance()
     if potential.caveat:
@@ -182,16 +184,16 @@ def _sweep_config(config: FreeEnergyConfig, structure: str, kelvins: tuple[float
     return dataclasses.replace(shared, structure=structure, temperatures=kelvins, ensemble="nvt")
 
 
-def _relaxed(config: FreeEnergyConfig, potential: Potential, console: Console) -> Path:
+def _relaxed(config: FreeEnergyConfig, start: ase.Atoms, potential: Potential, console: Console) -> Path:
     """File of the structure in the cell that the model has at 0 K; made once.
 
     Raises:
         InputError: the relaxation does not converge, or the file there is that of another structure or model.
     """
-    path, start = config.out / "relaxed.extxyz", read_structure(config.structure)
+    path = config.out / "relaxed.extxyz"
     source = hashlib.sha256(fingerprint(potential).encode())
-    for array in (start.numbers, start.positions, start.cell.array):
-        source.update(np.ascontiguousarray(array).tobytes())
+    for array in defining_arrays(start):
+        source.update(array.tobytes())
     origin = f"relaxed from {source.hexdigest()[:16]}"
     if path.exists():
         if read_structure(path).info.get("comment") != origin:
@@ -206,17 +208,15 @@ def _relaxed(config: FreeEnergyConfig, potential: Potential, console: Console) -
         )
     if not relaxed.converged:
         raise InputError(f"--switching.relax cell: not converged ({relaxed.reason}); relax with python -m jaxpto.relax")
-    config.out.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        plain = ase.Atoms(relaxed.atoms.numbers, relaxed.atoms.positions, cell=relaxed.atoms.cell, pbc=True)
-        plain.info["comment"] = origin
-        ase.io.write(temporary, plain, format="extxyz")
+    relaxed.atoms.info["comment"] = origin
+    write_frames([relaxed.atoms], path)
     return path
 
 
 def _translations(cell: ase.Atoms) -> int:
     """Lattice translations within the unit cell given: 1 for a primitive one, 4 for a cube of an fcc lattice."""
-    found = spglib.get_symmetry((cell.cell.array, cell.get_scaled_positions(), cell.numbers), SYMMETRY_PRECISION)
+    sites = (cell.cell.array, cell.get_scaled_positions(), site_kinds(cell).tolist())
+    found = spglib.get_symmetry(sites, SYMMETRY_PRECISION)
     if found is None:
         raise InputError("spglib finds no symmetry operations of the structure; check it for atoms too close together")
     return int((found["rotations"] == np.eye(3, dtype=int)).all(axis=(1, 2)).sum())

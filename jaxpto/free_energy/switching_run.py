@@ -31,7 +31,7 @@ from jaxpto.replicas import in_turn
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic
-from jaxpto.system import from_ase
+from jaxpto.system import defining_arrays, from_ase
 from jaxpto.units import BOLTZMANN
 
 CHECKPOINT_EVERY = 20.0  # seconds, what an interrupt can cost
@@ -234,8 +234,7 @@ def _restore(
 def _identity(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int) -> str:
     """Digest of everything that the works depend on."""
     digest = hashlib.sha256(f"{fingerprint(potential)} {protocol} {seed}".encode())
-    crystal = [atoms.numbers, atoms.positions, atoms.cell.array]
-    for array in [*crystal, *dataclasses.astuple(lanes)]:
+    for array in [*defining_arrays(atoms), *dataclasses.astuple(lanes)]:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 

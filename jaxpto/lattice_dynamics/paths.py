@@ -117,7 +117,8 @@ def automatic_path(primitive: Primitive, symmetry_precision: float, points: int 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # edge cases, such as a = c in a tetragonal cell
-        found = seekpath.get_path_orig_cell(primitive.totuple(), symprec=symmetry_precision)
+        cell = primitive.totuple(distinguish_symbol_index=True)  # isotopes are different atoms, as in `make_phonopy`
+        found = seekpath.get_path_orig_cell(cell, symprec=symmetry_precision)
     places = {name: np.array(place) for name, place in found["point_coords"].items()}
     reciprocal = np.linalg.inv(primitive.cell).T
     lengths = [float(np.linalg.norm((places[b] - places[a]) @ reciprocal)) for a, b in found["path"]]

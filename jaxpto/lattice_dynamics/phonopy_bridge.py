@@ -14,19 +14,31 @@ from phonopy import Phonopy
 from phonopy.file_IO import parse_BORN
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import guess_primitive_matrix
+from phonopy.structure.symmetry import Symmetry
 
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.hessian import force_constants_of
 from jaxpto.potential import Potential
 from jaxpto.structures import make_supercell
+from jaxpto.system import site_kinds
 
 SYMMETRY_PRECISION = 1e-4  # Angstrom
 
 
 def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
-    """A structure as phonopy has it, with its own masses."""
+    """A structure as phonopy has it, with its own masses; where an element has several they are O, O1, O2, ..."""
+    kinds = site_kinds(atoms)
+    _, firsts = np.unique(kinds, return_index=True)
+    names: list[str] = []
+    for first in firsts:
+        symbol = atoms.symbols[first]
+        others = sum(atoms.symbols[other] == symbol for other in firsts[: len(names)])
+        names.append(f"{symbol}{others}" if others else symbol)
     return PhonopyAtoms(
-        numbers=atoms.numbers, cell=atoms.cell.array, positions=atoms.positions, masses=atoms.get_masses()
+        symbols=[names[kind] for kind in kinds],
+        cell=atoms.cell.array,
+        positions=atoms.positions,
+        masses=atoms.get_masses(),
     )
 
 
@@ -39,7 +51,8 @@ def make_phonopy(atoms: ase.Atoms, supercell: tuple[int, int, int]) -> Phonopy:
     """Phonopy's object for a supercell of a structure, without force constants yet.
 
     The primitive cell is the structure's own cell if that is primitive, and otherwise the one that phonopy finds
-    (of a conventional fcc cell, say) by symmetry within 1e-4 Angstrom.
+    (of a conventional fcc cell, say) by symmetry within 1e-4 Angstrom. Isotopes are different sites to it: one 18O
+    among 16O makes a larger primitive cell of lower symmetry.
 
     Args:
         atoms: unit cell.
@@ -50,10 +63,14 @@ def make_phonopy(atoms: ase.Atoms, supercell: tuple[int, int, int]) -> Phonopy:
     """
     make_supercell(atoms[:1], supercell)  # refuses what are no counts
     cell = to_phonopy(atoms)
-    guess = guess_primitive_matrix(cell, symprec=SYMMETRY_PRECISION)
+    guess = guess_primitive_matrix(cell, symprec=SYMMETRY_PRECISION, distinguish_symbol_index=True)
     smaller = np.linalg.det(guess) < 0.99
     return Phonopy(
-        cell, np.diag(supercell), primitive_matrix=guess if smaller else np.eye(3), symprec=SYMMETRY_PRECISION
+        cell,
+        np.diag(supercell),
+        primitive_matrix=guess if smaller else np.eye(3),
+        symprec=SYMMETRY_PRECISION,
+        distinguish_symbol_index=True,
     )
 
 
@@ -154,7 +171,8 @@ def add_born_charges(phonon: Phonopy, path: Path) -> None:
     except FileNotFoundError:
         raise InputError(f"--born {path} does not exist; give a BORN file of phonopy") from None
     except Exception as error:  # whatever the parser meets
-        atoms = len(phonon.primitive_symmetry.get_independent_atoms())
+        # Born charges do not depend on masses, and phonopy reads them by the symmetry of the elements
+        atoms = len(Symmetry(phonon.primitive, SYMMETRY_PRECISION).get_independent_atoms())
         raise InputError(
             f"--born {path}: {' '.join(str(error).split())}; phonopy's BORN format has a first line with the factor, "
             f"nine numbers of the dielectric tensor, and for this structure {atoms} lines of nine Born charges"

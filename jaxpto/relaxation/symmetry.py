@@ -23,7 +23,8 @@ class SpaceGroup:
 
 
 def space_group(atoms: ase.Atoms, symprec: float = SYMPREC) -> SpaceGroup:
-    """Space group of atoms, their elements told apart, their magnetic moments not.
+    """Space group of a static structure: elements are told apart; masses and magnetic moments, which no energy of a
+    model depends on, are not.
 
     Args:
         atoms: a periodic structure.

@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from jaxpto import units
 from jaxpto.errors import InputError
-from jaxpto.system import check_atoms
+from jaxpto.structures import check_use
+from jaxpto.system import check_atoms, made_anew
 
 Mask = Literal["iso", "diag", "full", "fixed"]
 NOT_FINITE = "energy, forces or stress not finite"
@@ -132,17 +133,15 @@ def check_start(atoms: ase.Atoms, where: str = "structure") -> None:
         InputError: what `check_atoms` refuses, or constraints, which would not be kept.
     """
     check_atoms(atoms, where)
-    if atoms.constraints:
-        kinds = ", ".join(sorted({type(constraint).__name__ for constraint in atoms.constraints}))
-        raise InputError(f"{where}: constraints ({kinds}) are not kept by a relaxation; remove them from the file")
+    check_use(atoms, "relaxation", where)
 
 
 def with_results(
     atoms: ase.Atoms, energy: float, forces: Float[np.ndarray, "n 3"], stress: Float[np.ndarray, "3 3"] | None
 ) -> ase.Atoms:
-    """Elements, positions, cell and plain metadata of atoms with results attached (eV, eV/Angstrom, eV/Angstrom^3)."""
-    relaxed = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-    relaxed.info = {key: value for key, value in atoms.info.items() if isinstance(value, str | bool | int | float)}
+    """The atoms made anew, at rest, with results attached (eV, eV/Angstrom, eV/Angstrom^3)."""
+    relaxed = made_anew(atoms)
+    relaxed.arrays.pop("momenta", None)
     results: dict = {"energy": energy, "free_energy": energy, "forces": forces}
     if stress is not None:
         results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

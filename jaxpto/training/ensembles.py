@@ -25,7 +25,7 @@ from jaxpto.observables.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential
 from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
 from jaxpto.replicas import in_turn
-from jaxpto.structures import make_supercell, read_structure
+from jaxpto.structures import make_supercell, read_input
 from jaxpto.system import System, from_ase
 
 
@@ -41,6 +41,7 @@ class Plan:
         unit: the cell whose lattice parameters are observed.
         topology: coefficients of the polarization, or None.
         note: why there is no polarization, or "".
+        notes: what the structure's file holds and a simulation does not use.
         method, schedule, limits: what the compiled program depends on.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     method: Method
     schedule: Schedule
     limits: Limits
+    notes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -93,7 +95,8 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     """
     temperatures = tuple(dict.fromkeys(kelvin for kelvin, _ in conditions))
     check(dataclasses.replace(settings, temperatures=temperatures))
-    atoms = make_supercell(read_structure(settings.structure), settings.supercell)
+    given = read_input(settings.structure, "dynamics", format=settings.format, species=settings.species)
+    atoms = make_supercell(given.atoms, settings.repeats)
     check_dynamics(settings, atoms)
     topology, note = build_topology(atoms, settings.charges, np.float32)
     runs = len(conditions) * settings.replicas
@@ -101,10 +104,10 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     chunk = int(np.clip(ATOM_STEPS_PER_CHUNK // per_sample, 1, 100))
     schedule = Schedule(settings.steps, settings.sample_every, chunk)
     discarded = math.ceil(settings.equilibration * (schedule.n_samples - 1))
-    unit = unit_cell(atoms, settings.supercell)
+    unit = unit_cell(atoms, settings.repeats)
     plan = Plan(
         atoms, tuple(conditions), settings.replicas, discarded, unit, topology, note, method_of(settings), schedule,
-        Limits(),
+        Limits(), given.notes,
     )  # fmt: skip
     if plan.frames < 2:
         raise InputError(f"{settings.steps} steps leave {plan.frames} frames; take more steps or samples")

@@ -266,9 +266,10 @@ def _make_adder(problem: Problem, batch: Batch) -> Callable:
 
 
 def _identity(problem: Problem) -> dict[str, Any]:
-    """What a checkpoint must agree on; a resumed run may have more iterations."""
+    """What a checkpoint must agree on; a resumed run may have more iterations, and read its file otherwise."""
     options = dataclasses.asdict(problem.options)
-    del options["iterations"]
+    for name in ("iterations", "format", "species"):
+        del options[name]
     return json.loads(json.dumps({"targets": [[t.name, t.value] for t in problem.targets], "options": options}))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
+from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
 from jaxpto.training.targets import Target, conditions
 
@@ -18,8 +19,9 @@ class MatchOptions:
 
     structure: str = "PbTiO3-tetragonal"
     """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
-    supercell: tuple[int, int, int] = (3, 3, 3)
-    """Repeats along the lattice vectors; averages depend on the size of a small crystal."""
+    supercell: tuple[int, int, int] | None = None
+    """Repeats along the lattice vectors; averages depend on the size of a small crystal. By default 3 3 3 for built-in
+    structures; a file is taken as it is, 1 1 1."""
     mask: Literal["iso", "diag", "full"] = "diag"
     """Cell degrees of freedom: iso (volume), diag (three edges along x, y, z), full (six)."""
     replicas: int = 8
@@ -44,6 +46,15 @@ class MatchOptions:
     """Frames of DFT data in each gradient."""
     effective: float = 0.5
     """Configurations are sampled anew before the effective number of them falls below this fraction."""
+    format: str | None = None
+    """Of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    species: tuple[str, ...] | None = None
+    """Element of each atom type, for files of LAMMPS that name none."""
+
+    @property
+    def repeats(self) -> tuple[int, int, int]:
+        """Repeats along the lattice vectors, the default settled."""
+        return repeats_of(self.structure, self.supercell, (3, 3, 3))
 
 
 def check_options(options: MatchOptions) -> None:
@@ -70,7 +81,7 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
     """
     settings = SweepConfig(
         structure=options.structure,
-        supercell=options.supercell,
+        supercell=options.repeats,
         mask=options.mask,
         replicas=options.replicas,
         steps=options.steps,
@@ -78,6 +89,8 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
         equilibration=options.equilibration,
         sample_every=options.sample_every,
         seed=seed,
+        format=options.format,
+        species=options.species,
     )
     try:
         plan = make_plan(settings, conditions(targets))
