@@ -50,7 +50,7 @@ def run(config: ExportConfig) -> int:
         raise InputError(f"{config.out}: it exists already; choose another name or remove it")
     if not config.out.absolute().parent.is_dir():
         raise InputError(f"{config.out}: its folder does not exist; make it first")
-    frames = list(to_ase_frames(read_trajectory(config.trajectory), config.every))
+    frames = list(to_ase_frames(read_trajectory(config.trajectory).in_laboratory(), config.every))
     if not frames:
         raise InputError(f"{config.trajectory}: it holds no frame yet; wait for the run's first samples")
     name = _format(config.out)

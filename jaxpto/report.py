@@ -122,6 +122,7 @@ def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, repl
         step_failed=entry["step_failed"],
         time_ps=np.asarray(stored.time, np.float64) / 1000.0,
         cell=np.asarray(stored.cells, np.float64),
+        rotation=stored.rotation,
         temperature=observed["temperature"],
         potential_energy=observed["potential_energy"],
         kinetic_energy=observed["kinetic_energy"],

@@ -177,7 +177,9 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
                     "leave this temperature out, or take a shorter --landau.range"
                 )
             first = math.ceil(config.equilibration * len(record.polarization))
-            series[window].append(np.asarray(record.polarization[first:, 2], np.float64))
+            # the bias holds P along z of the laboratory
+            along = np.eye(3)[2] if record.rotation is None else record.rotation[first:, :, 2]
+            series[window].append(np.sum(record.polarization[first:] * along, axis=1, dtype=np.float64))
             sizes[window].append(np.abs(np.linalg.det(record.cell[first:])))
         sampled.append(thinned(kelvin, series, sizes, windows))
     return sampled

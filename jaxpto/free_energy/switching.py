@@ -239,8 +239,8 @@ def _lanes(config: FreeEnergyConfig, kelvins: list[float], sites: list[Sites], c
 
 
 def _frames(equilibration: float, path: Path) -> Float[np.ndarray, "f n 3"]:
-    """Positions of a trajectory without its beginning."""
-    positions = read_trajectory(path).positions
+    """Positions of a trajectory without its beginning, as simulated."""
+    positions = read_trajectory(path).in_laboratory().positions
     return positions[math.ceil(equilibration * len(positions)) :]
 
 

@@ -35,6 +35,8 @@ class ReplicaRecord:
         potential_energy, kinetic_energy, conserved: [frames] eV of the whole supercell.
         stress: [frames, 3, 3] eV/Angstrom^3, positive in tension.
         polarization: [frames, 3] C/m^2, or None.
+        rotation: [frames, 3, 3] turns row vectors of cell, stress and polarization into the laboratory; None: they are
+            given there.
     """
 
     temperature_K: float
@@ -51,6 +53,7 @@ class ReplicaRecord:
     conserved: Float[np.ndarray, " frames"]
     stress: Float[np.ndarray, "frames 3 3"]
     polarization: Float[np.ndarray, "frames 3"] | None
+    rotation: Float[np.ndarray, "frames 3 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
