@@ -207,4 +207,6 @@ def _stretches(bands: Bands) -> list[tuple[float, float]]:
 
 def _legend(figure: Figure, drawn: list[Curve]) -> None:
     handles = [Line2D([], [], label=curve.label, **curve.line) for curve in drawn]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4 if len(drawn) > 4 else len(drawn))
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=4 if len(drawn) > 4 else len(drawn))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in a model's name is one

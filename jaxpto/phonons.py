@@ -14,6 +14,7 @@ import tyro
 from phonopy import Phonopy
 from rich.console import Console
 
+from jaxpto import terminal
 from jaxpto.ase_potential import HostCalculator
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
@@ -82,7 +83,7 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
     """
-    console = Console()
+    console = terminal.console()
     _check(config)
     atoms = read_structure(config.structure)
     calculators = _calculators(config, atoms)

@@ -10,7 +10,6 @@ import ase
 import numpy as np
 from phonopy import Phonopy
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto.evaluate import write_frames
 from jaxpto.figures import png
@@ -20,6 +19,7 @@ from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY
 from jaxpto.lattice_dynamics.phonopy_bridge import SYMMETRY_PRECISION
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.storage.files import replacing, write_json_atomic
+from jaxpto.terminal import WholeTable
 
 AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth models
 INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger --supercell"
@@ -143,7 +143,7 @@ def show(results: list[ModelResult], console: Console) -> None:
 
 def _show_lowest(named: dict[str, Calculation], console: Console) -> None:
     points = list(dict.fromkeys(name for c in named.values() for name in c.harmonic.bands.path.named_points))
-    table = Table("model", *points, "highest", title="lowest frequency at each point but for translations (THz)")
+    table = WholeTable("model", *points, "highest", title="lowest frequency at each point but for translations (THz)")
     for label, calculation in named.items():
         lowest = calculation.harmonic.lowest
         cells = [frequency_text(lowest[name]) if name in lowest else "" for name in points]
@@ -153,7 +153,7 @@ def _show_lowest(named: dict[str, Calculation], console: Console) -> None:
 
 
 def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
-    table = Table("model", "q", "THz", "modes", "", "atoms that move, with their share", title="imaginary modes")
+    table = WholeTable("model", "q", "THz", "modes", "", "atoms that move, with their share", title="imaginary modes")
     for label, calculation in named.items():
         modes = calculation.harmonic.imaginary
         if not modes:
@@ -175,7 +175,8 @@ def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
 
 
 def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
-    table = Table("model", "T (K)", "F (eV)", "S (J/K/mol)", "Cv (J/K/mol)", title="thermal properties, formula unit")
+    heads = "T (K)", "F (eV)", "S (J/K/mol)", "Cv (J/K/mol)"
+    table = WholeTable("model", *heads, title="thermal properties, formula unit")
     for label, calculation in named.items():
         thermal = calculation.harmonic.thermal
         for row, kelvin in enumerate(thermal.temperatures):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from jaxpto import terminal
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports, list_models
 from jaxpto.command import run_command
@@ -57,7 +58,7 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
         InputError: no model, an unknown one, or a folder of other settings.
         RuntimeError: a model failed; it is said once everything else is written.
     """
-    console = Console()
+    console = terminal.console()
     models = config.models or tuple(info.name for info in list_models() if not info.problem)
     if not models:
         raise InputError("no model is installed; python -m jaxpto lists the commands that make them")

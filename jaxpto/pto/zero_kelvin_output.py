@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import COLORS, STYLE, png
@@ -23,6 +22,7 @@ from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.modes import IMAGINARY
 from jaxpto.pto import paper
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 
 FIGURE = "bands.png"
 CAPTION = (
@@ -94,18 +94,15 @@ def write_outputs(results: list[ZeroKelvin], out: Path, settings: Mapping[str, A
     image = png(bands_figure(results))
     with replacing(out / FIGURE) as temporary:
         Path(temporary).write_bytes(image)
-    table = Table(*COLUMNS, box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
+    table = WholeTable(*COLUMNS, box=None, pad_edge=False)
     rows, references = [_cells(result) for result in results], [_reference_cells(row) for row in paper.REFERENCES]
     for cells in rows + references:
         table.add_row(*cells)
-    # a pipe or file is no reason to cut words short
-    Console(file=console.file, width=max(console.width, 124)).print(table)
+    console.print(table)
     remarks = [f"{result.model}: {remark}" for result in results for remark in _remarks(result)]
     for line in [NOTE, *remarks, f"report: {out / 'report.html'}"]:
         console.print(line, soft_wrap=True, highlight=False)
-    figure = report_html.figure_section({FIGURE: image}).replace(FIGURE, CAPTION).replace(' class="half"', "")
+    figure = report_html.wide_figure(image, CAPTION)
     sections = [
         report_html.result("PbTiO3 at 0 K with " + ", ".join(result.model for result in results) + ".", remarks),
         _html_table(rows, references),
@@ -125,7 +122,7 @@ def bands_figure(results: list[ZeroKelvin]) -> Figure:
         for number, (panel, result) in enumerate(zip(axes, results, strict=False)):
             draw_bands(panel, result.bands, {"color": COLORS[0], "linewidth": 1.0})
             decorate_bands(panel, result.bands, wavenumbers=False)
-            panel.set_title(result.model)
+            panel.set_title(result.model, parse_math=False)
             if number % columns:
                 panel.set_ylabel("")
         lowest = min(0.0, *(float(f.min()) for result in results for f in result.bands.frequencies))
