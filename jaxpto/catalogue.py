@@ -32,6 +32,7 @@ from jaxpto.errors import InputError
 from jaxpto.manifest import read_manifest
 from jaxpto.potential import Potential, SelectiveModel
 from jaxpto.storage.alone import tree_checkpointer
+from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import check_elements
 
 FORMAT_VERSION = 1
@@ -105,8 +106,7 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
     import orbax.checkpoint as ocp  # seconds to import, so only where it is used
 
     folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"model folder {folder} is a file; choose another name")
+    check_output_folder(folder, resume=True, called="model folder")
     arrays = jax.tree.map(np.asarray, potential.params)
     digest = _digest(arrays)
     params_folder = f"params-{digest[:12]}"

@@ -368,7 +368,7 @@ def test_export_command_says_what_is_wrong_and_writes_nothing(trajectory: Path, 
     (folder / "taken.traj").write_text("precious")
     (folder / "noise.h5md").write_bytes(b"noise")
     refused = [
-        (trajectory, folder / "taken.traj", 1, "exists already"),
+        (trajectory, folder / "taken.traj", 1, "exists; choose another name"),
         (trajectory, folder / "frames.nonsense", 1, "ASE writes no format"),
         (trajectory, folder / "POSCAR", 1, "holds one frame, not 5"),
         (trajectory, folder / "absent" / "x.traj", 1, "folder does not exist"),
@@ -387,4 +387,4 @@ def test_export_command_says_what_is_wrong_and_writes_nothing(trajectory: Path, 
     assert child.run(command.format(arguments)) == (0, f"3 frames written to {folder / 'frames.extxyz'}\n")
     status, output = child.run(command.format(arguments))
     assert status == 2
-    assert output == f"jaxpto.export: {folder / 'frames.extxyz'}: it exists already; choose another name or remove it\n"
+    assert output == f"jaxpto.export: output {folder / 'frames.extxyz'} exists; choose another name, or remove it\n"

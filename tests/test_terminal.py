@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich import box
@@ -57,3 +59,15 @@ def test_a_table_that_fits_is_that_of_rich() -> None:
         table.add_row("1.0", "some words")
     Console(file=out, width=80).print(theirs)
     assert printed(mine, columns=80) == out.getvalue()
+
+
+def test_every_command_takes_this_console_and_these_tables() -> None:
+    """Consoles made elsewhere would read markup in users' text, and their tables would cut numbers."""
+    package = Path(__file__).parents[1] / "jaxpto"
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if path.name != "terminal.py" and re.search(r"\b(Console|(?<!Whole)Table)\((?!\w+\):)|from_markup", line)
+    ]
+    assert found == []

@@ -24,7 +24,6 @@ from jaxpto.command import configure_devices
 from jaxpto.config import SweepConfig, check
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching_run import Lanes, Protocol, run_lanes
 from jaxpto.observables.statistics import estimate
@@ -37,6 +36,7 @@ from jaxpto.report import load_run
 from jaxpto.simulation import trajectory_paths
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.files import replacing
+from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.sweep import run as run_sweep
@@ -91,7 +91,7 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     )
     if not potential.conservative:
         raise InputError(f"model {potential.name}: {potential.caveat}, so that no work is that of its energy")
-    check_folder(config.out, begun=any((config.out / name).exists() for name in OWN_FILES))
+    check_output_folder(config.out, resume=any((config.out / name).exists() for name in OWN_FILES))
     kelvins = sorted(config.temperatures)
     kelvins = [kelvins[0], kelvins[-1]] if config.switching.scaling else kelvins
     check(_sweep_config(config, config.structure, tuple(kelvins)))
