@@ -17,15 +17,16 @@ import ase
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from jaxpto import figures, report_html
+from jaxpto import figures, report_html, terminal
 from jaxpto.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.observables.polarization import perovskite_repeats
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summarize, transitions
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import Trajectory, read_trajectory
+from jaxpto.terminal import WholeTable
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
@@ -145,7 +146,7 @@ def write_outputs(folder: str | Path, console: Console) -> None:
     """
     finished = load_run(folder)
     rows = write_all(folder, finished)
-    table = Table(box=None, pad_edge=False)
+    table = WholeTable(box=None, pad_edge=False)
     for name in ("T (K)", "phase", "a (A)", "b (A)", "c (A)", "c/a", "P (C/m^2)"):
         table.add_column(name, justify="left" if name == "phase" else "right")
     uncertain = report_html.uncertain
@@ -269,6 +270,7 @@ def compare(folders: list[str], out: str | Path) -> None:
     out = Path(out)
     if any(Path(folder).resolve() == out.resolve() for folder in folders):
         raise InputError(f"--out {out} is one of the compared sweeps and would be overwritten; give another folder")
+    check_output_folder(out, resume=True)
     tables = [read_summary(folder) for folder in folders]
     settings = [_read_json(Path(folder) / CONFIG_FILE) for folder in folders]
     formulas = [_read_json(Path(folder) / TRANSITION_FILE)["formula"] for folder in folders]
@@ -299,7 +301,7 @@ def run(config: ReportConfig) -> None:
     Raises:
         InputError: no folder, several without --out, or a folder that holds no sweep.
     """
-    console = Console()
+    console = terminal.console()
     if not config.folders:
         raise InputError("no folder given; name the output folder of a sweep")
     for folder in config.folders:
