@@ -313,6 +313,7 @@ def run(config: ReportConfig) -> None:
         return
     if len(config.folders) > 1:
         raise InputError(f"{len(config.folders)} folders to compare but no --out; name a folder for the comparison")
+    check_output_folder(config.folders[0], resume=True, called="folder")
     write_outputs(config.folders[0], console)
 
 
