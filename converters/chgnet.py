@@ -17,6 +17,7 @@ from jaxpto.catalogue import save_potential, user_folder
 from jaxpto.command import run_command
 from jaxpto.models.chgnet import CHGNet
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 # hydrogen to plutonium without the five that the training data lack; the checkpoints have (untrained) rows for them
 ELEMENTS = tuple(z for z in range(1, 95) if z not in (84, 85, 86, 87, 88))
@@ -54,8 +55,9 @@ def run(config: ChgnetConfig) -> Path:
         StorageError: the disk refuses the write.
     """
     name = f"chgnet-{config.version}"
-    checkpoint = find_checkpoint(name, config.checkpoint)
     folder = config.out or user_folder() / name
+    check_output_folder(folder, resume=True)
+    checkpoint = find_checkpoint(name, config.checkpoint)
     potential = convert(checkpoint, folder.name)
     save_potential(potential, folder, checkpoint.header())
     return folder

@@ -25,6 +25,7 @@ from jaxpto.command import run_command
 from jaxpto.models.deepmd import DPA1, DeepPotSE
 from jaxpto.models.deepmd_layers import ACTIVATIONS
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK"
 _CITATIONS: dict[type, str] = {
@@ -93,6 +94,7 @@ def run(config: DeepmdConfig) -> Path:
     if not config.table_error > 0:
         raise CheckpointError(f"--table-error {config.table_error}: give a number above 0, such as 1e-8")
     folder = config.out.absolute()
+    check_output_folder(folder, resume=True)
     file = read_model(config.checkpoint)
     potential = convert(file, folder.name)
     print(_describe(file, potential.model))

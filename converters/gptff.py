@@ -18,6 +18,7 @@ from jaxpto.catalogue import save_potential, user_folder
 from jaxpto.command import run_command
 from jaxpto.models.gptff import GPTFF
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 # eV per atom, by atomic number from 0 on; constants of the original program, not of its checkpoints
 # fmt: off
@@ -61,8 +62,9 @@ def run(config: GptffConfig) -> Path:
         StorageError: the disk refuses the write.
     """
     name = f"gptff-{config.version}"
-    checkpoint = find_checkpoint(name, config.checkpoint)
     folder = config.out or user_folder() / (f"{name}-no-self-images" if config.old_neighbors else name)
+    check_output_folder(folder, resume=True)
+    checkpoint = find_checkpoint(name, config.checkpoint)
     potential = convert(checkpoint, folder.name, self_images=not config.old_neighbors)
     save_potential(potential, folder, checkpoint.header())
     return folder

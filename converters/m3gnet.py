@@ -20,6 +20,7 @@ from jaxpto.catalogue import save_potential, user_folder
 from jaxpto.command import run_command
 from jaxpto.models.m3gnet import ANGULAR, BASIS, RADIAL, M3GNet
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 NAME = "m3gnet-mp-2021.2.8"
 # what jaxpto.models.m3gnet does; a checkpoint that wants anything else is refused
@@ -53,8 +54,9 @@ def run(config: M3gnetConfig) -> Path:
         CheckpointError: no checkpoint, or one that is damaged or no such M3GNet.
         StorageError: the disk refuses the write.
     """
-    checkpoint = find_checkpoint(NAME, config.checkpoint)
     folder = config.out or user_folder() / NAME
+    check_output_folder(folder, resume=True)
+    checkpoint = find_checkpoint(NAME, config.checkpoint)
     save_potential(convert(checkpoint, folder.name), folder, checkpoint.header())
     return folder
 

@@ -20,6 +20,7 @@ from jaxpto.command import run_command
 from jaxpto.models.mace import MACE, path_name
 from jaxpto.models.mace_product import in_this_basis, width
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 NAME = "mace-mp-0b-medium"
 # interaction blocks: whether the input is added to the result, and whether messages are divided by a density
@@ -68,8 +69,9 @@ def run(config: MaceConfig) -> Path:
         CheckpointError: no checkpoint, or one that is damaged or no MACE of a supported kind.
         StorageError: the disk refuses the write.
     """
-    checkpoint = find_checkpoint(NAME, config.checkpoint)
     folder = config.out or user_folder() / NAME
+    check_output_folder(folder, resume=True)
+    checkpoint = find_checkpoint(NAME, config.checkpoint)
     save_potential(convert(checkpoint, folder.name, config.head), folder, checkpoint.header())
     return folder
 

@@ -19,6 +19,7 @@ from jaxpto.catalogue import save_potential, user_folder
 from jaxpto.command import run_command
 from jaxpto.models.orb import CUTOFF, GAUSSIANS, HARMONICS, OrbConservative, OrbDirect
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 # what a checkpoint may hold besides what is converted: other heads, the pre-training's decoder, statistics of training
 _UNUSED = re.compile(r"heads\.|model\._decoder\.|grad_\w+_normalizer\.|.*\.num_batches_tracked$")
@@ -68,8 +69,9 @@ def run(config: OrbConfig) -> Path:
         StorageError: the disk refuses the write.
     """
     name = f"orb-{config.version}"
-    checkpoint = find_checkpoint(name, config.checkpoint)
     folder = config.out or user_folder() / name
+    check_output_folder(folder, resume=True)
+    checkpoint = find_checkpoint(name, config.checkpoint)
     save_potential(convert(checkpoint, folder.name, config.version), folder, checkpoint.header())
     return folder
 

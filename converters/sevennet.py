@@ -21,6 +21,7 @@ from jaxpto.models.couplings import CouplingPath, coupling_paths
 from jaxpto.models.equivariant import wigner_3j
 from jaxpto.models.sevennet import SevenNet
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_folder
 
 # what jaxpto.models.sevennet does, and what the sevenn package takes where a checkpoint is silent
 _SUPPORTED: dict[str, tuple[Any, Any]] = {
@@ -58,8 +59,9 @@ def run(config: SevennetConfig) -> Path:
         StorageError: the disk refuses the write.
     """
     name = f"7net-{config.version}"
-    checkpoint = find_checkpoint(name, config.checkpoint)
     folder = config.out or user_folder() / name
+    check_output_folder(folder, resume=True)
+    checkpoint = find_checkpoint(name, config.checkpoint)
     save_potential(convert(checkpoint, folder.name), folder, checkpoint.header())
     return folder
 

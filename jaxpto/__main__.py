@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from jaxpto import __version__
 from jaxpto.catalogue import examined, list_models, user_folder
 from jaxpto.manifest import read_manifest
+from jaxpto.terminal import WholeTable, console
 
 COMMANDS = {
     "sweep": "batched molecular dynamics of a temperature ladder (the main job)",
@@ -27,12 +26,12 @@ COMMANDS = {
 def main() -> None:
     """Print the commands and the models found."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # what is wrong with a model is said below
-    console = Console()
-    console.print(f"jaxpto {__version__}", highlight=False)
+    out = console()
+    out.print(f"jaxpto {__version__}")
     commands = _table("commands", "command", "what it does")
     for name, purpose in COMMANDS.items():
         commands.add_row(f"python -m jaxpto.{name}", purpose)
-    console.print(commands)
+    out.print(commands)
     models = _table("models", "model", "elements", "cutoff (A)", "parameters", "conservative")
     found = [examined(info) for info in list_models()]
     for info in found:
@@ -45,29 +44,28 @@ def main() -> None:
         elements = str(len(header["elements"])) if many else " ".join(header["elements"])
         models.add_row(info.name, elements, f"{header['cutoff']:g}", f"{header['n_parameters']:,}", conservative)
     if found:
-        console.print(models)
+        out.print(models)
     else:
-        console.print("no model is installed")
+        out.print("no model is installed")
     for info in found:
         if info.problem:
-            console.print(info.problem, soft_wrap=True, highlight=False, markup=False)
+            out.print(info.problem)
     missing = [entry for name, entry in read_manifest().items() if name not in {info.name for info in found}]
     if missing:
         published = _table("to be converted first", "published model", "made by")
         for entry in missing:
             published.add_row(entry.name, entry.command)
-        console.print(published)
-    console.print(
+        out.print(published)
+    out.print(
         f"your own models: {user_folder()} (JAXPTO_MODELS); any ASE calculator: ase:package.module:factory",
         soft_wrap=True,
     )
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    """A plain table whose first column is never cut."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True, overflow="fold")
-    for head in others:
+def _table(title: str, first: str, *others: str) -> WholeTable:
+    """A plain table."""
+    table = WholeTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in (first, *others):
         table.add_column(head)
     return table
 

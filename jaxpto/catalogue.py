@@ -37,6 +37,7 @@ from jaxpto.manifest import read_manifest
 from jaxpto.model_check import MisfitError, build_model, check_cutoff, check_model, check_shapes, check_values
 from jaxpto.potential import Potential, SelectiveModel
 from jaxpto.storage.alone import tree_checkpointer
+from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import check_elements
 
 FORMAT_VERSION = 2
@@ -132,8 +133,7 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
     import orbax.checkpoint as ocp  # seconds to import, so only where it is used
 
     folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"model folder {folder} is a file; choose another name")
+    check_output_folder(folder, resume=True, called="model folder")
     architecture = _architecture_of(potential.model)
     arrays = jax.tree.map(np.asarray, potential.params)
     hyperparameters = dataclasses.asdict(potential.model)  # ty: ignore[invalid-argument-type]

@@ -17,18 +17,19 @@ import numpy as np
 import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import output_column_format
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from jaxpto import terminal
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.command import run_command
 from jaxpto.crowding import crowding
 from jaxpto.errors import InputError
 from jaxpto.potential import Potential
+from jaxpto.storage.output import check_output_file
 from jaxpto.structures import read_input
 from jaxpto.system import made_anew
+from jaxpto.terminal import WholeTable
 
 FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
 
@@ -99,7 +100,7 @@ def evaluate_frames(
     evaluated: list[ase.Atoms | None] = [None] * len(frames)
     order = [(numbers, index) for numbers, members in groups.items() for index in members]
     calculator, current = JaxptoCalculator(potential, dtype), None
-    for numbers, index in track(order, "evaluating", console=Console(stderr=True), disable=not progress):
+    for numbers, index in track(order, "evaluating", console=terminal.console(stderr=True), disable=not progress):
         if numbers != current:
             calculator, current = JaxptoCalculator(potential, dtype), numbers
         evaluated[index] = _single_point(frames[index], calculator)
@@ -184,17 +185,11 @@ def _check_suffix(path: Path) -> None:
 
 def _check_output(path: Path, overwrite: bool) -> None:
     _check_suffix(path)
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"output {path} exists; choose another name, or add --overwrite to replace it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise InputError(f"output {path} cannot be written: {parent} is not a writable folder; choose another place")
+    check_output_file(path, overwrite=overwrite, remedy="add --overwrite to replace it")
 
 
 def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, notes: Sequence[str]) -> None:
-    table = Table(
+    table = WholeTable(
         "formula",
         "frames",
         "atoms",
@@ -211,7 +206,7 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, note
         span = f"{min(energies):.6f}" if len(members) == 1 else f"{min(energies):.6f} to {max(energies):.6f}"
         force = max(np.linalg.norm(atoms.get_forces(), axis=1).max() for atoms in members)
         table.add_row(formula, str(len(members)), str(len(members[0])), span, f"{force:.4f}")
-    console = Console()
+    console = terminal.console()
     console.print(table)
     for note in filter(None, notes):
         console.print(note, soft_wrap=True, highlight=False, markup=False)

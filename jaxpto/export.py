@@ -19,6 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxpto.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.storage.files import replacing
+from jaxpto.storage.output import check_output_file
 from jaxpto.storage.trajectory import Trajectory, read_trajectory
 from jaxpto.system import System, to_ase
 
@@ -47,11 +48,10 @@ def run(config: ExportConfig) -> int:
     """
     if config.every < 1:
         raise InputError(f"--every {config.every}: must be at least 1; give 1 for all frames")
-    if config.out.exists():
-        raise InputError(f"{config.out}: it exists already; choose another name or remove it")
+    check_output_file(config.out)
     if not config.out.absolute().parent.is_dir():
         raise InputError(f"{config.out}: its folder does not exist; make it first")
-    frames = list(to_ase_frames(read_trajectory(config.trajectory), config.every))
+    frames = list(to_ase_frames(read_trajectory(config.trajectory).in_laboratory(), config.every))
     if not frames:
         raise InputError(f"{config.trajectory}: it holds no frame yet; wait for the run's first samples")
     name = _format(config.out)

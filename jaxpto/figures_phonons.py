@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 
 from jaxpto.figures import COLORS, GREY, STYLE
 from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, Thermal
+from jaxpto.lattice_dynamics.modes import IMAGINARY
 
 WAVENUMBER = 33.3564095198152  # 1/cm per THz
 GAS_CONSTANT = 8.314462618  # J/K/mol
-VISIBLE = -0.1  # THz; weaker imaginary frequencies need no space below zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,9 @@ def draw_bands(axes: Axes, bands: Bands, line: dict[str, Any], label: str = "", 
 
 
 def decorate_bands(axes: Axes, bands: Bands, *, wavenumbers: bool = True) -> None:
-    """Names of the points, lines at them and at zero, shade over imaginary ones, and a second axis in 1/cm.
+    """Names of the points, lines at them, at zero and where imaginary begins, and a second axis in 1/cm.
+
+    Where bands reach below `IMAGINARY` the space below zero is shaded, and the threshold named.
 
     Args:
         axes: with all bands drawn.
@@ -101,10 +103,15 @@ def decorate_bands(axes: Axes, bands: Bands, *, wavenumbers: bool = True) -> Non
     axes.set_ylabel("frequency (THz)")
     low, high = axes.dataLim.intervaly
     margin = 0.04 * (high - min(low, 0.0))
-    bottom = low - margin if low < VISIBLE else 0.0
+    bottom = low - 1.5 * margin if low < IMAGINARY else 0.0  # with room for the label
     axes.set_ylim(bottom, high + margin)
     if bottom < 0.0:
         axes.axhspan(bottom, 0.0, color="#f2f2f2", lw=0, zorder=0)
+        axes.axhline(IMAGINARY, color="#b00020", lw=0.5, ls=(0, (4, 2)), zorder=1)
+        axes.annotate(
+            f"imaginary: below {IMAGINARY:g} THz".replace("-", "\N{MINUS SIGN}"),
+            (0.99, 0.01), xycoords="axes fraction", ha="right", va="bottom", color="#b00020", fontsize="x-small",
+        )  # fmt: skip
     if wavenumbers:
         axes.tick_params(axis="y", right=False)
         second = axes.secondary_yaxis("right", functions=(_to_wavenumber, _from_wavenumber))
@@ -141,9 +148,9 @@ def dos_figure(drawn: list[Curve]) -> Figure:
                 color = curve.line["color"]
                 axes.fill_between(density.frequencies, density.densities, color=color, alpha=0.15, lw=0)
         frequencies = np.concatenate([curve.harmonic.density.frequencies for curve in drawn])
-        axes.set_xlim(frequencies.min() if frequencies.min() < VISIBLE else 0.0, frequencies.max())
+        axes.set_xlim(frequencies.min() if frequencies.min() < IMAGINARY else 0.0, frequencies.max())
         axes.set_ylim(bottom=0.0)
-        if frequencies.min() < VISIBLE:
+        if frequencies.min() < IMAGINARY:
             axes.axvline(0.0, color="black", lw=0.7, ls=(0, (4, 2)), zorder=1)
         axes.set_xlabel("frequency (THz)")
         axes.set_ylabel("modes per THz and formula unit")
@@ -200,4 +207,6 @@ def _stretches(bands: Bands) -> list[tuple[float, float]]:
 
 def _legend(figure: Figure, drawn: list[Curve]) -> None:
     handles = [Line2D([], [], label=curve.label, **curve.line) for curve in drawn]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4 if len(drawn) > 4 else len(drawn))
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=4 if len(drawn) > 4 else len(drawn))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in a model's name is one

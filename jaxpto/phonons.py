@@ -14,6 +14,7 @@ import tyro
 from phonopy import Phonopy
 from rich.console import Console
 
+from jaxpto import terminal
 from jaxpto.ase_potential import HostCalculator
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
@@ -36,6 +37,7 @@ from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input
 
 DEFAULT_TEMPERATURES = tuple(float(kelvin) for kelvin in range(0, 1001, 10))
@@ -86,7 +88,7 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
     """
-    console = Console()
+    console = terminal.console()
     _check(config)
     given = read_input(config.structure, "vibrations", format=config.format, species=config.species)
     atoms = given.atoms
@@ -229,10 +231,7 @@ def _check(config: PhononsConfig) -> None:
     for kelvin in config.temperatures or ():
         require(math.isfinite(kelvin) and kelvin >= 0.0, "temperatures", kelvin, "must be 0 K or above")
     require(config.temperatures != (), "temperatures", "(none)", "give at least one temperature in K")
-    out = config.out
-    require(not out.exists() or out.is_dir(), "out", out, "is a file; name a folder")
-    empty = not out.exists() or not any(out.iterdir())
-    require(empty, "out", out, "exists and is not empty; name a new folder")
+    check_output_folder(config.out)
 
 
 def _structure_line(atoms: ase.Atoms, relaxed: Relaxed | None) -> str:

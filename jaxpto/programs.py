@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import pickle
 import sys
 import types
@@ -167,8 +168,15 @@ def _code() -> tuple[str, list[str], str]:
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         sources.update(path.read_bytes())
-    packages = sorted(path.name for folder in sys.path for path in Path(folder or ".").glob("*.dist-info"))
+    packages = sorted(name for folder in sys.path for name in _names(folder or ".") if name.endswith(".dist-info"))
     return sources.hexdigest(), packages, sys.version
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # an archive, or one that is missing or unreadable: Python imports nothing from it either
+        return []
 
 
 def _settings() -> tuple[tuple[str, str], ...]:

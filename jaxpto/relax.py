@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import ase
 import tyro
-from rich.console import Console
 
+from jaxpto import terminal
 from jaxpto.ase_potential import HostCalculator
 from jaxpto.axes import held_shear
 from jaxpto.calculator import JaxptoCalculator
@@ -67,7 +67,7 @@ def run(config: RelaxConfig) -> list[Entry]:
         InputError: no or bad structures, unknown model or element, settings that cannot be used, an output folder in
             use, or an ASE calculator with the method batched; nothing is written then.
     """
-    console = Console()
+    console = terminal.console()
     check_folder(config.out)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
     files, frames, notes = _read(config)

@@ -17,9 +17,8 @@ import ase
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from jaxpto import figures, report_html
+from jaxpto import figures, report_html, terminal
 from jaxpto.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.observables.lattice import UnitCell
@@ -28,8 +27,10 @@ from jaxpto.observables.perovskite import unit_cell
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start, summarize, transitions
 from jaxpto.observables.transition import sequence
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import Trajectory, read_trajectory
 from jaxpto.structures import BUILT_IN
+from jaxpto.terminal import WholeTable
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
@@ -141,6 +142,7 @@ def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, repl
         step_failed=entry["step_failed"],
         time_ps=np.asarray(stored.time, np.float64) / 1000.0,
         cell=np.asarray(stored.cells, np.float64),
+        rotation=stored.rotation,
         temperature=observed["temperature"],
         potential_energy=observed["potential_energy"],
         kinetic_energy=observed["kinetic_energy"],
@@ -163,7 +165,7 @@ def write_outputs(folder: str | Path, console: Console) -> None:
     """
     finished = load_run(folder)
     rows = write_all(folder, finished)
-    table = Table(box=None, pad_edge=False)
+    table = WholeTable(box=None, pad_edge=False)
     for name in ("T (K)", "phase", "a (A)", "b (A)", "c (A)", "c/a", "P (C/m^2)"):
         table.add_column(name, justify="left" if name == "phase" else "right")
     uncertain = report_html.uncertain
@@ -296,6 +298,7 @@ def compare(folders: list[str], out: str | Path) -> None:
     out = Path(out)
     if any(Path(folder).resolve() == out.resolve() for folder in folders):
         raise InputError(f"--out {out} is one of the compared sweeps and would be overwritten; give another folder")
+    check_output_folder(out, resume=True)
     tables = [read_summary(folder) for folder in folders]
     settings = [_read_json(Path(folder) / CONFIG_FILE) for folder in folders]
     formulas = [_read_json(Path(folder) / TRANSITION_FILE)["formula"] for folder in folders]
@@ -326,7 +329,7 @@ def run(config: ReportConfig) -> None:
     Raises:
         InputError: no folder, several without --out, or a folder that holds no sweep.
     """
-    console = Console()
+    console = terminal.console()
     if not config.folders:
         raise InputError("no folder given; name the output folder of a sweep")
     for folder in config.folders:
@@ -338,6 +341,7 @@ def run(config: ReportConfig) -> None:
         return
     if len(config.folders) > 1:
         raise InputError(f"{len(config.folders)} folders to compare but no --out; name a folder for the comparison")
+    check_output_folder(config.folders[0], resume=True, called="folder")
     write_outputs(config.folders[0], console)
 
 

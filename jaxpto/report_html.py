@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary
@@ -131,14 +131,34 @@ def figure_section(figures: Mapping[str, bytes]) -> str:
     """Figures (PNG) embedded with their captions."""
     parts = ["<h2>Figures</h2>"] if figures else []
     for name, image in figures.items():
-        caption = html.escape(CAPTIONS.get(name, name))
-        data = base64.b64encode(image).decode("ascii")
-        shape = "" if name == "timeseries.png" else ' class="half"'
-        parts.append(
-            f'<figure{shape}><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
+        parts.append(_figure(image, CAPTIONS.get(name, name), "" if name == "timeseries.png" else "half"))
     return "\n".join(parts)
+
+
+def wide_figure(image: bytes, caption: str) -> str:
+    """One figure (PNG) as wide as the page, with its caption (plain text)."""
+    return f"<h2>Figures</h2>\n{_figure(image, caption, '')}"
+
+
+def _figure(image: bytes, caption: str, shape: str) -> str:
+    data, text = base64.b64encode(image).decode("ascii"), html.escape(caption)
+    kind = f' class="{shape}"' if shape else ""
+    picture = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure{kind}>{picture}<figcaption>{text}</figcaption></figure>"
+
+
+def plain_table(heads: Iterable[str | tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """A table of plain text.
+
+    Args:
+        heads: of the columns, or each with its unit below.
+        rows: a cell for each column.
+    """
+    pairs = [(head, "") if isinstance(head, str) else head for head in heads]
+    units = [f'<span class="unit">{html.escape(unit)}</span>' if unit else "" for _, unit in pairs]
+    named = "".join(f"<th>{html.escape(head)}{unit}</th>" for (head, _), unit in zip(pairs, units, strict=True))
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
+    return f'<div class="scroll"><table><thead><tr>{named}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def warning_section(rows: list[TemperatureSummary]) -> str:
@@ -162,7 +182,8 @@ def failure_section(records: list[ReplicaRecord]) -> str:
         step = "\N{EN DASH}" if record.step_failed is None else str(record.step_failed)
         last = f"{float(record.time_ps[-1]):.3g}" if record.time_ps.shape[0] else "\N{EN DASH}"
         lines.append(
-            f'<tr><td>{record.temperature_K:g}</td><td>{record.replica}</td><td class="text">{record.status}</td>'
+            f"<tr><td>{record.temperature_K:g}</td><td>{record.replica}</td>"
+            f'<td class="text">{html.escape(record.status)}</td>'
             f'<td>{step}</td><td>{last}</td><td class="wrap">{html.escape(record.reason)}</td></tr>'
         )
     heads = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from jaxpto import terminal
 from jaxpto.ase_potential import PREFIX as HOST_PREFIX
 from jaxpto.command import configure_devices, run_command
 from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
@@ -22,6 +22,7 @@ from jaxpto.processes import Processes, connect
 from jaxpto.provenance import fingerprint, provenance
 from jaxpto.simulation import simulate
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.output import check_output_folder
 from jaxpto.system import defining_arrays
 
 
@@ -38,7 +39,7 @@ def run(config: SweepConfig) -> Path:
     """
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)
-    console = Console(quiet=not processes.first)
+    console = terminal.console(quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
         configure_devices(1 if config.model.startswith(HOST_PREFIX) else config.devices or None)
@@ -86,11 +87,8 @@ def _claim(folder: Path, config: SweepConfig, identity: dict[str, Any]) -> bool:
         InputError: the folder is in use, or holds a run with other settings, structure or model.
     """
     stored = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; name a folder")
+    check_output_folder(folder, resume=config.resume or os.path.exists(stored))
     if not stored.exists():
-        if folder.exists() and not config.resume and any(folder.iterdir()):
-            raise InputError(f"--out {folder} exists and is not empty; name a new folder")
         return False
     if not config.resume:
         raise InputError(f"--out {folder} already holds a sweep; add --resume to continue it or name a new folder")

@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from ase.data import chemical_symbols
-from rich.console import Console
 
+from jaxpto import terminal
 from jaxpto.catalogue import check_supports, find_model, load_potential, read_header, save_potential
 from jaxpto.command import configure_devices, run_command
 from jaxpto.errors import InputError
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
 from jaxpto.provenance import provenance
+from jaxpto.storage.output import check_output_folder
 from jaxpto.training import data, matching, matching_output, optimizer
 from jaxpto.training.batches import Composition, group, reference_energies, share_of, shortest_distances
 from jaxpto.training.checkpoint import checkpoint, restore
@@ -121,8 +122,7 @@ def check(config: Config) -> None:
             raise InputError("--match tunes a model: name it with --initial, as --initial perovskite")
     elif config.matching != MatchOptions():
         raise InputError("--matching options without a target; give --match OBSERVABLE@TEMPERATUREK=VALUE too")
-    if config.out.exists() and any(config.out.iterdir()) and not config.resume:
-        raise InputError(f"{config.out}: not empty; choose another --out, or --resume to go on with it")
+    check_output_folder(config.out, resume=config.resume)
 
 
 def load_frames(config: Config) -> list[data.Frames]:
@@ -287,7 +287,7 @@ def match(config: Config) -> Potential:
     """
     settled = dataclasses.replace(config.matching, supercell=config.matching.repeats)
     config = dataclasses.replace(config, matching=settled)
-    targets, options, console = parse_targets(config.match), config.matching, Console()
+    targets, options, console = parse_targets(config.match), config.matching, terminal.console()
     configure_devices()
     plan = plan_of(options, targets, config.seed)
     check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)

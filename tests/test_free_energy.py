@@ -76,7 +76,7 @@ def test_what_lies_in_the_way_is_kept(method: str, tmp_path: pathlib.Path, capsy
     thesis = tmp_path / "thesis.tex"
     thesis.write_text("all of it")
     assert main([*given, "--out", str(tmp_path)]) == 2
-    assert "holds something else; name a new folder" in capsys.readouterr().err
+    assert "exists and is not empty; name a new folder" in capsys.readouterr().err
     assert main([*given, "--out", str(thesis)]) == 2
     assert "is a file; name a folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -233,7 +233,7 @@ def test_models_of_other_symmetry_get_panels_of_their_own(both, inputs, tmp_path
     assert len(figure.axes) == 2
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["Γ", "X", "M", "Γ", "Z", "R", "A", "Z|X", "R|M", "A"]
-    assert len(figure.axes[0].lines) == 2 * 9 * 15 + 8 + 1  # bands, lines at points, zero
+    assert len(figure.axes[0].lines) == 2 * 9 * 15 + 8 + 2  # bands, lines at points, zero, threshold
 
 
 BAD = {

@@ -95,6 +95,26 @@ def test_marks(ours: float, expected: str) -> None:
     assert zero_kelvin_output._compared(ours, 5.01, 0.01) == expected
 
 
+def test_dips_between_the_points_are_told() -> None:
+    from jaxpto.lattice_dynamics.harmonic import Bands
+    from jaxpto.lattice_dynamics.paths import BandPath, Segment
+
+    ends = {"Γ": [0.0, 0.0, 0.0], "X": [0.5, 0.0, 0.0], "M": [0.5, 0.5, 0.0]}
+    segments = tuple(Segment(a, b, np.linspace(ends[a], ends[b], 5)) for a, b in ("ΓX", "XM", "MΓ"))
+    values = [0, -0.72, -0.1, 1, 2], [2, 1, -0.04, 1, -2], [-2, 1, 1, -0.06, 0]
+    along = [np.array(part)[:, None] for part in values]
+    bands = Bands(BandPath(segments), [np.linspace(k, k + 1, 5) for k in range(3)], along)
+    found = bands.dips()
+    assert [(dip.stretch, dip.frequency) for dip in found] == [("Γ-X", -0.72), ("M-Γ", -0.06)]  # not at M itself
+    assert found[0].q == (0.125, 0.0, 0.0)
+    result = zero_kelvin_output.ZeroKelvin("m", 3.8, 4.1, 3.9, 0.1, -2.0, (), True, (), bands)
+    assert zero_kelvin_output._cells(result)[-2:] == ["none", "0.72i, Γ-X"]
+    assert zero_kelvin_output._numbers(result)["imaginary_between"] == "Γ-X 0.72i; M-Γ 0.06i"
+    (panel,) = zero_kelvin_output.bands_figure([result]).axes
+    assert "imaginary: below \N{MINUS SIGN}0.05 THz" in [text.get_text() for text in panel.texts]
+    assert -0.05 in [line.get_ydata()[0] for line in panel.lines]
+
+
 def test_figure_has_a_panel_for_each_model(folder: pathlib.Path) -> None:
     from jaxpto.lattice_dynamics.harmonic import Bands
     from jaxpto.lattice_dynamics.paths import BandPath, Segment

@@ -54,7 +54,7 @@ def make_frames(first: int, count: int, n: int = 5, dtype: type = np.float32) ->
         "step": np.arange(first, first + count) * 50,
         "time": np.arange(first, first + count) * 100.0,
         "position": draw(n, 3) * 20,
-        "cell": np.eye(3, dtype=dtype)[None] * 4 + 0.1 * draw(3, 3),
+        "cell": np.eye(3, dtype=dtype)[None] * 4 + 0.1 * np.tril(draw(3, 3)),  # in standard orientation
         "potential_energy": draw(),
         "static_stress": draw(3, 3),
         "polarization": draw(3),
@@ -69,6 +69,7 @@ def assert_holds(path: Path, count: int, n: int = 5, dtype: type = np.float32) -
     np.testing.assert_array_equal(stored.time, expected["time"])
     np.testing.assert_array_equal(stored.positions, expected["position"])
     np.testing.assert_array_equal(stored.cells, expected["cell"])
+    np.testing.assert_array_equal(stored.rotation, np.tile(np.eye(3), (count, 1, 1)))
     for name in OBSERVABLES:
         np.testing.assert_array_equal(stored.observables[name], expected[name])
 
@@ -143,7 +144,7 @@ def test_finalize_cuts_to_the_valid_frames(tmp_path: Path, count: int) -> None:
     finalize_trajectory(path, count)  # once more changes nothing
     assert_holds(path, count)
     with h5py.File(path) as file:
-        assert file["particles/atoms/position/value"].shape == (count, 5, 3)
+        assert file["particles/trajectory/position/value"].shape == (count, 5, 3)
         assert file["observables/static_stress/step"].shape == (count,)
     with pytest.raises(ValueError, match="fewer than"):
         finalize_trajectory(path, count + 1)
@@ -164,7 +165,7 @@ def test_file_follows_h5md_1_1(tmp_path: Path) -> None:
         assert file["h5md/creator"].attrs["name"] == "jaxpto"
         assert file["h5md/creator"].attrs["version"]
         assert file["h5md/modules/units"].attrs["version"].tolist() == [1, 0]
-        atoms = file["particles/atoms"]
+        atoms = file["particles/trajectory"]
         assert atoms["box"].attrs["dimension"] == 3
         assert list(atoms["box"].attrs["boundary"]) == ["periodic"] * 3
         assert atoms["species"][()].tolist() == [82, 22, 8, 8, 8]
@@ -184,8 +185,7 @@ def test_mdanalysis_reads_positions_cell_time_and_observables(tmp_path: Path) ->
     create_trajectory(path, make_system(), 4, OBSERVABLES)
     frames = make_frames(0, 4)
     write_frames(path, 0, frames)
-    universe = mdanalysis.Universe.empty(5, trajectory=True)
-    universe.load_new(str(path), format="H5MD")
+    universe = mdanalysis.Universe(str(path))
     assert universe.trajectory.n_frames == 4
     for frame, moment in enumerate(universe.trajectory):
         np.testing.assert_array_equal(moment.positions, frames["position"][frame])
@@ -368,7 +368,7 @@ def test_export_command_says_what_is_wrong_and_writes_nothing(trajectory: Path, 
     (folder / "taken.traj").write_text("precious")
     (folder / "noise.h5md").write_bytes(b"noise")
     refused = [
-        (trajectory, folder / "taken.traj", 1, "exists already"),
+        (trajectory, folder / "taken.traj", 1, "exists; choose another name"),
         (trajectory, folder / "frames.nonsense", 1, "ASE writes no format"),
         (trajectory, folder / "POSCAR", 1, "holds one frame, not 5"),
         (trajectory, folder / "absent" / "x.traj", 1, "folder does not exist"),
@@ -387,4 +387,4 @@ def test_export_command_says_what_is_wrong_and_writes_nothing(trajectory: Path, 
     assert child.run(command.format(arguments)) == (0, f"3 frames written to {folder / 'frames.extxyz'}\n")
     status, output = child.run(command.format(arguments))
     assert status == 2
-    assert output == f"jaxpto.export: {folder / 'frames.extxyz'}: it exists already; choose another name or remove it\n"
+    assert output == f"jaxpto.export: output {folder / 'frames.extxyz'} exists; choose another name, or remove it\n"

@@ -20,6 +20,8 @@ from jaxpto.free_energy.config import (
     QuasiharmonicOptions,
     SwitchingOptions,
 )
+from jaxpto.storage.output import check_output_folder
+from jaxpto.terminal import console
 
 __all__ = ["FreeEnergyConfig", "main", "run"]
 
@@ -50,7 +52,8 @@ def run(config: FreeEnergyConfig) -> Any:
     for name, unchanged in GROUPS.items():
         if name not in (config.method, BORROWED.get(config.method)) and getattr(config, name) != unchanged:
             raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
-    return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), Console())
+    check_output_folder(config.out, resume=True)  # whether it is in use, each method says
+    return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

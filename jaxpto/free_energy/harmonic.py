@@ -22,13 +22,13 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.folder import check_folder
 from jaxpto.lattice_dynamics.harmonic import formula_units
 from jaxpto.lattice_dynamics.phonopy_bridge import hessian_force_constants, make_phonopy
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
+from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input
 from jaxpto.thermodynamics.harmonic import (
     Crystal,
@@ -101,7 +101,7 @@ def check(config: FreeEnergyConfig) -> None:
     mesh = config.harmonic.mesh
     if mesh is not None and min(mesh) < 1:
         raise InputError(f"--harmonic.mesh {' '.join(map(str, mesh))}: must be three counts of at least 1")
-    check_folder(config.out, begun=_method_of(config.out) == config.method)
+    check_output_folder(config.out, resume=_method_of(config.out) == config.method)
 
 
 def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.provenance import provenance
 from jaxpto.report import load_run
+from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input
 from jaxpto.sweep import run as run_sweep
 from jaxpto.thermodynamics.ladder_analysis import LadderResult, analyse
@@ -34,7 +34,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
         raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
     cell = read_input(config.structure, "dynamics", format=config.format, species=config.species).atoms
     folder = config.out / "sweep"
-    check_folder(config.out, begun=folder.exists())
+    check_output_folder(config.out, resume=folder.exists())
     run_sweep(sweep_settings(config, folder))
     finished = load_run(folder)
     cells = math.prod(config.repeats)

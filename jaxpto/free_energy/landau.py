@@ -19,7 +19,6 @@ from jaxpto.command import configure_devices
 from jaxpto.config import changed_fields, check, to_json
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig, LandauOptions
-from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.observables.polarization import PolarizationTopology
@@ -28,6 +27,7 @@ from jaxpto.provenance import fingerprint, provenance
 from jaxpto.report import load_run
 from jaxpto.simulation import simulate
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.output import check_output_folder
 from jaxpto.system import defining_arrays, from_ase, unstack
 from jaxpto.thermodynamics.landau_analysis import LandauResult, Windows, WindowSamples, analyse, thinned
 from jaxpto.thermodynamics.landau_literature import Subject
@@ -48,7 +48,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LandauResult:
     """
     check_options(config.landau)
     folder = config.out / "windows"
-    check_folder(config.out, begun=folder.exists())
+    check_output_folder(config.out, resume=folder.exists())
     sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
     check(sweep)
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)
@@ -179,7 +179,9 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
                     "leave this temperature out, or take a shorter --landau.range"
                 )
             first = math.ceil(config.equilibration * len(record.polarization))
-            series[window].append(np.asarray(record.polarization[first:, 2], np.float64))
+            # the bias holds P along z of the laboratory
+            along = np.eye(3)[2] if record.rotation is None else record.rotation[first:, :, 2]
+            series[window].append(np.einsum("fa,...a->f", np.asarray(record.polarization[first:], np.float64), along))
             sizes[window].append(np.abs(np.linalg.det(record.cell[first:])))
         sampled.append(thinned(kelvin, series, sizes, windows))
     return sampled

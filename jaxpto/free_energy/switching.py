@@ -24,7 +24,6 @@ from jaxpto.config import SweepConfig, check
 from jaxpto.errors import InputError
 from jaxpto.evaluate import write_frames
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.folder import check_folder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching_run import Lanes, Protocol, run_lanes
 from jaxpto.observables.statistics import estimate
@@ -36,6 +35,7 @@ from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.report import load_run
 from jaxpto.simulation import trajectory_paths
 from jaxpto.status_line import StatusLine
+from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures import make_supercell, read_input, read_structure
 from jaxpto.sweep import run as run_sweep
@@ -91,11 +91,8 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     if potential.conservative is False:
         raise InputError(f"model {potential.name}: {potential.caveat}, so that no work is that of its energy")
     if potential.caveat:
-        console.print(
-            f"the {potential.caveat} ({potential.name}): if they are not, no work is that of its energy",
-            soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
-    check_folder(config.out, begun=any((config.out / name).exists() for name in OWN_FILES))
+        console.print(f"the {potential.caveat} ({potential.name}): if they are not, no work is that of its energy")
+    check_output_folder(config.out, resume=any((config.out / name).exists() for name in OWN_FILES))
     kelvins = sorted(config.temperatures)
     kelvins = [kelvins[0], kelvins[-1]] if config.switching.scaling else kelvins
     check(_sweep_config(config, config.structure, tuple(kelvins)))
@@ -246,8 +243,8 @@ def _lanes(config: FreeEnergyConfig, kelvins: list[float], sites: list[Sites], c
 
 
 def _frames(equilibration: float, path: Path) -> Float[np.ndarray, "f n 3"]:
-    """Positions of a trajectory without its beginning."""
-    positions = read_trajectory(path).positions
+    """Positions of a trajectory without its beginning, as simulated."""
+    positions = read_trajectory(path).in_laboratory().positions
     return positions[math.ceil(equilibration * len(positions)) :]
 
 

@@ -14,6 +14,7 @@ from phonopy.phonon.mesh import Mesh
 from phonopy.physical_units import get_physical_units
 
 from jaxpto.lattice_dynamics.modes import (
+    IMAGINARY,
     ImaginaryMode,
     frequencies_and_modes,
     imaginary_modes,
@@ -40,6 +41,35 @@ class Bands:
     distances: list[Float[np.ndarray, " _"]]
     frequencies: list[Float[np.ndarray, "_ m"]]
 
+    def dips(self, threshold: float = IMAGINARY) -> list[Dip]:
+        """The lowest point of every stretch between two named points where it is below a threshold, THz, deepest first.
+
+        Frequencies there are interpolated unless the wave vector fits the supercell; the named points are left out.
+        """
+        found = []
+        for segment, frequencies in zip(self.path.segments, self.frequencies, strict=True):
+            lowest = frequencies[1:-1].min(axis=1)
+            if len(lowest) and lowest.min() < threshold:
+                q = segment.points[1:-1][int(np.argmin(lowest))]
+                place = (float(q[0]), float(q[1]), float(q[2]))
+                found.append(Dip(f"{segment.start}-{segment.end}", place, float(lowest.min())))
+        return sorted(found, key=lambda dip: dip.frequency)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dip:
+    """Where bands are imaginary between two named points.
+
+    Attributes:
+        stretch: the two points, as in "Γ-X".
+        q: wave vector of the lowest frequency, in units of the reciprocal lattice vectors of the primitive cell.
+        frequency: the lowest one, THz, negative.
+    """
+
+    stretch: str
+    q: tuple[float, float, float]
+    frequency: float
+
 
 @dataclasses.dataclass(frozen=True)
 class DensityOfStates:
@@ -65,6 +95,7 @@ class Thermal:
         zero_point: eV.
         mesh: wave vectors along the three reciprocal vectors.
         left_out: number of imaginary modes of the mesh, which no sum holds.
+        lowest: the lowest frequency of the mesh but for translations, THz.
         modes: number of all modes of the mesh.
     """
 
@@ -75,6 +106,7 @@ class Thermal:
     zero_point: float
     mesh: tuple[int, int, int]
     left_out: int
+    lowest: float
     modes: int
 
 
@@ -177,9 +209,10 @@ def _thermal(phonon: Phonopy, mesh: Mesh, temperatures: Sequence[float], scale: 
         warnings.simplefilter("ignore")  # about acoustic modes off zero, which the sum rule residual tells
         thermal = phonon.run_thermal_properties(temperatures=list(temperatures), exclude_gamma_acoustic=True)
     electronvolt = scale / get_physical_units().EvTokJmol
-    imaginary = mesh.frequencies < 0.0
+    vibrations = np.ones(mesh.frequencies.shape, bool)
     for gamma in np.flatnonzero(np.abs(mesh.qpoints).max(axis=1) < 1e-9):
-        imaginary[gamma, np.argsort(np.abs(mesh.frequencies[gamma]))[:3]] = False
+        vibrations[gamma, np.argsort(np.abs(mesh.frequencies[gamma]))[:3]] = False
+    imaginary = (mesh.frequencies < 0.0) & vibrations
     numbers = mesh.mesh_numbers
     return Thermal(
         temperatures=np.asarray(thermal.temperatures, np.float64),
@@ -189,5 +222,6 @@ def _thermal(phonon: Phonopy, mesh: Mesh, temperatures: Sequence[float], scale: 
         zero_point=electronvolt * float(thermal.zero_point_energy or 0.0),
         mesh=(int(numbers[0]), int(numbers[1]), int(numbers[2])),
         left_out=int((imaginary * mesh.weights[:, None]).sum()),
+        lowest=float(mesh.frequencies[vibrations].min(initial=np.inf)),
         modes=int(mesh.weights.sum()) * mesh.frequencies.shape[1],
     )

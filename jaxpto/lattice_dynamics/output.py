@@ -10,7 +10,6 @@ import ase
 import numpy as np
 from phonopy import Phonopy
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto.evaluate import write_frames
 from jaxpto.figures import png
@@ -20,8 +19,10 @@ from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY
 from jaxpto.lattice_dynamics.phonopy_bridge import SYMMETRY_PRECISION
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.storage.files import replacing, write_json_atomic
+from jaxpto.terminal import WholeTable
 
 AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth models
+INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger --supercell"
 SHOWN_MODES = 12
 SHOWN_TEMPERATURES = (0.0, 300.0, 600.0, 1000.0)
 
@@ -142,7 +143,7 @@ def show(results: list[ModelResult], console: Console) -> None:
 
 def _show_lowest(named: dict[str, Calculation], console: Console) -> None:
     points = list(dict.fromkeys(name for c in named.values() for name in c.harmonic.bands.path.named_points))
-    table = Table("model", *points, "highest", title="lowest frequency at each point but for translations (THz)")
+    table = WholeTable("model", *points, "highest", title="lowest frequency at each point but for translations (THz)")
     for label, calculation in named.items():
         lowest = calculation.harmonic.lowest
         cells = [frequency_text(lowest[name]) if name in lowest else "" for name in points]
@@ -152,11 +153,12 @@ def _show_lowest(named: dict[str, Calculation], console: Console) -> None:
 
 
 def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
-    table = Table("model", "q", "THz", "modes", "", "atoms that move, with their share", title="imaginary modes")
+    table = WholeTable("model", "q", "THz", "modes", "", "atoms that move, with their share", title="imaginary modes")
     for label, calculation in named.items():
         modes = calculation.harmonic.imaginary
         if not modes:
-            console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz)", highlight=False)
+            where = "at the named points and those that fit the supercell"
+            console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz) {where}", soft_wrap=True)
         for mode in modes[:SHOWN_MODES]:
             point = mode.point if mode.exact else f"{mode.point} (interpolated)"
             kind = "polar" if mode.polar else ""
@@ -166,10 +168,15 @@ def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
             table.add_row(label, f"{len(modes) - SHOWN_MODES} more", "", "", "", "in phonons.json")
     if table.row_count:
         console.print(table)
+    for label, calculation in named.items():
+        if dips := calculation.harmonic.bands.dips():
+            deepest = ", ".join(f"{frequency_text(dip.frequency)} THz on {dip.stretch}" for dip in dips)
+            console.print(f"{label}: between the named points bands reach {deepest}; {INTERPOLATED}", soft_wrap=True)
 
 
 def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
-    table = Table("model", "T (K)", "F (eV)", "S (J/K/mol)", "Cv (J/K/mol)", title="thermal properties, formula unit")
+    heads = "T (K)", "F (eV)", "S (J/K/mol)", "Cv (J/K/mol)"
+    table = WholeTable("model", *heads, title="thermal properties, formula unit")
     for label, calculation in named.items():
         thermal = calculation.harmonic.thermal
         for row, kelvin in enumerate(thermal.temperatures):
@@ -182,8 +189,11 @@ def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
         thermal = calculation.harmonic.thermal
         if thermal.left_out:
             share = 100.0 * thermal.left_out / thermal.modes
-            weak = "; all are weak, as errors of the acoustic sum rule make them (see --symmetrize)"
-            reason = ", which are not those of a stable crystal" if calculation.harmonic.imaginary else weak
+            reason = "; all are weak, as errors of the acoustic sum rule make them (see --symmetrize)"
+            if calculation.harmonic.imaginary:
+                reason = ", which are not those of a stable crystal"
+            elif thermal.lowest < IMAGINARY:
+                reason = f"; they reach {frequency_text(thermal.lowest)} THz; {INTERPOLATED}"
             console.print(
                 f"{label}: {share:.2g} % of modes ({thermal.left_out} of {thermal.modes}) on the mesh are imaginary "
                 f"and left out of the thermal properties{reason}",
@@ -222,6 +232,9 @@ def _calculation_json(calculation: Calculation) -> dict[str, Any]:
         "non_analytical_term": calculation.phonon.nac_params is not None,
         "points": {name: {"q": q, "frequencies": f} for name, (q, f) in harmonic.points.items()},
         "imaginary_modes": [mode.as_json() for mode in harmonic.imaginary],
+        "imaginary_between_points": [
+            {"stretch": dip.stretch, "q": dip.q, "frequency_THz": dip.frequency} for dip in harmonic.bands.dips()
+        ],
         "thermal": {
             "mesh": thermal.mesh, "modes": thermal.modes, "imaginary_modes_left_out": thermal.left_out,
             "zero_point_energy": thermal.zero_point, "temperatures_K": thermal.temperatures,

@@ -40,6 +40,8 @@ class ReplicaRecord:
         stress: [frames, 3, 3] eV/Angstrom^3, positive in tension.
         polarization: [frames, 3] C/m^2 in the axes of `cell`, or None.
         structure: time average of the production part, or None where the topology names the phase.
+        rotation: [frames, 3, 3] turns row vectors of cell, stress and polarization into the laboratory; None: they are
+            given there.
     """
 
     temperature_K: float
@@ -57,6 +59,7 @@ class ReplicaRecord:
     stress: Float[np.ndarray, "frames 3 3"]
     polarization: Float[np.ndarray, "frames 3"] | None
     structure: MeanStructure | None = None
+    rotation: Float[np.ndarray, "frames 3 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from jaxpto import terminal
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports, list_models
 from jaxpto.command import run_command
@@ -31,6 +32,7 @@ from jaxpto.pto.zero_kelvin_output import ZeroKelvin, write_outputs
 from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import builtin_structure
 
 RESULT_FILE = "pto-0k.json"
@@ -57,7 +59,8 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
         InputError: no model, an unknown one, or a folder of other settings.
         RuntimeError: a model failed; it is said once everything else is written.
     """
-    console = Console()
+    console = terminal.console()
+    check_output_folder(config.out, resume=True)
     models = config.models or tuple(info.name for info in list_models() if not info.problem)
     if not models:
         raise InputError("no model is installed; python -m jaxpto lists the commands that make them")

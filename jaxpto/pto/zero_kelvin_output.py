@@ -14,29 +14,33 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import COLORS, STYLE, png
-from jaxpto.figures_phonons import VISIBLE, decorate_bands, draw_bands
+from jaxpto.figures_phonons import decorate_bands, draw_bands
 from jaxpto.lattice_dynamics.harmonic import Bands
+from jaxpto.lattice_dynamics.modes import IMAGINARY
 from jaxpto.potential import caveat
 from jaxpto.pto import paper
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 
 FIGURE = "bands.png"
 CAPTION = (
     "Phonons of tetragonal PbTiO3, each in the cell that its model relaxes to: finite displacements of 0.01 Å, made "
     "to obey the acoustic sum rule, without the splitting of longitudinal and transverse modes at Γ. Imaginary "
-    "frequencies are drawn below zero."
+    f"frequencies are drawn below zero, those that count as imaginary below the red line at {IMAGINARY:g} THz."
 )
 NOTE = (
     "Lengths in Å, energies in eV per formula unit, dE = E(cubic) - E(tetragonal). In brackets: the paper; * marks a "
-    f"difference beyond its last digit ({paper.LENGTH_DIGIT:g} Å, {paper.ENERGY_DIGIT:g} eV). Imaginary modes are "
-    "counted where the supercell holds whole periods of them; lowest is the frequency along the path, which is "
-    "interpolated in between and may dip below zero beside Γ, negative meaning imaginary."
+    f"difference beyond its last digit ({paper.LENGTH_DIGIT:g} Å, {paper.ENERGY_DIGIT:g} eV). Imaginary (i) means "
+    f"below {IMAGINARY:g} THz, translations left out: weaker ones are within the errors of the force constants. 'At "
+    "points' counts modes at the named points and all other wave vectors of which the supercell holds whole periods. "
+    "'Between' is the lowest imaginary frequency on the rest of the path; there frequencies are interpolated from "
+    "force constants that end with the supercell, and acoustic branches may dip below zero beside Γ without an "
+    "instability."
 )
-COLUMNS = ("model", "a (Å)", "c (Å)", "c/a", "dE (eV)", "cubic a", "imaginary", "lowest (THz)")
+COLUMNS = ("model", "a (Å)", "c (Å)", "c/a", "dE (eV)", "cubic a", "imaginary at points", "between (THz)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,12 @@ class ZeroKelvin:
     bands: Bands
 
     @property
+    def between(self) -> str:
+        """The lowest imaginary frequency between the named points, as "0.72i, Γ-X", or "none"."""
+        dips = self.bands.dips()
+        return f"{-dips[0].frequency:.2f}i, {dips[0].stretch}" if dips else "none"
+
+    @property
     def c_over_a(self) -> float:
         """Tetragonality."""
         return self.c / self.a
@@ -85,18 +95,15 @@ def write_outputs(results: list[ZeroKelvin], out: Path, settings: Mapping[str, A
     image = png(bands_figure(results))
     with replacing(out / FIGURE) as temporary:
         Path(temporary).write_bytes(image)
-    table = Table(*COLUMNS, box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
+    table = WholeTable(*COLUMNS, box=None, pad_edge=False)
     rows, references = [_cells(result) for result in results], [_reference_cells(row) for row in paper.REFERENCES]
     for cells in rows + references:
         table.add_row(*cells)
-    # a pipe or file is no reason to cut words short
-    Console(file=console.file, width=max(console.width, 124)).print(table)
+    console.print(table)
     remarks = [f"{result.model}: {remark}" for result in results for remark in _remarks(result)]
     for line in [NOTE, *remarks, f"report: {out / 'report.html'}"]:
         console.print(line, soft_wrap=True, highlight=False)
-    figure = report_html.figure_section({FIGURE: image}).replace(FIGURE, CAPTION).replace(' class="half"', "")
+    figure = report_html.wide_figure(image, CAPTION)
     sections = [
         report_html.result("PbTiO3 at 0 K with " + ", ".join(result.model for result in results) + ".", remarks),
         _html_table(rows, references),
@@ -116,13 +123,13 @@ def bands_figure(results: list[ZeroKelvin]) -> Figure:
         for number, (panel, result) in enumerate(zip(axes, results, strict=False)):
             draw_bands(panel, result.bands, {"color": COLORS[0], "linewidth": 1.0})
             decorate_bands(panel, result.bands, wavenumbers=False)
-            panel.set_title(result.model)
+            panel.set_title(result.model, parse_math=False)
             if number % columns:
                 panel.set_ylabel("")
         lowest = min(0.0, *(float(f.min()) for result in results for f in result.bands.frequencies))
         highest = max(float(f.max()) for result in results for f in result.bands.frequencies)
         margin = 0.04 * (highest - lowest)
-        bottom = lowest - margin if lowest < VISIBLE else 0.0
+        bottom = lowest - 2.0 * margin if lowest < IMAGINARY else 0.0
         axes[0].set_ylim(bottom, highest + margin)
         for panel in axes[: len(results)] if bottom < 0.0 else ():
             panel.axhspan(bottom, 0.0, color="#f2f2f2", lw=0, zorder=0)
@@ -143,6 +150,7 @@ def _numbers(result: ZeroKelvin) -> dict[str, Any]:
         "cubic_a_A": round(result.cubic_a, 5),
         "lowest_frequency_THz": round(result.lowest_frequency, 4),
         "imaginary_modes": "; ".join(result.imaginary),
+        "imaginary_between": "; ".join(f"{dip.stretch} {-dip.frequency:.2f}i" for dip in result.bands.dips()),
         "conservative": result.conservative,
         "paper_a_A": row.a if row else "",
         "paper_c_A": row.c if row else "",
@@ -158,7 +166,7 @@ def _cells(result: ZeroKelvin) -> list[str]:
     digits = (paper.LENGTH_DIGIT, paper.LENGTH_DIGIT, paper.RATIO_DIGIT, paper.ENERGY_DIGIT)
     compared = [_compared(*values) for values in zip(ours, theirs, digits, strict=True)]
     imaginary = f"{len(result.imaginary)}, {result.imaginary[0]}" if result.imaginary else "none"
-    return [result.model, *compared, f"{result.cubic_a:.3f}", imaginary, f"{result.lowest_frequency:.2f}"]
+    return [result.model, *compared, f"{result.cubic_a:.3f}", imaginary, result.between]
 
 
 def _compared(ours: float, theirs: float | None, digit: float) -> str:

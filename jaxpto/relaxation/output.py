@@ -15,13 +15,13 @@ import ase
 import ase.io
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from jaxpto.errors import InputError
 from jaxpto.evaluate import write_frames
 from jaxpto.relaxation.symmetry import SYMPREC, SpaceGroup, space_group
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.storage.output import check_output_folder
+from jaxpto.terminal import WholeTable
 
 COLUMNS = (
     "structure", "step", "energy_eV", "residual_eV_per_A", "residual_force_eV_per_A", "residual_stress_GPa",
@@ -57,10 +57,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: it is a file, or a folder that is not empty.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"--out {folder} exists and is not empty; name a new folder")
+    check_output_folder(folder)
 
 
 def unique_names(files: Sequence[str]) -> list[str]:
@@ -147,11 +144,11 @@ def show(entries: Sequence[Entry], title: str, console: Console) -> None:
     console.print(crystal)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, *columns: str) -> WholeTable:
+    table = WholeTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         words = column in ("structure", "outcome", "space group")
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        table.add_column(column, justify="left" if words else "right")
     return table
 
 

@@ -4,6 +4,9 @@ The number of samples of a run is known before it starts, so the file is created
 datasets, filled with NaN and renamed into place. From then on HDF5 never writes to it: `write_frames` puts raw numbers
 at the fixed offsets of the datasets, so there is no metadata that a kill could leave half-written, and a full disk
 shows at the start. How many frames count is one integer in the file, raised only after the frames are on the disk.
+
+Every frame is stored in the standard orientation of its cell (a along x, b in the xy plane, c towards +z), since
+MDAnalysis and others keep lengths and angles alone; the rotation back into the laboratory is stored beside it.
 """
 
 from __future__ import annotations
@@ -23,17 +26,23 @@ from jaxtyping import Float, Int, Shaped
 import jaxpto
 from jaxpto.errors import InputError
 from jaxpto.storage.files import replacing, storage_error
+from jaxpto.storage.orientation import to_standard, turn
 from jaxpto.system import System
 
-PARTICLES = "particles/atoms"
+PARTICLES = "particles/trajectory"  # the name by which MDAnalysis finds the atoms without a topology
+EARLIER_PARTICLES = "particles/atoms"
 VALID_FRAMES = "parameters/jaxpto/valid_frames"
-RESERVED = frozenset({"step", "time", "position", "cell"})  # names in every frame, beside the observables
+RESERVED = frozenset({"step", "time", "position", "cell", "rotation"})  # in every frame, beside the observables
+ORIENTATION = "standard: a along x, b in the xy plane; vector @ observables/rotation is the one in the laboratory"
 _BLOCK = 1 << 22  # bytes of NaN written at a time
 _COPIED_FRAMES = 256
 
 
 class Observable(NamedTuple):
-    """A quantity stored with every frame: its shape in one frame, and its unit in H5MD spelling ("eV Angstrom-3")."""
+    """A quantity stored with every frame: its shape in one frame, and its unit in H5MD spelling ("eV Angstrom-3").
+
+    Shape [3] makes it a vector and [3, 3] a tensor: both are turned with the cell.
+    """
 
     shape: tuple[int, ...]
     unit: str
@@ -41,13 +50,15 @@ class Observable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """The valid frames of one replica, at the precision of the run.
+    """The valid frames of one replica, at the precision of the run, in the orientation of the file.
 
     Attributes:
         step: [f] integration steps done.
         time: [f] fs.
         positions: [f, n, 3] Angstrom, unwrapped.
         cells: [f, 3, 3] Angstrom, rows are the lattice vectors.
+        rotation: [f, 3, 3] float64, proper; a row vector of the file times it is the one in the laboratory. The
+            identity in files of earlier versions, whose frames are in the laboratory's orientation.
         numbers: [n] atomic numbers.
         masses: [n] amu.
         observables: name -> [f, ...] values.
@@ -58,10 +69,19 @@ class Trajectory:
     time: Float[np.ndarray, " f"]
     positions: Float[np.ndarray, "f n 3"]
     cells: Float[np.ndarray, "f 3 3"]
+    rotation: Float[np.ndarray, "f 3 3"]
     numbers: Int[np.ndarray, " n"]
     masses: Float[np.ndarray, " n"]
     observables: dict[str, Shaped[np.ndarray, "f ..."]]
     units: dict[str, str]
+
+    def in_laboratory(self) -> Trajectory:
+        """The same frames as they were simulated: positions, cells, vectors and tensors turned back."""
+        given = {"position": self.positions, "cell": self.cells} | self.observables
+        turned = turn(given, self.rotation)
+        positions, cells = turned.pop("position"), turned.pop("cell")
+        identity = np.tile(np.eye(3), (len(self.step), 1, 1))
+        return dataclasses.replace(self, positions=positions, cells=cells, rotation=identity, observables=turned)
 
 
 def create_trajectory(
@@ -92,6 +112,9 @@ def create_trajectory(
 def write_frames(path: str | Path, first_index: int, frames: Mapping[str, Shaped[np.ndarray, "f ..."]]) -> None:
     """Write consecutive frames in place and make them durable; writing the same frames again changes nothing.
 
+    They are given as simulated and stored in standard orientation, with the rotation (see `orientation`); files of
+    earlier versions, without a place for it, go on in the laboratory's orientation.
+
     The file then counts `first_index` + f valid frames, so that a run that went back to an earlier checkpoint simply
     writes on from there.
 
@@ -107,9 +130,20 @@ def write_frames(path: str | Path, first_index: int, frames: Mapping[str, Shaped
     """
     with _open(path) as file:
         targets, valid = _targets(file), int(file[VALID_FRAMES][()])
-    expected = set(targets) - {VALID_FRAMES}
+    expected = set(targets) - {VALID_FRAMES, "rotation"}
     if set(frames) != expected:
         raise ValueError(f"{path}: frames hold {sorted(frames)}, the file needs {sorted(expected)}")
+    _write(path, first_index, to_standard(frames) if "rotation" in targets else frames, targets, valid)
+
+
+def _write(
+    path: str | Path,
+    first_index: int,
+    frames: Mapping[str, Shaped[np.ndarray, "f ..."]],
+    targets: dict[str, _Target],
+    valid: int,
+) -> None:
+    """Write frames as they are; see `write_frames`."""
     arrays = {name: np.asarray(values, targets[name].dtype, order="C") for name, values in frames.items()}
     n_frames = len(arrays["step"])
     for name, values in arrays.items():
@@ -175,7 +209,7 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
         ValueError: fewer frames than that are valid.
     """
     with _open(path) as source:
-        stored, capacity = int(source[VALID_FRAMES][()]), source[f"{PARTICLES}/step"].shape[0]
+        stored, capacity = int(source[VALID_FRAMES][()]), _particles(source)["step"].shape[0]
         if n_valid > stored:
             raise ValueError(f"{path}: {stored} frames are valid, fewer than {n_valid}")
         if n_valid == capacity:
@@ -186,13 +220,18 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
             for name, values in data.items()
             if name not in RESERVED
         }
-        particles = source[PARTICLES]
+        particles = _particles(source)
         atoms = _Atoms(particles["species"][()], particles["mass"][()], data["position"].dtype)
         with replacing(path, _frame_bytes(atoms, observables) * n_valid) as temporary:
             _create(temporary, atoms, n_valid, observables)
+            with _open(temporary) as file:
+                targets = _targets(file)
             for first in range(0, n_valid, _COPIED_FRAMES):
                 last = min(first + _COPIED_FRAMES, n_valid)
-                write_frames(temporary, first, {name: values[first:last] for name, values in data.items()})
+                frames = {name: values[first:last] for name, values in data.items()}
+                if "rotation" not in frames:  # a file of an earlier version
+                    frames["rotation"] = np.tile(np.eye(3), (last - first, 1, 1))
+                _write(temporary, first, frames, targets, first)
 
 
 def read_trajectory(path: str | Path) -> Trajectory:
@@ -203,13 +242,15 @@ def read_trajectory(path: str | Path) -> Trajectory:
     """
     with _open(path) as file:
         valid = int(file[VALID_FRAMES][()])
-        particles = file[PARTICLES]
+        particles = _particles(file)
         elements = dict(file.get("observables", {}))
+        rotation = elements.pop("rotation", None)
         return Trajectory(
             step=particles["step"][:valid],
             time=particles["time"][:valid],
             positions=particles["position/value"][:valid],
             cells=particles["box/edges/value"][:valid],
+            rotation=np.tile(np.eye(3), (valid, 1, 1)) if rotation is None else rotation["value"][:valid],
             numbers=particles["species"][()],
             masses=particles["mass"][()],
             observables={name: element["value"][:valid] for name, element in elements.items()},
@@ -236,14 +277,18 @@ def _open(path: str | Path) -> h5py.File:
         raise InputError(
             f"{path}: not a readable H5MD file ({error}); give one from a run's trajectories folder"
         ) from None
-    if VALID_FRAMES not in file or PARTICLES not in file:
+    if VALID_FRAMES not in file or (PARTICLES not in file and EARLIER_PARTICLES not in file):
         file.close()
         raise InputError(f"{path}: not a trajectory of jaxpto; give one from a run's trajectories folder")
     return file
 
 
+def _particles(file: h5py.File) -> h5py.Group:
+    return file[PARTICLES if PARTICLES in file else EARLIER_PARTICLES]
+
+
 def _time_dependent(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    particles = file[PARTICLES]
+    particles = _particles(file)
     yield "step", particles["step"]
     yield "time", particles["time"]
     yield "position", particles["position/value"]
@@ -272,7 +317,7 @@ def _put(descriptor: int, offset: int, values: np.ndarray) -> None:
 
 def _frame_bytes(atoms: _Atoms, observables: Mapping[str, Observable]) -> int:
     numbers = 3 * len(atoms.numbers) + 9 + sum(math.prod(observable.shape) for observable in observables.values())
-    return numbers * atoms.dtype.itemsize + 16
+    return numbers * atoms.dtype.itemsize + 16 + 72  # step and time, rotation
 
 
 def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str, Observable]) -> None:
@@ -291,17 +336,18 @@ def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str,
             box = particles.create_group("box")
             box.attrs["dimension"] = np.int32(3)
             box.attrs["boundary"] = ["periodic"] * 3
-            elements: list[tuple[h5py.Group, str, tuple[int, ...], str]] = [
-                (particles, "position", (len(atoms.numbers), 3), "Angstrom"),
-                (box, "edges", (3, 3), "Angstrom"),
+            box.attrs["orientation"] = ORIENTATION
+            group = file.create_group("observables")
+            elements: list[tuple[h5py.Group, str, tuple[int, ...], np.dtype, str]] = [
+                (particles, "position", (len(atoms.numbers), 3), dtype, "Angstrom"),
+                (box, "edges", (3, 3), dtype, "Angstrom"),
+                (group, "rotation", (3, 3), np.dtype("<f8"), ""),
+                *((group, name, stored.shape, dtype, stored.unit) for name, stored in observables.items()),
             ]
-            if observables:
-                group = file.create_group("observables")
-                elements += [(group, name, stored.shape, stored.unit) for name, stored in observables.items()]
-            for parent, name, shape, unit in elements:
+            for parent, name, shape, kind, unit in elements:
                 element = parent.create_group(name)
                 element["step"], element["time"] = step, time  # hard links: the standard's way to share one clock
-                value = _contiguous(element, "value", (n_samples, *shape), dtype)
+                value = _contiguous(element, "value", (n_samples, *shape), kind)
                 if unit:
                     value.attrs["unit"] = unit
             _contiguous(file.create_group("parameters/jaxpto"), "valid_frames", (), np.dtype("<i8"))

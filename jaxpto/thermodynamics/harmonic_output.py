@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import COLORS, GREY, STYLE, png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 from jaxpto.thermodynamics.harmonic import Thermal
 from jaxpto.units import BOLTZMANN
 
@@ -168,7 +167,7 @@ def write_document(
     with replacing(out / FIGURE) as temporary:
         Path(temporary).write_bytes(image)
     # units below the names, so that the table fits a narrow terminal
-    table = Table(*(head.replace(" (", "\n(") for head in document.columns), box=None, pad_edge=False)
+    table = WholeTable(*(head.replace(" (", "\n(") for head in document.columns), box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     rows = [[format(line[name], form) for name, form in document.columns.values()] for line in document.lines]
@@ -177,15 +176,13 @@ def write_document(
     console.print(table)
     for text in [*document.remarks, f"report: {out / 'report.html'}"]:
         console.print(text, soft_wrap=True, highlight=False)
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in document.columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
     title = f"{document.method.capitalize()} free energy of {subject.formula} with {Path(subject.model).name}"
     if document.method == "qha":
         title = f"Quasi-harmonic thermodynamics of {subject.formula} with {Path(subject.model).name}"
     sections = [
         report_html.result(document.remarks[0], document.remarks[1:]),
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>',
-        report_html.figure_section({FIGURE: image}).replace(FIGURE, document.caption).replace(' class="half"', ""),
+        report_html.plain_table(document.columns, rows),
+        report_html.wide_figure(image, document.caption),
         report_html.settings_section(settings),
     ]
     write_text_atomic(out / "report.html", report_html.page(title, sections))

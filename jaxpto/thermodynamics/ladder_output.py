@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,11 @@ from ase import units as ase_units
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import COLORS, GREY, STYLE, png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 from jaxpto.thermodynamics.ladder_analysis import LadderResult
 from jaxpto.units import BOLTZMANN
 
@@ -87,7 +86,7 @@ def write_ladder(
     image = png(ladder_figure(result, subject))
     with replacing(out / FIGURE) as temporary:
         Path(temporary).write_bytes(image)
-    table = Table(*_heads(subject), box=None, pad_edge=False)
+    table = WholeTable(*_heads(subject), box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     rows = [_cells(line, subject) for line in lines if line["temperature_K"] in result.samples.temperatures]
@@ -97,13 +96,11 @@ def write_ladder(
     remarks = _remarks(result, subject)
     for text in [*remarks, f"report: {out / 'report.html'}"]:
         console.print(text, soft_wrap=True, highlight=False)
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in _heads(subject))
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
     title = f"Thermodynamics of {subject.formula} with {Path(subject.model).name}"
     sections = [
         report_html.result(remarks[0], remarks[1:]),
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>',
-        report_html.figure_section({FIGURE: image}).replace(FIGURE, _CAPTION).replace(' class="half"', ""),
+        report_html.plain_table(_heads(subject), rows),
+        report_html.wide_figure(image, _CAPTION),
         report_html.settings_section(settings),
     ]
     write_text_atomic(out / "report.html", report_html.page(title, sections))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import math
 from collections.abc import Mapping
@@ -13,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 from jaxpto.thermodynamics.landau_analysis import LandauResult, TemperatureResult
 from jaxpto.thermodynamics.landau_figure import landau_figure
 from jaxpto.thermodynamics.landau_literature import LEAD_TITANATE, Subject
@@ -59,7 +58,7 @@ def write_landau(
     image = png(landau_figure(result, subject))
     with replacing(out / FIGURE) as temporary:
         Path(temporary).write_bytes(image)
-    table = Table(*HEADS, box=None, pad_edge=False)
+    table = WholeTable(*HEADS, box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     rows = [_cells(line) for line in lines]
@@ -69,12 +68,10 @@ def write_landau(
     remarks = _remarks(result, subject, lines)
     for text in [*remarks, f"report: {out / 'report.html'}"]:
         console.print(text, soft_wrap=True, highlight=False)
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in HEADS)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
     sections = [
         report_html.result(remarks[0], remarks[1:]),
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>',
-        report_html.figure_section({FIGURE: image}).replace(FIGURE, _CAPTION).replace(' class="half"', ""),
+        report_html.plain_table(HEADS, rows),
+        report_html.wide_figure(image, _CAPTION),
         report_html.settings_section(settings),
     ]
     title = f"Free energy of {subject.formula} against polarization with {Path(subject.model).name}"

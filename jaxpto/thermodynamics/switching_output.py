@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import math
 from collections.abc import Mapping
@@ -18,11 +17,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto import report_html
 from jaxpto.figures import COLORS, GREY, STYLE, png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 from jaxpto.thermodynamics.switching import PLANCK
 from jaxpto.thermodynamics.switching_analysis import Crystal, Scaled, Switched, agreement, at_temperatures
 from jaxpto.units import BOLTZMANN
@@ -101,7 +100,7 @@ def write_switching(
         Path(temporary).write_bytes(image)
     columns = _columns(scaled)
     shown = [column for column in columns if column.shown]  # what 80 characters have room for
-    table = Table(*(column.head for column in shown), box=None, pad_edge=False)
+    table = WholeTable(*(column.head for column in shown), box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     for line in lines:
@@ -110,13 +109,13 @@ def write_switching(
     remarks = _remarks(switched, scaled, subject)
     for text in [*remarks, f"report: {out / 'report.html'}"]:
         console.print(text, soft_wrap=True, highlight=False)
-    head = "".join(f'<th>{html.escape(c.head)}<span class="unit">{c.unit}</span></th>' for c in columns)
-    cells = ["".join(f"<td>{html.escape(_cell(line, column))}</td>" for column in columns) for line in lines]
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
     sections = [
         report_html.result(remarks[0], remarks[1:]),
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
-        report_html.figure_section({FIGURE: image}).replace(FIGURE, _CAPTION).replace(' class="half"', ""),
+        report_html.plain_table(
+            [(column.head, column.unit) for column in columns],
+            [[_cell(line, column) for column in columns] for line in lines],
+        ),
+        report_html.wide_figure(image, _CAPTION),
         report_html.settings_section(settings),
     ]
     title = f"Free energy of {subject.formula} with {Path(subject.model).name}"

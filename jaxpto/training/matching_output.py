@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
-from rich.table import Table
 
 from jaxpto.figures import COLORS, GREY, STYLE, png
 from jaxpto.report_html import uncertain
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.terminal import WholeTable
 from jaxpto.training.targets import UNITS, Target
 
 Rows = tuple[dict[str, Any], ...]
@@ -75,7 +75,7 @@ def match_figure(targets: tuple[Target, ...], rows: Rows) -> Figure:
 def show(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path, console: Console) -> None:
     """Print the first and last averages of the targets, and what became of the force error."""
     first, last = rows[0], rows[-1]
-    table = Table("", "target", "before", "after", box=None, pad_edge=False)
+    table = WholeTable("", "target", "before", "after", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for target in targets:
