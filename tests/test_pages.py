@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import LADDER, Tags, a_run, record, store
+from test_report import CELLS, LADDER, Tags, a_run, record, store
 
 from jaxpto import report, report_html
 from jaxpto.figures import png
@@ -47,8 +47,8 @@ def of_status(status: str) -> ReplicaRecord:
         report_html.result("fine", [EVIL]),
         report_html.failure_section([of_status(EVIL)]),
         report_html.failure_section([dataclasses.replace(record(300.0), status="failed", reason=EVIL)]),
-        report_html.warning_section([dataclasses.replace(summarize([LADDER[0]], (2, 2, 2), 0.3)[0], warnings=EVIL)]),
-        report_html.summary_table([dataclasses.replace(summarize([LADDER[0]], (2, 2, 2), 0.3)[0], phase=EVIL)]),
+        report_html.warning_section([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], warnings=EVIL)]),
+        report_html.summary_table([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], phase=EVIL)]),
         report_html.figure_section({EVIL: b""}),
         report_html.wide_figure(b"", EVIL),
         report_html.plain_table([EVIL], [["1"]]),
@@ -66,7 +66,7 @@ def test_sections(section: str) -> None:
 
 def test_report_of_a_sweep(tmp_path: Path) -> None:
     run = dataclasses.replace(a_run(LADDER), formula=EVIL, notes=(EVIL,))
-    report.write_report(tmp_path, run, summarize(LADDER, (2, 2, 2), 0.3), {})
+    report.write_report(tmp_path, run, summarize(LADDER, CELLS, 0.3), {})
     check((tmp_path / "report.html").read_text())
 
 
