@@ -23,7 +23,7 @@ from rich.table import Table
 
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.crowding import crowding
 from jaxpto.errors import InputError
 from jaxpto.potential import Potential
@@ -197,4 +197,4 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, crow
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

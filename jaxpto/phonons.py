@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from rich.console import Console
 from jaxpto.ase_potential import HostCalculator
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import analyse, largest_difference
 from jaxpto.lattice_dynamics.output import AGREEMENT, Calculation, ModelResult, show, write_model, write_summary
@@ -251,4 +250,4 @@ def _count(number: int, noun: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

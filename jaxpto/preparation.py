@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import ase
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto import units
+from jaxpto.bounds import check_size
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.config import SweepConfig
 from jaxpto.dynamics import Limits, Sample, Schedule, Watch, sample, watch_init
@@ -75,7 +77,10 @@ def prepare(config: SweepConfig) -> Setup:
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
-    atoms = make_supercell(read_structure(config.structure), config.supercell)
+    cell = read_structure(config.structure)
+    number, spelled = len(cell) * math.prod(config.supercell), " ".join(map(str, config.supercell))
+    check_size(number, config.replicas * len(config.temperatures), f"--supercell {spelled}")
+    atoms = make_supercell(cell, config.supercell)
     potential = load_potential(config.model, dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
     if config.devices_per_replica > 1:

@@ -15,7 +15,7 @@ from rich.console import Console
 from jaxpto.ase_potential import HostCalculator
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
-from jaxpto.command import FAILED, configure_devices, run_command
+from jaxpto.command import FAILED, configure_devices, leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.batched import relax_batched
@@ -167,4 +167,4 @@ def _title(config: RelaxConfig, model: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxpto import figures, report_html
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.observables.polarization import perovskite_repeats
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summarize, transitions
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
-from jaxpto.storage.trajectory import Trajectory, read_trajectory
+from jaxpto.storage.trajectory import Trajectory, read_trajectory, trajectory_origin
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
@@ -76,19 +76,21 @@ def load_run(folder: str | Path) -> Run:
         InputError: a file is missing or damaged.
     """
     folder = Path(folder)
-    document = _read_json(folder / CONFIG_FILE)
+    document = _read_object(folder / CONFIG_FILE, "config")
     if not (folder / OUTCOME_FILE).exists():
         raise InputError(f"{folder}: the sweep has not finished; continue it with python -m jaxpto.sweep ... --resume")
-    outcome = _read_json(folder / OUTCOME_FILE)
+    outcome = _read_object(folder / OUTCOME_FILE, "replicas")
     try:
         config, entries = document["config"], outcome["replicas"]
+        for name in ("model", "structure", "ensemble"):
+            config[name]  # told by the report
         stress = config["stress"]
         pressure = config["pressure"] if stress is None else -sum(stress[:3]) / 3.0
         earlier: Counter[float] = Counter()
         records, first = [], None
         for entry in entries:
-            trajectory = read_trajectory(folder / "trajectories" / entry["trajectory"])
             temperature = float(entry["temperature_K"])
+            trajectory = _checked_trajectory(folder, entry, earlier[temperature], document.get("run"))
             records.append(_record(entry, trajectory, float(pressure), earlier[temperature]))
             earlier[temperature] += 1
             if first is None and len(trajectory.step):
@@ -108,6 +110,25 @@ def load_run(folder: str | Path) -> Run:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder}: config.json or outcome.json is damaged ({error!r}); restore it") from None
+
+
+def _checked_trajectory(folder: Path, entry: dict[str, Any], replica: int, run: str | None) -> Trajectory:
+    """The trajectory of an entry in outcome.json, if it is the one and holds the frames that the run ended with.
+
+    Raises:
+        InputError: it does not; folders of earlier versions do not tell and are trusted.
+    """
+    path = folder / "trajectories" / entry["trajectory"]
+    remedy = "restore it from a copy, or run the sweep anew in another folder"
+    trajectory, origin = read_trajectory(path), trajectory_origin(path)
+    for name, value in {"run": run, "temperature_K": float(entry["temperature_K"]), "replica": replica}.items():
+        if name in origin and value is not None and origin[name] != value:
+            raise InputError(f"{path} belongs elsewhere: its {name} is {origin[name]}, not {value}; {remedy}")
+    if len(trajectory.step) != entry.get("frames", len(trajectory.step)):
+        raise InputError(
+            f"{path} holds {len(trajectory.step)} frames, {OUTCOME_FILE} counts {entry['frames']}; {remedy}"
+        )
+    return trajectory
 
 
 def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, replica: int) -> ReplicaRecord:
@@ -269,8 +290,8 @@ def compare(folders: list[str], out: str | Path) -> None:
     if any(Path(folder).resolve() == out.resolve() for folder in folders):
         raise InputError(f"--out {out} is one of the compared sweeps and would be overwritten; give another folder")
     tables = [read_summary(folder) for folder in folders]
-    settings = [_read_json(Path(folder) / CONFIG_FILE) for folder in folders]
-    formulas = [_read_json(Path(folder) / TRANSITION_FILE)["formula"] for folder in folders]
+    settings = [_read_object(Path(folder) / CONFIG_FILE, "config") for folder in folders]
+    formulas = [_read_object(Path(folder) / TRANSITION_FILE, "formula")["formula"] for folder in folders]
     names = _distinct_names(folders, settings)
     sweeps = [figures.Sweep(name, rows) for name, rows in zip(names, tables, strict=True)]
     experiment = _experiment(formulas[0], [row for rows in tables for row in rows]) if len(set(formulas)) == 1 else None
@@ -358,10 +379,18 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error}); restore the file") from None
 
 
+def _read_object(path: Path, entry: str) -> dict[str, Any]:
+    """A JSON object that has `entry`."""
+    document = _read_json(path)
+    if not isinstance(document, dict) or entry not in document:
+        raise InputError(f"{path} is damaged, without its entry '{entry}'; restore the file")
+    return document
+
+
 def _write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -19,6 +19,7 @@ from jaxpto.free_energy.config import (
     QuasiharmonicOptions,
     SwitchingOptions,
 )
+from jaxpto.storage.lock import one_run
 
 __all__ = ["FreeEnergyConfig", "main", "run"]
 
@@ -49,7 +50,8 @@ def run(config: FreeEnergyConfig) -> Any:
     for name, unchanged in GROUPS.items():
         if name not in (config.method, BORROWED.get(config.method)) and getattr(config, name) != unchanged:
             raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
-    return METHODS[config.method](config, Console())
+    with one_run(config.out):
+        return METHODS[config.method](config, Console())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

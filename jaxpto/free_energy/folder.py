@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxpto.errors import InputError
+from jaxpto.storage.lock import is_empty
 
 
 def check_folder(out: Path, *, begun: bool) -> None:
@@ -19,5 +20,5 @@ def check_folder(out: Path, *, begun: bool) -> None:
     """
     if out.is_file():
         raise InputError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not begun:
+    if out.is_dir() and not is_empty(out) and not begun:
         raise InputError(f"--out {out} exists and holds something else; name a new folder")
