@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import gc
@@ -129,6 +130,7 @@ def _terminated_is_interrupted() -> Generator[None]:
     heeded = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     last = -math.inf
+    unraisable = sys.unraisablehook
 
     def interrupt(*_: object) -> None:
         nonlocal last
@@ -136,11 +138,22 @@ def _terminated_is_interrupted() -> Generator[None]:
             last = time.monotonic()
             raise KeyboardInterrupt
 
+    def swallowed(what: sys.UnraisableHookArgs) -> None:
+        """Python ignores what is raised in callbacks of its garbage collector, of which JAX has one: once more then."""
+        nonlocal last
+        if what.exc_type is not KeyboardInterrupt:
+            unraisable(what)
+            return
+        last = -math.inf
+        threading.Timer(0.02, _thread.interrupt_main, [next(iter(heeded))]).start()  # once the callback is left
+
     for number in heeded:
         signal.signal(number, interrupt)
+    sys.unraisablehook = swallowed
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in heeded.items():
             signal.signal(number, handler)
 

@@ -220,7 +220,7 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
         atoms = _Atoms(particles["species"][()], particles["mass"][()], data["position"].dtype)
         with replacing(path, _frame_bytes(atoms, observables) * n_valid) as temporary:
             _create(temporary, atoms, n_valid, observables)
-            _set_origin(temporary, dict(source["parameters/jaxpto"].attrs))
+            _set_origin(temporary, trajectory_origin(path))
             for first in range(0, n_valid, _COPIED_FRAMES):
                 last = min(first + _COPIED_FRAMES, n_valid)
                 write_frames(temporary, first, {name: values[first:last] for name, values in data.items()})
