@@ -58,7 +58,6 @@ def main() -> None:
         out.print(published)
     out.print(
         f"your own models: {user_folder()} (JAXPTO_MODELS); any ASE calculator: ase:package.module:factory",
-        soft_wrap=True,
     )
 
 

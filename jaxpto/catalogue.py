@@ -172,6 +172,8 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
     text = re.sub(r"\[[^\[\]{}]*\]", lambda lst: " ".join(lst[0].split()), json.dumps(header, indent=2)) + "\n"
 
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".saving-*"):  # by a process that was killed; two do not write one model at a time
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder / f".saving-{uuid.uuid4().hex}"
     try:
         with tree_checkpointer() as checkpointer:

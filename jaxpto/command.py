@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import gc
 import io
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import jax
 import tyro
@@ -26,6 +29,7 @@ from jaxpto.storage.files import StorageError
 Config = TypeVar("Config")
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PATIENCE = 10.0  # seconds after an interrupt in which the next one is taken for the same
 
 
 def run_command(
@@ -50,6 +54,33 @@ def run_command(
     Returns:
         0 done, 2 bad input, 130 interrupted, 1 anything else.
     """
+    with _output_may_end():
+        return _run(name, config_type, run, argv, defaults)
+
+
+def leave(code: int | None) -> NoReturn:
+    """End the process of a command with its exit code, as `sys.exit` does.
+
+    After an interrupt or a failure a compiled program may still run in XLA's threads. The interpreter would take down
+    what these use while they use it, which ended one interrupted sweep of some with a segmentation fault; so the
+    process then ends at once. All files are closed and synced by then. (Of several processes, JAX tells the others.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code and not jax.distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(
+    name: str,
+    config_type: type[Config],
+    run: Callable[[Config], Any],
+    argv: Sequence[str] | None,
+    defaults: Config | None,
+) -> int:
     program = f"python -m {name}"
     config = None
     try:
@@ -85,19 +116,97 @@ def _interrupted(name: str, config: object) -> int:
 
 @contextlib.contextmanager
 def _terminated_is_interrupted() -> Generator[None]:
-    """SIGTERM, which batch systems send before they kill, keeps what is computed just as Ctrl-C does."""
+    """Keep what is computed, as Ctrl-C does, on SIGTERM (batch systems before they kill) and SIGHUP (a lost terminal).
+
+    While the command then saves, further signals within `PATIENCE` seconds change nothing: an impatient second Ctrl-C,
+    or the SIGTERM that some shells and batch systems send after it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    # ignored from outside, by nohup or a shell in the background: it stays so
+    heeded = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+
+    last = -math.inf
+    unraisable = sys.unraisablehook
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal last
+        if time.monotonic() - last > PATIENCE:
+            last = time.monotonic()
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def swallowed(what: sys.UnraisableHookArgs) -> None:
+        """Python ignores what is raised in callbacks of its garbage collector, of which JAX has one: once more then."""
+        nonlocal last
+        if what.exc_type is not KeyboardInterrupt:
+            unraisable(what)
+            return
+        last = -math.inf
+        threading.Timer(0.02, _thread.interrupt_main, [next(iter(heeded))]).start()  # once the callback is left
+
+    for number in heeded:
+        signal.signal(number, interrupt)
+    sys.unraisablehook = swallowed
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = unraisable
+        for number, handler in heeded.items():
+            signal.signal(number, handler)
+
+
+class _MayEnd:
+    """A text stream that whoever reads it may close: what is written from then on is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """As of the stream."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """As of the stream."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is gone
+            raise error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # for what is still in the buffer, too
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _output_may_end() -> Generator[None]:
+    """Go on when nobody reads the output any more, as after `| head -1` or in a terminal that was closed."""
+    out, err = sys.stdout, sys.stderr
+    # both are None where they were closed from the start
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _MayEnd(stream)) for stream in (out, err))
+    try:
+        yield
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()  # here, for at its exit the interpreter would complain
+    finally:
+        sys.stdout, sys.stderr = out, err
 
 
 def set_up_jax(dtype: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxpto import units
+from jaxpto import bounds, units
+from jaxpto.bounds import check_size
 from jaxpto.errors import InputError
 from jaxpto.structures import repeats_of
 
@@ -153,15 +154,29 @@ def check(config: SweepConfig) -> None:
     require(len(config.temperatures) > 0, "temperatures", "(none)", "give at least one temperature in K")
     for temperature in config.temperatures:
         require(_positive(temperature), "temperatures", temperature, "must be above 0 K; 0 K work is for relaxation")
-    twice = len(set(config.temperatures)) < len(config.temperatures)
-    require(not twice, "temperatures", config.temperatures, "holds one value twice; use --replicas for repeats")
+        require(
+            temperature <= bounds.HOTTEST,
+            "temperatures", temperature, f"must not be above {bounds.HOTTEST:g} K, where no solid or liquid is left",
+        )  # fmt: skip
+        twice = config.temperatures.count(temperature) > 1
+        require(not twice, "temperatures", units.kelvin(temperature), "is given twice; use --replicas for repeats")
     require(config.steps >= 1, "steps", config.steps, "must be at least 1")
-    require(_positive(config.timestep), "timestep", config.timestep, "must be above 0 fs; 1 to 2 fs is usual")
     require(
-        config.timestep <= 20.0 or not _positive(config.timestep),
+        config.steps <= bounds.MOST_STEPS,
+        "steps", config.steps, f"must not be above {bounds.MOST_STEPS}, which is what the step counter can hold",
+    )  # fmt: skip
+    require(
+        config.timestep >= bounds.SHORTEST_TIMESTEP,
+        "timestep", config.timestep, f"must be at least {bounds.SHORTEST_TIMESTEP} fs; 1 to 2 fs is usual",
+    )  # fmt: skip
+    require(
+        config.timestep <= 20.0,
         "timestep", config.timestep, "is beyond 20 fs, where no solid's vibrations are resolved; 1 to 2 fs is usual",
     )  # fmt: skip
-    require(math.isfinite(config.pressure), "pressure", config.pressure, "must be a finite number of GPa")
+    require(
+        abs(config.pressure) <= bounds.HIGHEST_PRESSURE,
+        "pressure", config.pressure, f"must lie within {bounds.HIGHEST_PRESSURE:g} GPa of 0",
+    )  # fmt: skip
     if config.stress is not None:
         require(all(map(math.isfinite, config.stress)), "stress", config.stress, "must be six finite numbers of GPa")
         require(config.pressure == 0.0, "pressure", config.pressure, "cannot go with --stress; give one of them")
@@ -192,6 +207,12 @@ def check(config: SweepConfig) -> None:
     require(min(config.repeats) >= 1, "supercell", config.repeats, "repeats must be at least 1")
     require(_positive(config.checkpoint_every), "checkpoint-every", config.checkpoint_every, "must be above 0 s")
     require(config.replicas >= 1, "replicas", config.replicas, "must be at least 1")
+    replicas = config.replicas * len(config.temperatures)
+    require(
+        replicas <= bounds.MOST_REPLICAS,
+        "replicas", config.replicas, f"makes {replicas} replicas, at most {bounds.MOST_REPLICAS} are run at once",
+    )  # fmt: skip
+    check_size(math.prod(config.repeats), replicas, f"--supercell {_spell(config.repeats)}")
     require(0 <= config.seed < 2**32, "seed", config.seed, "must be a whole number from 0 to 2^32 - 1")
     require(_positive(config.thermostat_time), "thermostat-time", config.thermostat_time, "must be above 0 fs")
     require(_positive(config.barostat_time), "barostat-time", config.barostat_time, "must be above 0 fs")
@@ -200,6 +221,10 @@ def check(config: SweepConfig) -> None:
     require(0.0 <= config.equilibration < 1.0, "equilibration", config.equilibration, "must be in [0, 1)")
     require(config.sample_every >= 1, "sample-every", config.sample_every, "must be at least 1 step")
     require(config.skin is None or _positive(config.skin), "skin", config.skin, "must be above 0 A; 0.3 is usual")
+    require(
+        config.skin is None or config.skin <= bounds.LONGEST_SKIN,
+        "skin", config.skin, f"must not be above {bounds.LONGEST_SKIN:g} A; 0.3 is usual",
+    )  # fmt: skip
     require(config.devices >= 0, "devices", config.devices, "must be 0 (all) or more")
     require(config.devices_per_replica >= 1, "devices-per-replica", config.devices_per_replica, "must be at least 1")
     require(
@@ -219,7 +244,7 @@ def _positive(value: float) -> bool:
 
 
 def _spell(value: Any) -> str:
-    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:

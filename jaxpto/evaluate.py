@@ -22,7 +22,7 @@ from rich.progress import track
 from jaxpto import terminal
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.crowding import crowding
 from jaxpto.errors import InputError
 from jaxpto.potential import Potential
@@ -209,9 +209,9 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, note
     console = terminal.console()
     console.print(table)
     for note in filter(None, notes):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{len(frames)} frames written to {config.out}", soft_wrap=True)
+        console.print(note)
+    console.print(f"{len(frames)} frames written to {config.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

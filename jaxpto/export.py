@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.storage.files import replacing
 from jaxpto.storage.output import check_output_file
@@ -107,4 +106,4 @@ def _report(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

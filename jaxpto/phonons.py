@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from jaxpto import terminal
 from jaxpto.ase_potential import HostCalculator
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import analyse, largest_difference
 from jaxpto.lattice_dynamics.output import AGREEMENT, Calculation, ModelResult, show, write_model, write_summary
@@ -97,14 +96,14 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     config.out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(config.out / "config.json", {"config": dataclasses.asdict(config)} | provenance())
     for note in given.notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(note)
     results = []
     for name, calculator in calculators.items():
         results.append(_run_model(name, calculator, atoms, config, console))
         write_model(results[-1], config.out / name if len(calculators) > 1 else config.out)
     write_summary(results, config.out)
     show(results, console)
-    console.print(f"written to {config.out}", soft_wrap=True, highlight=False)
+    console.print(f"written to {config.out}")
     return results
 
 
@@ -117,7 +116,7 @@ def _run_model(
     name: str, calculator: JaxptoCalculator, atoms: ase.Atoms, config: PhononsConfig, console: Console
 ) -> ModelResult:
     def say(line: str) -> None:
-        console.print(f"{name}: {line}", soft_wrap=True, highlight=False)
+        console.print(f"{name}: {line}")
 
     relaxed, atoms = _relax(name, calculator, atoms, config, console)
     say(_structure_line(atoms, relaxed))
@@ -257,4 +256,4 @@ def _count(number: int, noun: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

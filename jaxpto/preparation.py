@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import ase
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto import units
 from jaxpto.axes import held_shear
+from jaxpto.bounds import check_size
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.config import SweepConfig, is_hydrostatic
 from jaxpto.dynamics import Limits, Sample, Schedule, Watch, sample, watch_init
@@ -80,6 +82,8 @@ def prepare(config: SweepConfig) -> Setup:
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
     given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
+    number, spelled = len(given.atoms) * math.prod(config.repeats), " ".join(map(str, config.repeats))
+    check_size(number, config.replicas * len(config.temperatures), f"--supercell {spelled}")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
     potential = load_potential(config.model, dtype)

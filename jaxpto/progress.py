@@ -80,11 +80,11 @@ class Progress:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
         elif now - self._last_plain > PLAIN_INTERVAL or step >= self._total:
             self._last_plain = now
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self._console.print(line)
 
     def say(self, line: str) -> None:
         """Write a line that stays, above the live one."""
-        self._console.print(line, soft_wrap=True, highlight=False)
+        self._console.print(line)
 
     def _line(self, step: int, rate: float, alive: np.ndarray, c_over_a: np.ndarray) -> str:
         head = f"step {step}/{self._total} ({100 * step // self._total} %)"

@@ -16,7 +16,7 @@ from jaxpto.ase_potential import HostCalculator
 from jaxpto.axes import held_shear
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
-from jaxpto.command import FAILED, configure_devices, run_command
+from jaxpto.command import FAILED, configure_devices, leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.provenance import provenance
 from jaxpto.relaxation.batched import relax_batched
@@ -81,7 +81,7 @@ def run(config: RelaxConfig) -> list[Entry]:
         raise InputError(f"model {config.model} runs in Python, one structure at a time; use --method bfgs or fire")
     held = _held(files, frames) if config.mask == "diag" else []
     for note in (*notes, *held):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(note)
     outcomes: dict[int, Relaxed] = {}
 
     def store() -> list[Entry]:
@@ -110,9 +110,7 @@ def run(config: RelaxConfig) -> list[Entry]:
     except BaseException:  # an interrupt, say
         if outcomes:
             store()
-            console.print(
-                f"{len(outcomes)} of {len(frames)} structures are finished and in {config.out}", soft_wrap=True
-            )
+            console.print(f"{len(outcomes)} of {len(frames)} structures are finished and in {config.out}")
         raise
     entries = store()
     show(entries, _title(config, potential.name), console)
@@ -120,9 +118,8 @@ def run(config: RelaxConfig) -> list[Entry]:
         console.print(
             f"the forces of {potential.name} need not be derivatives of its energy: where they vanish need not be a "
             "minimum of it",
-            soft_wrap=True,
         )
-    console.print(f"written to {config.out}", soft_wrap=True, highlight=False)
+    console.print(f"written to {config.out}")
     return entries
 
 
@@ -185,4 +182,4 @@ def _title(config: RelaxConfig, model: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 
 from jaxpto import figures, report_html, terminal
-from jaxpto.command import run_command
+from jaxpto.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.mean_structure import mean_structure
@@ -28,7 +28,7 @@ from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, produc
 from jaxpto.observables.transition import sequence
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
 from jaxpto.storage.output import check_output_folder
-from jaxpto.storage.trajectory import Trajectory, read_trajectory
+from jaxpto.storage.trajectory import Trajectory, read_trajectory, trajectory_origin
 from jaxpto.structures import BUILT_IN
 from jaxpto.terminal import WholeTable
 
@@ -87,12 +87,14 @@ def load_run(folder: str | Path) -> Run:
         InputError: a file is missing or damaged.
     """
     folder = Path(folder)
-    document = _read_json(folder / CONFIG_FILE)
+    document = _read_object(folder / CONFIG_FILE, "config")
     if not (folder / OUTCOME_FILE).exists():
         raise InputError(f"{folder}: the sweep has not finished; continue it with python -m jaxpto.sweep ... --resume")
-    outcome = _read_json(folder / OUTCOME_FILE)
+    outcome = _read_object(folder / OUTCOME_FILE, "replicas")
     try:
         config, entries = document["config"], outcome["replicas"]
+        for name in ("model", "structure", "ensemble"):
+            config[name]  # told by the report
         stress = config["stress"]
         pressure = config["pressure"] if stress is None else -sum(stress[:3]) / 3.0
         equilibration = float(config["equilibration"])
@@ -100,11 +102,11 @@ def load_run(folder: str | Path) -> Run:
         records: list[ReplicaRecord] = []
         first, unit = None, UnitCell(np.diag(1.0 / np.asarray(_three(config["supercell"]), float)), perovskite=False)
         for entry in entries:
-            trajectory = read_trajectory(folder / "trajectories" / entry["trajectory"])
+            temperature = float(entry["temperature_K"])
+            trajectory = _checked_trajectory(folder, entry, earlier[temperature], document.get("run"))
             if first is None and len(trajectory.step):
                 first = _first_frame(trajectory)
                 unit = unit_cell(first, _three(config["supercell"]))
-            temperature = float(entry["temperature_K"])
             record = _record(entry, trajectory, float(pressure), earlier[temperature])
             if not unit.perovskite and len(trajectory.step):
                 kept = slice(production_start(record.time_ps, equilibration), None)
@@ -128,6 +130,25 @@ def load_run(folder: str | Path) -> Run:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder}: config.json or outcome.json is damaged ({error!r}); restore it") from None
+
+
+def _checked_trajectory(folder: Path, entry: dict[str, Any], replica: int, run: str | None) -> Trajectory:
+    """The trajectory of an entry in outcome.json, if it is the one and holds the frames that the run ended with.
+
+    Raises:
+        InputError: it does not; folders of earlier versions do not tell and are trusted.
+    """
+    path = folder / "trajectories" / entry["trajectory"]
+    remedy = "restore it from a copy, or run the sweep anew in another folder"
+    trajectory, origin = read_trajectory(path), trajectory_origin(path)
+    for name, value in {"run": run, "temperature_K": float(entry["temperature_K"]), "replica": replica}.items():
+        if name in origin and value is not None and origin[name] != value:
+            raise InputError(f"{path} belongs elsewhere: its {name} is {origin[name]}, not {value}; {remedy}")
+    if len(trajectory.step) != entry.get("frames", len(trajectory.step)):
+        raise InputError(
+            f"{path} holds {len(trajectory.step)} frames, {OUTCOME_FILE} counts {entry['frames']}; {remedy}"
+        )
+    return trajectory
 
 
 def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, replica: int) -> ReplicaRecord:
@@ -176,9 +197,9 @@ def write_outputs(folder: str | Path, console: Console) -> None:
     console.print(table)
     for row in rows:
         if row.warnings:
-            console.print(f"{row.temperature_K:g} K: {row.warnings}", highlight=False, soft_wrap=True)
-    console.print(headline(rows, _subject(finished)), highlight=False, soft_wrap=True)
-    console.print(f"report: {Path(folder) / 'report.html'}", highlight=False, soft_wrap=True)
+            console.print(f"{row.temperature_K:g} K: {row.warnings}")
+    console.print(headline(rows, _subject(finished)))
+    console.print(f"report: {Path(folder) / 'report.html'}")
 
 
 def write_all(folder: str | Path, run: Run) -> list[TemperatureSummary]:
@@ -300,8 +321,8 @@ def compare(folders: list[str], out: str | Path) -> None:
         raise InputError(f"--out {out} is one of the compared sweeps and would be overwritten; give another folder")
     check_output_folder(out, resume=True)
     tables = [read_summary(folder) for folder in folders]
-    settings = [_read_json(Path(folder) / CONFIG_FILE) for folder in folders]
-    formulas = [_read_json(Path(folder) / TRANSITION_FILE)["formula"] for folder in folders]
+    settings = [_read_object(Path(folder) / CONFIG_FILE, "config") for folder in folders]
+    formulas = [_read_object(Path(folder) / TRANSITION_FILE, "formula")["formula"] for folder in folders]
     names = _distinct_names(folders, settings)
     sweeps = [figures.Sweep(name, rows) for name, rows in zip(names, tables, strict=True)]
     experiment = _experiment(formulas[0], [row for rows in tables for row in rows]) if len(set(formulas)) == 1 else None
@@ -337,7 +358,7 @@ def run(config: ReportConfig) -> None:
             raise InputError(f"{folder}: no such folder; give the output folder of a sweep")
     if config.out is not None:
         compare(list(config.folders), config.out)
-        console.print(f"report: {Path(config.out) / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {Path(config.out) / 'report.html'}")
         return
     if len(config.folders) > 1:
         raise InputError(f"{len(config.folders)} folders to compare but no --out; name a folder for the comparison")
@@ -393,10 +414,18 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error}); restore the file") from None
 
 
+def _read_object(path: Path, entry: str) -> dict[str, Any]:
+    """A JSON object that has `entry`."""
+    document = _read_json(path)
+    if not isinstance(document, dict) or entry not in document:
+        raise InputError(f"{path} is damaged, without its entry '{entry}'; restore the file")
+    return document
+
+
 def _write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

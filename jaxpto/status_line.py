@@ -31,7 +31,7 @@ class StatusLine:
             self._live.start()
             self.update(self._first)
         else:
-            self._console.print(self._prefix + self._first, soft_wrap=True, highlight=False)
+            self._console.print(self._prefix + self._first)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,4 +45,4 @@ class StatusLine:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
         elif now - self._last_plain > PLAIN_INTERVAL:
             self._last_plain = now
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self._console.print(line)

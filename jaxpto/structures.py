@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import ase
 import ase.data
 import numpy as np
 
+from jaxpto.bounds import check_size
 from jaxpto.errors import InputError
 from jaxpto.structure_files import read_file
 from jaxpto.system import check_atoms, symbols
@@ -232,11 +234,12 @@ def make_supercell(atoms: ase.Atoms, repeats: Sequence[int | float]) -> ase.Atom
         repeats: three counts of at least 1.
 
     Raises:
-        InputError: other counts.
+        InputError: other counts, or more atoms than fit into memory.
     """
     counts = list(repeats)
     if len(counts) != 3 or any(int(count) != count or count < 1 for count in counts):
         raise InputError(
             f"supercell {' '.join(map(str, counts))}; give three whole numbers of at least 1, such as 4 4 4"
         )
+    check_size(len(atoms) * math.prod(int(count) for count in counts), what=f"supercell {' '.join(map(str, counts))}")
     return atoms.repeat(tuple(int(count) for count in counts))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from jaxpto import terminal
+import jax
+
+from jaxpto import bounds, terminal
 from jaxpto.ase_potential import PREFIX as HOST_PREFIX
-from jaxpto.command import configure_devices, run_command
+from jaxpto.command import FAILED, configure_devices, leave, run_command, usable_cores
 from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
 from jaxpto.crowding import crowding
 from jaxpto.dynamics import Limits
@@ -20,9 +21,9 @@ from jaxpto.errors import InputError
 from jaxpto.preparation import Setup, prepare, usable_devices
 from jaxpto.processes import Processes, connect
 from jaxpto.provenance import fingerprint, provenance
-from jaxpto.simulation import simulate
-from jaxpto.storage.files import write_json_atomic
-from jaxpto.storage.output import check_output_folder
+from jaxpto.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
+from jaxpto.simulation import check_space, read_outcome, simulate
+from jaxpto.storage.lock import one_run
 from jaxpto.system import defining_arrays
 
 
@@ -42,34 +43,80 @@ def run(config: SweepConfig) -> Path:
     console = terminal.console(quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
-        configure_devices(1 if config.model.startswith(HOST_PREFIX) else config.devices or None)
+        _check_devices(config)
         setup = prepare(config)
         if processes.count > len(setup.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.temperatures)} replica(s); start fewer")
-        _enter(folder, setup, processes)
-        console.print(_headline(setup, processes), highlight=False, soft_wrap=True)
-        for note in (*setup.notes, setup.note, crowding(setup.potential, [setup.atoms])):
-            if note:
-                console.print(note, highlight=False, soft_wrap=True, markup=False)
-        simulate(setup, folder, console, processes)
         if processes.first:
-            from jaxpto.report import write_outputs  # not before the run: matplotlib takes a second to import
+            _claim(folder, setup.config, _identity(setup))  # what is refused leaves no trace
+            check_space(setup, folder)
+        with one_run(folder) if processes.first else contextlib.nullcontext():
+            run = _enter(folder, setup, processes)
+            console.print(_headline(setup, processes))
+            for note in (
+                *setup.notes,
+                setup.note,
+                crowding(setup.potential, [setup.atoms]),
+                _few_samples(setup.config),
+            ):
+                if note:
+                    console.print(note)
+            simulate(setup, folder, console, processes, run)
+            if processes.first:
+                from jaxpto.report import write_outputs  # not before the run: matplotlib takes a second to import
 
-            write_outputs(folder, console)
+                write_outputs(folder, console)
     return folder
 
 
-def _enter(folder: Path, setup: Setup, processes: Processes) -> None:
-    """Take the folder for this run: the first process claims it, the others check that they see the same run there."""
+def _check_devices(config: SweepConfig) -> None:
+    """Set up the devices of this process.
+
+    Raises:
+        InputError: fewer than --devices asks for.
+    """
+    most = bounds.MOST_CPU_DEVICES_PER_CORE * usable_cores()
+    wanted = 1 if config.model.startswith(HOST_PREFIX) else config.devices or None
+    found = configure_devices(None if wanted is None else min(wanted, most))
+    if config.devices > found and not config.model.startswith(HOST_PREFIX):
+        kind = jax.local_devices()[0].platform.upper()
+        raise InputError(
+            f"--devices {config.devices}: there are {found} {kind} devices"
+            + (f", {bounds.MOST_CPU_DEVICES_PER_CORE} for each core at most" if kind == "CPU" else "")
+            + f"; give at most {found}, or 0 for the usual number"
+        )
+
+
+def _few_samples(config: SweepConfig) -> str:
+    """A word where only the first and the last step are recorded, or ""."""
+    if config.sample_every <= config.steps:
+        return ""
+    return (
+        f"--sample-every {config.sample_every} is beyond --steps {config.steps}: only the first and the last step are "
+        "recorded; averages need more samples"
+    )
+
+
+def _enter(folder: Path, setup: Setup, processes: Processes) -> str:
+    """Take the folder for this run: the first process claims it, the others check that they see the same run there.
+
+    Returns:
+        The name of the run in the folder.
+    """
     identity = _identity(setup)
-    if processes.first and not _claim(folder, setup.config, identity):
-        _write_config(folder, setup.config, identity)
+    run = _claim(folder, setup.config, identity) if processes.first else None
+    if processes.first and run is None:
+        document = {"config": to_json(setup.config), "identity": identity, "limits": dataclasses.asdict(Limits())}
+        run = write_config(folder, document | provenance())
     processes.any(False)
-    if not processes.first and not _claim(folder, dataclasses.replace(setup.config, resume=True), identity):
+    if not processes.first:
+        run = _claim(folder, dataclasses.replace(setup.config, resume=True), identity)
+    if run is None:
         raise InputError(
             f"--out {folder}: process {processes.index} does not see what process 0 has written there; "
             "name a folder on a disk that all processes share"
         )
+    return run
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
@@ -80,37 +127,26 @@ def _identity(setup: Setup) -> dict[str, Any]:
     return {"structure": structure.hexdigest()[:16], "model": fingerprint(setup.potential)}
 
 
-def _claim(folder: Path, config: SweepConfig, identity: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run to be continued.
+def _claim(folder: Path, config: SweepConfig, identity: dict[str, Any]) -> str | None:
+    """The name of this very run, which the folder holds to be continued; None where the folder is free.
 
     Raises:
         InputError: the folder is in use, or holds a run with other settings, structure or model.
     """
-    stored = folder / "config.json"
-    check_output_folder(folder, resume=config.resume or os.path.exists(stored))
-    if not stored.exists():
-        return False
+    document = read_config(folder)
+    if document is None:
+        check_unclaimed(folder, resume=config.resume)
+        return None
     if not config.resume:
         raise InputError(f"--out {folder} already holds a sweep; add --resume to continue it or name a new folder")
-    try:
-        document = json.loads(stored.read_text())
-        changes = changed_fields(config, document["config"])
-        before = document["identity"]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{stored} is damaged; restore it or start in a new folder") from None
+    changes, before = changed_fields(config, document["config"]), document["identity"]
     changes += [f"the {name} is another one" for name, digest in identity.items() if before.get(name) != digest]
     if changes:
         raise InputError(
             f"--resume with changed settings: {'; '.join(changes)}; "
-            f"resume with the settings in {stored} or name a new --out"
+            f"resume with the settings in {folder / CONFIG_FILE} or name a new --out"
         )
-    return True
-
-
-def _write_config(folder: Path, config: SweepConfig, identity: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {"config": to_json(config), "identity": identity, "limits": dataclasses.asdict(Limits())}
-    write_json_atomic(folder / "config.json", document | provenance())
+    return run_name(document)
 
 
 def _headline(setup: Setup, processes: Processes) -> str:
@@ -133,8 +169,18 @@ def _headline(setup: Setup, processes: Processes) -> str:
 
 
 def main() -> int:
-    """Entry point of `python -m jaxpto.sweep`."""
-    return run_command("jaxpto.sweep", SweepConfig, run, defaults=_preset(sys.argv[1:]))
+    """Entry point of `python -m jaxpto.sweep`; returns its exit code, 1 if no replica came through."""
+    folders: list[Path] = []
+    preset = _preset(sys.argv[1:])
+    code = run_command("jaxpto.sweep", SweepConfig, lambda config: folders.append(run(config)), defaults=preset)
+    if code or not folders:
+        return code
+    outcome = read_outcome(folders[0])  # of several processes, the first one writes it
+    lost = outcome["replicas"] if outcome else []
+    if not lost or any(replica["status"] == "ok" for replica in lost):
+        return code
+    print(f"jaxpto.sweep: all {len(lost)} replicas melted or failed; {folders[0]} says why", file=sys.stderr)
+    return FAILED
 
 
 def _preset(argv: list[str]) -> SweepConfig:
@@ -147,4 +193,4 @@ def _preset(argv: list[str]) -> SweepConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 else:  # the same pytrees carry numpy arrays on the host and shapes under jax.eval_shape
     Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
+LEAST_VOLUME, MOST_VOLUME = 1.0, 1e5  # Angstrom^3 an atom: hydrogen in Jupiter has 1.5; one atom in a box of 46 A
+LEAST_HEIGHT = 0.5  # Angstrom between two faces of a cell; the shortest bond, that of H2, has 0.74
+
 
 @struct.dataclass
 class System:
@@ -133,11 +136,29 @@ def check_atoms(atoms: ase.Atoms, where: str = "structure") -> None:
         where: what to call the structure in the message (a file and frame, say).
 
     Raises:
-        InputError: what `check_cell` refuses, partly occupied sites, or atoms on top of each other.
+        InputError: what `check_cell` refuses, a cell far too small or large, partly occupied sites, or atoms on top of
+            each other.
     """
     check_cell(atoms, where)
+    _check_extent(atoms, where)
     _check_occupancies(atoms, where)
     _check_overlap(atoms, where)
+
+
+def _check_extent(atoms: ase.Atoms, where: str) -> None:
+    """Refuse cells in other units than Angstrom, before their images are counted."""
+    volume = atoms.cell.volume
+    height = volume / max(float(np.linalg.norm(np.cross(*atoms.cell.array[[i, i - 1]]))) for i in range(3))
+    if volume / len(atoms) < LEAST_VOLUME or height < LEAST_HEIGHT:
+        raise InputError(
+            f"{where}: the cell has {volume / len(atoms):.3g} A^3 for each atom and is {height:.3g} A wide, less than "
+            f"{LEAST_VOLUME:g} A^3 or {LEAST_HEIGHT:g} A; give it in Angstrom"
+        )
+    if volume / len(atoms) > MOST_VOLUME:
+        raise InputError(
+            f"{where}: the cell has {volume / len(atoms):.3g} A^3 for each atom, more than {MOST_VOLUME:g}; give it in "
+            "Angstrom, with vacuum no wider than the cutoff needs"
+        )
 
 
 def check_cell(atoms: ase.Atoms, where: str = "structure") -> None:

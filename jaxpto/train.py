@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,12 @@ from ase.data import chemical_symbols
 
 from jaxpto import terminal
 from jaxpto.catalogue import check_supports, find_model, load_potential, read_header, save_potential
-from jaxpto.command import configure_devices, run_command
+from jaxpto.command import configure_devices, leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
 from jaxpto.provenance import provenance
+from jaxpto.storage.lock import one_run
 from jaxpto.storage.output import check_output_folder
 from jaxpto.training import data, matching, matching_output, optimizer
 from jaxpto.training.batches import Composition, group, reference_energies, share_of, shortest_distances
@@ -216,12 +216,15 @@ def run(config: Config) -> Potential:
     """Train, writing model and checkpoint at every validation; returns the model that did best.
 
     Raises:
-        InputError: see `check`, `set_up` and `restore`.
+        InputError: see `check`, `one_run`, `set_up` and `restore`.
         FloatingPointError: the training diverged.
     """
     check(config)
-    if config.match:
-        return match(config)
+    with one_run(config.out):
+        return match(config) if config.match else _train(config)
+
+
+def _train(config: Config) -> Potential:
     task = set_up(config)
     model, compositions, scales = task.model, task.compositions, task.scales
     rule = optimizer.make_optimizer(
@@ -292,7 +295,7 @@ def match(config: Config) -> Potential:
     plan = plan_of(options, targets, config.seed)
     check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)
     for note in plan.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(note)
     task = set_up(config)
     problem = matching.Problem(
         task.model, task.raw, task.scales, task.compositions, config.weights, targets, options, plan, config.seed
@@ -379,7 +382,7 @@ def describe_settings(config: Config) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command."""
-    sys.exit(run_command("jaxpto.train", Config, run))
+    leave(run_command("jaxpto.train", Config, run))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,15 @@ Inside the engine energies are eV, lengths Angstrom, masses amu; time is therefo
 The factors are ASE's (CODATA 2014), so that numbers agree with ASE to the last digit.
 """
 
+import numpy as np
 from ase import units as _ase
 
 FEMTOSECOND: float = _ase.fs  # internal time units per fs
 BOLTZMANN: float = _ase.kB  # eV / K
 GIGAPASCAL: float = _ase.GPa  # eV / Angstrom^3 per GPa
 COULOMB_PER_SQUARE_METRE: float = _ase.C / _ase.m**2  # e / Angstrom^2 per C / m^2
+
+
+def kelvin(temperature: float) -> str:
+    """A temperature (K) in figures, as short as tells it from every other: 300, 300.0001; for names of files."""
+    return np.format_float_positional(float(temperature), trim="-")

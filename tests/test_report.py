@@ -195,6 +195,9 @@ def test_bad_input_is_one_line(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not valid JSON"):
         report.run(report.ReportConfig((str(tmp_path),)))
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="without its entry 'config'"):
+        report.run(report.ReportConfig((str(tmp_path),)))
+    (tmp_path / "config.json").write_text('{"config": {}}')
     with pytest.raises(InputError, match="has not finished"):
         report.run(report.ReportConfig((str(tmp_path),)))
     (tmp_path / "outcome.json").write_text("{}")

@@ -113,7 +113,7 @@ def test_writing_frames_again_neither_loses_nor_doubles_any(tmp_path: Path) -> N
     check_trajectory(path, 6)
     with pytest.raises(InputError, match="holds 6 frames but the checkpoint counts 7"):
         check_trajectory(path, 7)
-    with pytest.raises(InputError, match="not a readable H5MD file"):
+    with pytest.raises(InputError, match="is missing; restore it from a copy, or remove the run"):
         check_trajectory(tmp_path / "absent.h5md", 1)
 
 

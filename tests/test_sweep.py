@@ -12,6 +12,7 @@ import time
 
 import ase.build
 import ase.io
+import h5py
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
@@ -20,7 +21,9 @@ from jaxpto import sweep
 from jaxpto.catalogue import save_potential
 from jaxpto.command import run_command
 from jaxpto.config import PRESETS, SweepConfig
+from jaxpto.errors import InputError
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.report import load_run
 from jaxpto.storage.trajectory import read_trajectory
 
 FILES = {
@@ -147,6 +150,49 @@ def test_resuming_a_finished_run_changes_nothing(argon, finished, tmp_path):
     shutil.copytree(finished, folder)
     assert command(*argon, "--out", str(folder), "--resume") == 0
     same(finished, folder)
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(argon, finished, capsys, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for step in (folder / "checkpoints").iterdir():
+        shutil.rmtree(step)
+    assert "401 frames" in refused(capsys, tmp_path, *argon, "--out", str(folder), "--resume")
+    (folder / "checkpoints").rmdir()
+    assert "restore" in refused(capsys, tmp_path, *argon, "--out", str(folder), "--resume")
+    same(finished, folder)
+
+
+def test_exchanged_trajectories_are_noticed(argon, finished, capsys, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    one, other = (folder / "trajectories" / f"{t}K.h5md" for t in (10, 30))
+    one.rename(tmp_path / "kept")
+    other.rename(one)
+    (tmp_path / "kept").rename(other)
+    assert "temperature_K is 30.0, not 10.0" in refused(capsys, tmp_path, *argon, "--out", str(folder), "--resume")
+    with pytest.raises(InputError, match=r"10K\.h5md belongs elsewhere"):
+        load_run(folder)
+
+
+def test_the_report_counts_the_frames(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert len(load_run(folder).records[0].time_ps) == 401
+    with h5py.File(folder / "trajectories" / "20K.h5md", "r+") as file:
+        file["parameters/jaxpto/valid_frames"][()] = 101
+    with pytest.raises(InputError, match=r"20K\.h5md holds 101 frames, outcome\.json counts 401"):
+        load_run(folder)
+
+
+def test_a_sweep_without_any_survivor_fails_after_it_has_written_all(argon, tmp_path):
+    hot = ["--temperatures", "9000", "--steps", "400", "--out", str(tmp_path / "run")]
+    ran = subprocess.run([sys.executable, "-m", "jaxpto.sweep", *argon, *hot], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.strip().splitlines() == [
+        f"jaxpto.sweep: all 1 replicas melted or failed; {tmp_path / 'run'} says why"
+    ]
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
 
 
 def refused(capsys, tmp_path, *arguments: str) -> str:

@@ -20,6 +20,7 @@ from jaxpto.free_energy.config import (
     QuasiharmonicOptions,
     SwitchingOptions,
 )
+from jaxpto.storage.lock import one_run
 from jaxpto.storage.output import check_output_folder
 from jaxpto.terminal import console
 
@@ -53,7 +54,8 @@ def run(config: FreeEnergyConfig) -> Any:
         if name not in (config.method, BORROWED.get(config.method)) and getattr(config, name) != unchanged:
             raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
     check_output_folder(config.out, resume=True)  # whether it is in use, each method says
-    return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console())
+    with one_run(config.out):
+        return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

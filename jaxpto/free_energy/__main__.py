@@ -1,7 +1,6 @@
 """Makes the package a command."""
 
-import sys
-
+from jaxpto.command import leave
 from jaxpto.free_energy import main
 
-sys.exit(main())
+leave(main())

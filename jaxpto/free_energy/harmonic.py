@@ -122,14 +122,12 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
         )
     make_phonopy(given, config.repeats)  # refuses what are no counts, before any time is spent
     for note in read.notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(note)
     atoms = given
     if config.harmonic.relax != "none":
         fixed = config.harmonic.relax == "positions"
         if not fixed and config.mask == "diag" and (held := held_shear(given.cell.array)):
-            console.print(
-                f"{config.structure}: {held}; --mask full relaxes it", highlight=False, markup=False, soft_wrap=True
-            )
+            console.print(f"{config.structure}: {held}; --mask full relaxes it")
         target = Target(FMAX, "fixed" if fixed else config.mask, 0.0 if fixed else config.pressure)
         with StatusLine(console, "relaxing ...") as line:
             relaxed = relax_with_ase(

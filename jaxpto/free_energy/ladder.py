@@ -42,7 +42,7 @@ def run(config: FreeEnergyConfig, console: Console) -> LadderResult:
     freedom = 3 * atoms - 3 if config.ensemble == "npt" else 3 * atoms
     samples = enthalpy_samples(finished.records, config.equilibration)
     wanted = np.linspace(samples.temperatures[0], samples.temperatures[-1], 1 + 4 * (len(samples.temperatures) - 1))
-    console.print("MBAR and bootstrap ...", highlight=False)
+    console.print("MBAR and bootstrap ...")
     rows = summarize(finished.records, finished.unit, finished.equilibration)
     found = next(iter(transitions(rows)), None)
     bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from jaxpto.observables.polarization import PolarizationTopology
 from jaxpto.preparation import Setup, prepare
 from jaxpto.provenance import fingerprint, provenance
 from jaxpto.report import load_run
-from jaxpto.simulation import simulate
-from jaxpto.storage.files import write_json_atomic
+from jaxpto.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
+from jaxpto.simulation import check_space, simulate
 from jaxpto.storage.output import check_output_folder
 from jaxpto.system import defining_arrays, from_ase, unstack
 from jaxpto.thermodynamics.landau_analysis import LandauResult, Windows, WindowSamples, analyse, thinned
@@ -58,21 +57,19 @@ def run(config: FreeEnergyConfig, console: Console) -> LandauResult:
     units = len(plain.atoms) // 5
     windows = choose_windows(config.landau, min(config.temperatures), units)
     setup = window_setup(config, plain, plain.topology, windows)
-    _claim(folder, setup, windows)
+    run_of_windows = _claim(folder, setup, windows)
     for note in plain.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(note)
     formula = plain.atoms.symbols.formula.reduce()[0].format("metal")
     console.print(
         f"{formula}, {len(plain.atoms)} atoms, {len(windows.centers)} windows from {windows.centers[0]:g} to "
         f"{windows.centers[-1]:g} C/m^2 with K = {windows.strength:.3g} eV/(C/m^2)^2, at {len(config.temperatures)} "
         f"temperatures: {len(setup.temperatures)} replicas, {config.steps} steps of {config.timestep:g} fs, "
         f"model {plain.potential.name}, {len(jax.local_devices())} {jax.local_devices()[0].platform.upper()} device(s)",
-        highlight=False,
-        soft_wrap=True,
     )
-    simulate(setup, folder, console)
+    simulate(setup, folder, console, run=run_of_windows)
     sampled = read_windows(folder, windows, config)
-    console.print("MBAR and bootstrap ...", highlight=False)
+    console.print("MBAR and bootstrap ...")
     result = analyse(sampled, windows, seed=config.seed)
     subject = Subject(formula, config.model, units, config.ensemble == "npt")
     write_landau(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
@@ -187,8 +184,8 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
     return sampled
 
 
-def _claim(folder: Path, setup: Setup, windows: Windows) -> None:
-    """Make the folder this simulation's, or find that it is.
+def _claim(folder: Path, setup: Setup, windows: Windows) -> str:
+    """Make the folder this simulation's, or find that it is; returns the name of the run.
 
     Raises:
         InputError: the folder holds one with other settings, structure or model.
@@ -203,13 +200,12 @@ def _claim(folder: Path, setup: Setup, windows: Windows) -> None:
         },
         "identity": {"structure": structure.hexdigest()[:16], "model": fingerprint(setup.potential)},
     }
-    stored = folder / "config.json"
-    if not stored.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(stored, document | provenance())
-        return
+    stored, before = folder / CONFIG_FILE, read_config(folder)
+    if before is None:
+        check_unclaimed(folder, resume=True)
+        check_space(setup, folder)
+        return write_config(folder, document | provenance())
     try:
-        before = json.loads(stored.read_text())
         changes = changed_fields(setup.config, before["config"])
         changes += [
             f"the windows' {name} differ" for name, new in document["windows"].items() if before["windows"][name] != new
@@ -219,7 +215,9 @@ def _claim(folder: Path, setup: Setup, windows: Windows) -> None:
             for name, new in document["identity"].items()
             if before["identity"][name] != new
         ]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{stored} is damaged; restore it or start in a new folder") from None
     if changes:
         raise InputError(f"{folder} was run with other settings: {'; '.join(changes)}; name a new --out")
+    check_space(setup, folder)
+    return run_name(before)

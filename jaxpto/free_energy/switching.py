@@ -99,7 +99,7 @@ def run(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
     sweep, cell = _sweep_config(config, config.structure, tuple(kelvins)), given.atoms
     if config.switching.relax != "none":
         for note in given.notes:
-            console.print(note, highlight=False, soft_wrap=True, markup=False)
+            console.print(note)
         path = _relaxed(config, given.atoms, potential, console)
         sweep, cell = dataclasses.replace(sweep, structure=str(path), format=None, species=None), read_structure(path)
     run_sweep(sweep)

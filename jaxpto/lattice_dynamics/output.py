@@ -158,7 +158,7 @@ def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
         modes = calculation.harmonic.imaginary
         if not modes:
             where = "at the named points and those that fit the supercell"
-            console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz) {where}", soft_wrap=True)
+            console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz) {where}")
         for mode in modes[:SHOWN_MODES]:
             point = mode.point if mode.exact else f"{mode.point} (interpolated)"
             kind = "polar" if mode.polar else ""
@@ -171,7 +171,7 @@ def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
     for label, calculation in named.items():
         if dips := calculation.harmonic.bands.dips():
             deepest = ", ".join(f"{frequency_text(dip.frequency)} THz on {dip.stretch}" for dip in dips)
-            console.print(f"{label}: between the named points bands reach {deepest}; {INTERPOLATED}", soft_wrap=True)
+            console.print(f"{label}: between the named points bands reach {deepest}; {INTERPOLATED}")
 
 
 def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
@@ -197,7 +197,6 @@ def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
             console.print(
                 f"{label}: {share:.2g} % of modes ({thermal.left_out} of {thermal.modes}) on the mesh are imaginary "
                 f"and left out of the thermal properties{reason}",
-                highlight=False, soft_wrap=True,
             )  # fmt: skip
 
 

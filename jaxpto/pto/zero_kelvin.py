@@ -75,7 +75,7 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
             except InputError as error:
                 if config.models:
                     raise
-                console.print(f"{model}: left out ({error})", soft_wrap=True, highlight=False)
+                console.print(f"{model}: left out ({error})")
                 continue
             try:
                 stored = _compute(model, calculator, folder, config, console)

@@ -102,7 +102,7 @@ def write_outputs(results: list[ZeroKelvin], out: Path, settings: Mapping[str, A
     console.print(table)
     remarks = [f"{result.model}: {remark}" for result in results for remark in _remarks(result)]
     for line in [NOTE, *remarks, f"report: {out / 'report.html'}"]:
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line)
     figure = report_html.wide_figure(image, CAPTION)
     sections = [
         report_html.result("PbTiO3 at 0 K with " + ", ".join(result.model for result in results) + ".", remarks),

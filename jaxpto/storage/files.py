@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CODE_IN_TEXT = re.compile(r"(?:errno = |OS error )(\d+)")  # how HDF5 and TensorStore report the system's error code
 
 
@@ -35,7 +35,7 @@ def storage_error(path: Path, error: BaseException, needed: int = 0) -> StorageE
         code = int(found[1])
     reason = os.strerror(code) if code else str(error).strip().partition("\n")[0][:200]
     size = f" ({needed / 1e6:.1f} MB needed)" if needed else ""
-    remedy = "free space" if code is None or code in _NO_ROOM else "make the place writable"
+    remedy = "free space" if code is None or code in NO_ROOM else "make the place writable"
     return StorageError(
         f"{path}: could not be written{size}: {reason}; {remedy} and run again (a sweep with --resume); "
         "what was saved before is intact"

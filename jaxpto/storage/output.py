@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from jaxpto.errors import InputError
+from jaxpto.storage.lock import is_empty
 
 _INSIDE = 160  # characters of the longest path that a command makes inside its output folder
 _BESIDE = len(".partial-")  # what a file is called while it is written
@@ -29,7 +30,7 @@ def check_output_folder(out: str | Path, *, resume: bool = False, called: str = 
     if os.path.lexists(out) and not out.is_dir():
         raise InputError(f"{called} {out} is a file; name a folder")
     try:
-        used = out.is_dir() and any(out.iterdir())
+        used = out.is_dir() and not is_empty(out)
     except OSError as error:
         raise InputError(f"{called} {out} cannot be read: {error.strerror}; name another folder") from None
     if used and not resume:

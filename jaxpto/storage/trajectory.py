@@ -89,6 +89,7 @@ def create_trajectory(
     system: System,
     n_samples: int,
     observables: Mapping[str, Observable],
+    origin: Mapping[str, str | int | float] | None = None,
 ) -> None:
     """Create the full-length file of one replica, without any valid frame yet; an existing file is replaced atomically.
 
@@ -97,6 +98,7 @@ def create_trajectory(
         system: one replica (unbatched); numbers, masses and the floating-point type of the frames are taken from it.
         n_samples: frames that the whole run will write, at most.
         observables: what else is stored with every frame, as numbers of the same floating-point type.
+        origin: what tells this file from others like it, for `trajectory_origin`: run, temperature and replica, say.
 
     Raises:
         StorageError: the disk cannot hold the whole run.
@@ -107,6 +109,7 @@ def create_trajectory(
     atoms = _Atoms(np.asarray(system.numbers), np.asarray(system.masses), np.dtype(system.positions.dtype))
     with replacing(path, _frame_bytes(atoms, observables) * n_samples) as temporary:
         _create(temporary, atoms, n_samples, observables)
+        _set_origin(temporary, origin or {})
 
 
 def write_frames(path: str | Path, first_index: int, frames: Mapping[str, Shaped[np.ndarray, "f ..."]]) -> None:
@@ -176,25 +179,52 @@ def valid_frames(path: str | Path) -> int:
         InputError: the file is missing or no trajectory of ours.
     """
     with _open(path) as file:
-        return int(file[VALID_FRAMES][()])
+        try:
+            return int(file[VALID_FRAMES][()])
+        except OSError:
+            raise InputError(f"{path}: it is cut or damaged; restore it from a copy") from None
 
 
-def check_trajectory(path: str | Path, n_valid: int) -> None:
-    """Check before a resumed run that its trajectory holds every frame the checkpoint counts.
+def trajectory_origin(path: str | Path) -> dict[str, str | int | float]:
+    """What `create_trajectory` was told of where a file belongs; nothing for files of earlier versions.
+
+    Raises:
+        InputError: the file is missing or no trajectory of ours.
+    """
+    with _open(path) as file:
+        stored = file["parameters/jaxpto"].attrs
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
+
+
+def trajectory_bytes(system: System, n_samples: int, observables: Mapping[str, Observable]) -> int:
+    """Bytes of the frames that `create_trajectory` makes room for."""
+    atoms = _Atoms(np.asarray(system.numbers), np.asarray(system.masses), np.dtype(system.positions.dtype))
+    return _frame_bytes(atoms, observables) * n_samples
+
+
+def check_trajectory(path: str | Path, n_valid: int, origin: Mapping[str, str | int | float] | None = None) -> None:
+    """Check before a resumed run that its trajectory is the right one and holds every frame the checkpoint counts.
 
     Args:
         path: the replica's file.
         n_valid: frames that the checkpoint knows of.
+        origin: what the file was created with; what an earlier version did not store is not compared.
 
     Raises:
-        InputError: the file is missing, unreadable, or holds fewer frames.
+        InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames.
     """
-    stored = valid_frames(path)
+    remedy = "restore it from a copy, or remove the run (or name a new --out) to begin anew"
+    if not Path(path).exists():
+        raise InputError(f"{path} is missing; {remedy}")
+    try:
+        stored, found = valid_frames(path), trajectory_origin(path)
+    except InputError:
+        raise InputError(f"{path} is cut or damaged; {remedy}") from None
+    for name, value in found.items():
+        if origin and name in origin and value != origin[name]:
+            raise InputError(f"{path} belongs elsewhere: its {name} is {value}, not {origin[name]}; {remedy}")
     if stored < n_valid:
-        raise InputError(
-            f"{path}: it holds {stored} frames but the checkpoint counts {n_valid}; "
-            "restore the file or start in a new folder"
-        )
+        raise InputError(f"{path}: it holds {stored} frames but the checkpoint counts {n_valid}; {remedy}")
 
 
 def finalize_trajectory(path: str | Path, n_valid: int) -> None:
@@ -224,6 +254,7 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
         atoms = _Atoms(particles["species"][()], particles["mass"][()], data["position"].dtype)
         with replacing(path, _frame_bytes(atoms, observables) * n_valid) as temporary:
             _create(temporary, atoms, n_valid, observables)
+            _set_origin(temporary, trajectory_origin(path))
             with _open(temporary) as file:
                 targets = _targets(file)
             for first in range(0, n_valid, _COPIED_FRAMES):
@@ -273,9 +304,10 @@ class _Target(NamedTuple):
 def _open(path: str | Path) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
+    except OSError as error:  # HDF5 tells of addresses and superblocks, which say nothing to who has lost a file
+        reason = os.strerror(error.errno) if error.errno else "it is cut or damaged"
         raise InputError(
-            f"{path}: not a readable H5MD file ({error}); give one from a run's trajectories folder"
+            f"{path}: not a readable H5MD file ({reason}); restore it or give one from a run's trajectories folder"
         ) from None
     if VALID_FRAMES not in file or (PARTICLES not in file and EARLIER_PARTICLES not in file):
         file.close()
@@ -354,6 +386,12 @@ def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str,
     except (RuntimeError, ValueError) as error:  # what HDF5 makes of some failed writes
         raise OSError(str(error)) from error
     _fill(path)
+
+
+def _set_origin(path: Path, origin: Mapping[str, str | int | float]) -> None:
+    with h5py.File(path, "r+", libver=("earliest", "v110")) as file:
+        for name, value in origin.items():
+            file["parameters/jaxpto"].attrs[name] = value
 
 
 def _write_header(file: h5py.File) -> None:

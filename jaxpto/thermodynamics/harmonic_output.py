@@ -175,7 +175,7 @@ def write_document(
         table.add_row(*cells)
     console.print(table)
     for text in [*document.remarks, f"report: {out / 'report.html'}"]:
-        console.print(text, soft_wrap=True, highlight=False)
+        console.print(text)
     title = f"{document.method.capitalize()} free energy of {subject.formula} with {Path(subject.model).name}"
     if document.method == "qha":
         title = f"Quasi-harmonic thermodynamics of {subject.formula} with {Path(subject.model).name}"

@@ -95,7 +95,7 @@ def write_ladder(
     console.print(table)
     remarks = _remarks(result, subject)
     for text in [*remarks, f"report: {out / 'report.html'}"]:
-        console.print(text, soft_wrap=True, highlight=False)
+        console.print(text)
     title = f"Thermodynamics of {subject.formula} with {Path(subject.model).name}"
     sections = [
         report_html.result(remarks[0], remarks[1:]),

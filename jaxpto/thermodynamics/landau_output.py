@@ -67,7 +67,7 @@ def write_landau(
     console.print(table)
     remarks = _remarks(result, subject, lines)
     for text in [*remarks, f"report: {out / 'report.html'}"]:
-        console.print(text, soft_wrap=True, highlight=False)
+        console.print(text)
     sections = [
         report_html.result(remarks[0], remarks[1:]),
         report_html.plain_table(HEADS, rows),

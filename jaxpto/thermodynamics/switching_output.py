@@ -108,7 +108,7 @@ def write_switching(
     console.print(table)
     remarks = _remarks(switched, scaled, subject)
     for text in [*remarks, f"report: {out / 'report.html'}"]:
-        console.print(text, soft_wrap=True, highlight=False)
+        console.print(text)
     sections = [
         report_html.result(remarks[0], remarks[1:]),
         report_html.plain_table(

@@ -150,7 +150,7 @@ def match(
             raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower --matching.rate")
         met = fresh and _met(problem, look)
         at = dataclasses.replace(at, rows=(*at.rows, row), iteration=at.iteration + 1, met=met)
-        console.print(progress_line(problem, at), highlight=False, soft_wrap=True)
+        console.print(progress_line(problem, at))
         save(at)
         if not (met or last):
             total = jax.tree.map(jnp.add, gradient, look.gradient)

@@ -88,5 +88,5 @@ def show(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path, console:
     console.print(table)
     verdict = "all targets are met" if met else "not all targets are met: give more --matching.iterations and --resume"
     change = f", force errors changed by {100 * (after / before - 1):+.1f} %" if np.isfinite(before) else ""
-    console.print(f"after {last['iteration']} iterations {verdict}{change}", highlight=False, soft_wrap=True)
-    console.print(f"model, match.csv, match.json, match.png: {out}", highlight=False, soft_wrap=True)
+    console.print(f"after {last['iteration']} iterations {verdict}{change}")
+    console.print(f"model, match.csv, match.json, match.png: {out}")

@@ -1,0 +1,41 @@
+"""Is there room for a run? Asked before the first byte of it is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from jaxpto.errors import InputError
+
+RESERVE = 16 << 20  # bytes for config.json, figures, report and what other programs write meanwhile
+
+
+def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] = ()) -> None:
+    """Refuse a run that the disk cannot hold.
+
+    Args:
+        folder: where it will be written; need not exist.
+        needed: bytes of the whole run.
+        what: the figures behind them, for the message.
+        present: files that are there already and take part of these bytes.
+
+    Raises:
+        InputError: less is free than the run will still take.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError:  # no such figure here; the disk itself will tell
+        return
+    # what a sparse file promises is not yet taken: blocks count, not lengths
+    taken = sum(path.stat().st_blocks * 512 for path in present if path.is_file())
+    missing = needed - taken
+    if missing + RESERVE > free > 0 or free == 0 < missing:
+        already = f", {taken / 1e6:.0f} MB of it already there" if taken else ""
+        raise InputError(
+            f"--out {folder}: the run takes {needed / 1e6:.0f} MB ({what}){already}, {free / 1e6:.0f} MB are free; "
+            "free space, name a place with more, or store less with --sample-every or --steps"
+        )
