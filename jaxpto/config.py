@@ -244,7 +244,9 @@ def _positive(value: float) -> bool:
 
 
 def _spell(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """A value as on a command line, with all its digits: 300, 300.0001, 0 0 -3."""
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(str(one).removesuffix(".0") for one in values)
 
 
 def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:

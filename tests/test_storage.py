@@ -275,7 +275,7 @@ def test_a_disk_too_small_for_the_run_shows_at_creation(tmp_path: Path, child: C
     call = f"create_trajectory({str(path)!r}, make_system(100), 1000, OBSERVABLES)"
     status, output = child.run(LIMIT_FILES.format(call=call))
     assert status == 0, output
-    assert output.startswith(f"{path}: could not be written (1.3 MB needed): File too large; free space"), output
+    assert output.startswith(f"{path}: could not be written (1.4 MB needed): File too large; free space"), output
     assert len(output.splitlines()) == 1
     assert os.listdir(tmp_path) == []
 
