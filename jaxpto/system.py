@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 else:  # the same pytrees carry numpy arrays on the host and shapes under jax.eval_shape
     Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
-LEAST_VOLUME, MOST_VOLUME = 1.0, 1e5  # Angstrom^3 an atom: hydrogen in Jupiter has 1.5; one atom in a box of 46 A
+LEAST_VOLUME, MOST_VOLUME = 1.0, 1e7  # Angstrom^3 an atom: hydrogen in Jupiter has 1.5; one atom in a box of 215 A
+LONGEST_VECTOR = 1e5  # Angstrom; single precision resolves 0.01 of them there
 LEAST_HEIGHT = 0.5  # Angstrom between two faces of a cell; the shortest bond, that of H2, has 0.74
 
 
@@ -154,10 +155,11 @@ def _check_extent(atoms: ase.Atoms, where: str) -> None:
             f"{where}: the cell has {volume / len(atoms):.3g} A^3 for each atom and is {height:.3g} A wide, less than "
             f"{LEAST_VOLUME:g} A^3 or {LEAST_HEIGHT:g} A; give it in Angstrom"
         )
-    if volume / len(atoms) > MOST_VOLUME:
+    longest = float(atoms.cell.lengths().max())
+    if volume / len(atoms) > MOST_VOLUME or longest > LONGEST_VECTOR:
         raise InputError(
-            f"{where}: the cell has {volume / len(atoms):.3g} A^3 for each atom, more than {MOST_VOLUME:g}; give it in "
-            "Angstrom, with vacuum no wider than the cutoff needs"
+            f"{where}: the cell has {volume / len(atoms):.3g} A^3 for each atom and is {longest:.3g} A long, more than "
+            f"{MOST_VOLUME:g} A^3 or {LONGEST_VECTOR:g} A; give it in Angstrom, vacuum no wider than the cutoff needs"
         )
 
 

@@ -52,8 +52,8 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost():
 
 def test_output_that_nobody_reads_ends_nothing(tmp_path):
     code = (
-        "from jaxpto.command import leave, run_command; import dataclasses, sys, pathlib\n"
-        "from rich.console import Console\n"
+        "import dataclasses, pathlib; from rich.console import Console\n"
+        "from jaxpto.command import leave, run_command\n"
         "@dataclasses.dataclass\n"
         "class Config:\n    out: str = ''\n"
         "def run(config):\n"
