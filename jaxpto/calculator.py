@@ -14,7 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxpto.catalogue import check_known, load_potential
 from jaxpto.errors import InputError
-from jaxpto.neighbors import Neighbors, build, needs_rebuild
+from jaxpto.neighbors import Layout, Neighbors, build, needs_rebuild
 from jaxpto.potential import Potential, Prediction, SiteModel
 from jaxpto.programs import WIDE
 from jaxpto.system import System, check_cell, from_ase
@@ -49,6 +49,8 @@ class JaxptoCalculator(Calculator):
         dtype: of parameters and network, "float32" or "float64". Positions, cell and edge vectors are in double
             precision either way: rounding those would cost more digits than the network does.
         skin: extra distance of the neighbour list, Angstrom; by default what suits the model.
+        layout: sizes of the neighbour list to begin with, for structures with the same atoms; by default those that
+            the first structure needs.
 
     Raises:
         InputError: unknown model, other dtype or negative skin; on calculation, an unknown element or a structure that
@@ -57,7 +59,13 @@ class JaxptoCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012, the way of ASE
 
-    def __init__(self, model: Potential | str | Path, dtype: str = "float64", skin: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Potential | str | Path,
+        dtype: str = "float64",
+        skin: float | None = None,
+        layout: Layout | None = None,
+    ) -> None:
         super().__init__()
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype {dtype}; choose float32 or float64")
@@ -72,6 +80,7 @@ class JaxptoCalculator(Calculator):
             self.implemented_properties = [*self.implemented_properties, *potential.model.site_quantities]
         self._system: System | None = None
         self._neighbors: Neighbors | None = None
+        self._layout = layout
 
     def calculate(
         self,
@@ -99,6 +108,8 @@ class JaxptoCalculator(Calculator):
     def _predict(self, atoms: ase.Atoms) -> Prediction:
         if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
             check_known(self.potential, atoms)
+            if self._system is not None:
+                self._layout = None  # of other atoms
             self._system, self._neighbors = from_ase(atoms, np.float64), None
         check_cell(atoms)
         positions, cell = jnp.asarray(atoms.positions, np.float64), jnp.asarray(atoms.cell.array, np.float64)
@@ -112,8 +123,9 @@ class JaxptoCalculator(Calculator):
         return _evaluate(self.potential, system, self._neighbors)[0]
 
     def _rebuild(self, atoms: ase.Atoms, system: System) -> Neighbors:
-        if self._neighbors is not None:
-            neighbors = _build(system, self._neighbors.layout)
+        layout = self._layout if self._neighbors is None else self._neighbors.layout
+        if layout is not None:
+            neighbors = _build(system, layout)
             if not neighbors.overflow:
                 return neighbors
         from_ase(atoms, np.float64)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ase
+import jax
+import numpy as np
 import tyro
 
 from jaxpto import terminal
@@ -18,13 +21,19 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.catalogue import check_supports
 from jaxpto.command import FAILED, configure_devices, leave, run_command
 from jaxpto.errors import InputError
-from jaxpto.provenance import provenance
+from jaxpto.potential import Potential
+from jaxpto.provenance import fingerprint, provenance
 from jaxpto.relaxation.batched import relax_batched
-from jaxpto.relaxation.output import Entry, check_folder, make_entries, show, unique_names, write_folder
+from jaxpto.relaxation.finished import check_begun, check_same, keep, load_kept
+from jaxpto.relaxation.output import Entry, make_entries, show, unique_names, write_folder
 from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.status_line import StatusLine
+from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.identity import digest_of, make_identity
+from jaxpto.storage.lock import one_run
 from jaxpto.structures import read_input
+from jaxpto.system import from_ase
 
 NAME = "jaxpto.relax"
 
@@ -55,20 +64,28 @@ class RelaxConfig:
     """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
+    resume: bool = False
+    """Go on with the run in the output folder, or begin if nothing is there; finished structures are kept."""
 
 
 def run(config: RelaxConfig) -> list[Entry]:
     """Relax every structure, write the output folder, and return what came of each, in the order given.
 
-    A structure that does not converge is no error here: its outcome says so. Whatever ends the command early, the
-    structures that are finished by then are written.
+    A structure that does not converge is no error here: its outcome says so. Every structure is stored as soon as it is
+    finished, so that --resume has nothing to repeat but what was under way, whatever ended the command; its outcomes
+    are those of an uninterrupted run. If there is time at the end, tables and structure files are written too.
 
     Raises:
         InputError: no or bad structures, unknown model or element, settings that cannot be used, an output folder in
             use, or an ASE calculator with the method batched; nothing is written then.
     """
+    begun = check_begun(config.out, resume=config.resume)
+    with one_run(config.out):
+        return _relax(config, begun)
+
+
+def _relax(config: RelaxConfig, begun: bool) -> list[Entry]:
     console = terminal.console()
-    check_folder(config.out)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
     files, frames, notes = _read(config)
     if config.method == "batched":
@@ -82,18 +99,34 @@ def run(config: RelaxConfig) -> list[Entry]:
     held = _held(files, frames) if config.mask == "diag" else []
     for note in (*notes, *held):
         console.print(note)
+    names, identity = unique_names(files), _identity(config, potential, files, frames)
     outcomes: dict[int, Relaxed] = {}
+    if begun:
+        check_same(config.out, identity)
+        outcomes = load_kept(config.out, names, frames, lambda line: print(line, file=sys.stderr))
+        console.print(f"{len(outcomes)} of {len(frames)} structures were finished before")
+    elif config.resume:
+        print(f"nothing in {config.out} to go on with: begins")
+
+    def finish(index: int, outcome: Relaxed) -> None:
+        nonlocal begun
+        if not begun:  # not before there is something to keep: what is refused leaves no folder
+            config.out.mkdir(parents=True, exist_ok=True)
+            document = {"config": dataclasses.asdict(config), "identity": identity}
+            write_json_atomic(config.out / "config.json", document | provenance())
+            begun = True
+        keep(config.out, names[index], outcome)
+        outcomes[index] = outcome
 
     def store() -> list[Entry]:
         """Write what is finished; the names are those of the whole."""
         done = sorted(outcomes)
-        names = unique_names(files)
         entries = make_entries(
             [names[i] for i in done], [files[i] for i in done], [frames[i] for i in done], [outcomes[i] for i in done]
         )
         missing = [name for index, name in enumerate(names) if index not in outcomes]
         about: dict[str, Any] = {"model": potential.name, "conservative": potential.conservative, "missing": missing}
-        write_folder(config.out, entries, {"config": dataclasses.asdict(config)} | provenance(), about)
+        write_folder(config.out, entries, about)
         return entries
 
     try:
@@ -104,9 +137,9 @@ def run(config: RelaxConfig) -> list[Entry]:
                     worst = f", largest residual of those running {residual:.2e} eV/A" if residual else ""
                     line.update(f"{done} of {len(frames)} done{worst}")
 
-                relax_batched(frames, potential, target, report, outcomes.__setitem__)
+                relax_batched(frames, potential, target, report, finish, dict(outcomes))
             else:
-                _one_by_one(frames, calculator, target, config.method, line, outcomes)
+                _one_by_one(frames, calculator, target, config.method, line, outcomes, finish)
     except BaseException:  # an interrupt, say
         if outcomes:
             store()
@@ -165,15 +198,44 @@ def _one_by_one(
     target: Target,
     optimizer: Literal["bfgs", "fire"],
     line: StatusLine,
-    outcomes: dict[int, Relaxed],
+    outcomes: Mapping[int, Relaxed],
+    finish: Callable[[int, Relaxed], None],
 ) -> None:
-    """Each structure by ASE; those of the same composition in a row, so that they share compiled programs."""
-    for index in sorted(range(len(frames)), key=lambda index: frames[index].numbers.tolist()):
+    """Each structure without an outcome by ASE; those with the same atoms share a compiled program.
 
-        def report(step: int, residual: float) -> None:
-            line.update(f"{len(outcomes)} of {len(frames)} done; step {step}, residual {residual:.2e} eV/A")
+    Each begins with neighbour lists of the same sizes, so that its numbers do not depend on what was done before.
+    """
 
-        outcomes[index] = relax_with_ase(frames[index], calculator, target, optimizer, report)
+    def report(step: int, residual: float) -> None:
+        line.update(f"{len(outcomes)} of {len(frames)} done; step {step}, residual {residual:.2e} eV/A")
+
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, atoms in enumerate(frames):
+        groups[tuple(atoms.numbers.tolist())].append(index)
+    for _, members in sorted(groups.items()):
+        to_do = [index for index in members if index not in outcomes]
+        if not to_do:
+            continue
+        with jax.enable_x64(True):
+            systems = [from_ase(frames[index], np.float64) for index in members]
+            layout = calculator.potential.allocate(systems, calculator.skin)
+        for index in to_do:
+            own = JaxptoCalculator(calculator.potential, str(calculator.dtype), calculator.skin, layout)
+            finish(index, relax_with_ase(frames[index], own, target, optimizer, report))
+
+
+def _identity(
+    config: RelaxConfig, potential: Potential, files: Sequence[str], frames: Sequence[ase.Atoms]
+) -> dict[str, Any]:
+    """What --resume compares."""
+    settings = {name: getattr(config, name) for name in ("fmax", "mask", "pressure", "steps", "method", "dtype")}
+    host = isinstance(potential.model, HostCalculator)  # of which no more than the name is known
+    structures = [
+        (name, digest_of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.get_masses()))
+        for name, atoms in zip(unique_names(files), frames, strict=True)
+    ]
+    return make_identity(settings | ({"model": config.model} if host else {}), structures,
+                         {"model": None if host else fingerprint(potential)})  # fmt: skip
 
 
 def _title(config: RelaxConfig, model: str) -> str:

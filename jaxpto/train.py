@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,21 +23,29 @@ from jaxpto import terminal
 from jaxpto.catalogue import check_supports, find_model, load_potential, read_header, save_potential
 from jaxpto.command import configure_devices, leave, run_command
 from jaxpto.errors import InputError
+from jaxpto.interrupts import interrupts_held
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
-from jaxpto.provenance import provenance
+from jaxpto.provenance import fingerprint, provenance
+from jaxpto.storage.identity import digest_of, make_identity
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.output import check_output_folder
 from jaxpto.training import data, matching, matching_output, optimizer
 from jaxpto.training.batches import Composition, group, reference_energies, share_of, shortest_distances
-from jaxpto.training.checkpoint import checkpoint, restore
+from jaxpto.training.checkpoint import checkpoint, previous_of, restore
+from jaxpto.training.ensembles import Plan
 from jaxpto.training.loss import LossWeights
 from jaxpto.training.matching_options import MatchOptions, check_options, plan_of
+from jaxpto.training.progress import describe_data, progress_line, validate
 from jaxpto.training.targets import parse_targets
 from jaxpto.training.whitening import Whitening, fold, unfold
 
 CHECKPOINT = "training.npz"
 REPORT_EVERY = 1000  # steps between two progress lines; the order of frames is drawn for as many steps at a time
+# options that do not change what the weights become; a resumed run may have others
+FREE = ("data", "out", "initial", "resume", "source", "validate_every", "patience", "checkpoint_every")
+# of --matching: a run that has not met its targets may be given more iterations, and read its file otherwise
+FREE_MATCHING = ("iterations", "format", "species")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +67,11 @@ class Config:
         radial: radial functions.
         quartic: channels with four-body invariants.
         cutoff: Angstrom.
-        validate_every: steps between validations; each writes checkpoint and model.
+        validate_every: steps between validations; each writes checkpoint and, if it is the best, the model.
+        checkpoint_every: seconds between two checkpoints; what a kill can cost.
         patience: stop after this many validations without a better one (0: never).
         initial: start from the weights of this model, a name or a folder (fine-tuning).
-        resume: go on with the checkpoint in `out`.
+        resume: go on with the checkpoint in `out`, or begin if nothing is there.
         seed: of initial weights and of the order of frames.
         source: where the data come from, for model.json.
         match: tune the initial model to a measured average, as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5"; of
@@ -85,6 +94,7 @@ class Config:
     quartic: int = 4
     cutoff: float = 6.0
     validate_every: int = 10_000
+    checkpoint_every: float = 120.0
     patience: int = 0
     initial: Path | None = None
     resume: bool = False
@@ -102,8 +112,12 @@ def check(config: Config) -> None:
     """
     if not config.data:
         raise InputError("no training data; give --data with DeePMD folders or extxyz files")
-    for name in ("steps", "validate_every", "hidden", "channels", "radial", "cutoff", "matrix_rate", "other_rate"):
-        if not getattr(config, name) > 0:
+    positive = (
+        "steps", "validate_every", "checkpoint_every", "hidden", "channels", "radial", "cutoff", "matrix_rate",
+        "other_rate",
+    )  # fmt: skip
+    for name in positive:
+        if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} = {getattr(config, name)}: it must be positive")
     if not 0 <= config.quartic <= config.channels:
         raise InputError(f"quartic = {config.quartic}: it must lie between 0 and channels ({config.channels})")
@@ -122,24 +136,52 @@ def check(config: Config) -> None:
             raise InputError("--match tunes a model: name it with --initial, as --initial perovskite")
     elif config.matching != MatchOptions():
         raise InputError("--matching options without a target; give --match OBSERVABLE@TEMPERATUREK=VALUE too")
-    check_output_folder(config.out, resume=config.resume)
+    check_output_folder(config.out, resume=True)
+    if len(set(config.data)) < len(config.data):
+        twice = next(path for path in config.data if config.data.count(path) > 1)
+        raise InputError(f"--data {twice} is given twice; give it once (--shares says how often it is drawn)")
+
+
+def goes_on(config: Config) -> bool:
+    """Whether `out` holds a checkpoint to go on with; without --resume there must be nothing in it.
+
+    Raises:
+        InputError: a file, a folder in use, or one that holds other things but no checkpoint.
+    """
+    out, stored = config.out, config.out / (matching.CHECKPOINT if config.match else CHECKPOINT)
+    inside = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
+    if not config.resume and inside:
+        raise InputError(f"{out}: not empty; choose another --out, or --resume to go on with it")
+    if stored.exists() or previous_of(stored).exists():
+        return True
+    if inside:
+        raise InputError(
+            f"--resume: {out} holds {inside[0].name} but no {stored.name} to go on with; restore that file, or choose "
+            "another --out"
+        )
+    if config.resume:
+        print(f"nothing in {out} to go on with: begins")
+    return False
 
 
 def load_frames(config: Config) -> list[data.Frames]:
-    """Read and clean all data.
+    """Read and clean all data, and give every trajectory a name of its own.
 
     Raises:
         InputError: nothing usable in it.
     """
-    trajectories = []
-    for path in config.data:
-        for frames in data.read(path):
-            kept = data.clean(frames)
-            if len(kept) < len(frames):
-                dropped = len(frames) - len(kept)
-                print(f"{frames.name}: left out {dropped} of {len(frames)} frames (not finite, or absurd forces)")
-            if len(kept):
-                trajectories.append(kept)
+    trajectories: list[data.Frames] = []
+    names: list[str] = []
+    for frames in (frames for path in config.data for frames in data.read(path)):
+        kept = data.clean(frames)
+        if len(kept) < len(frames):
+            why = ", ".join(f"{hit.sum()} {reason}" for reason, hit in data.faults(frames).items())
+            print(f"{frames.name}: left out {len(frames) - len(kept)} of {len(frames)} frames: {why}")
+        names.append(frames.name)
+        if names.count(frames.name) > 1:  # shares and errors go by name
+            kept = dataclasses.replace(kept, name=f"{frames.name}-{names.count(frames.name)}")
+        if len(kept):
+            trajectories.append(kept)
     if not trajectories:
         raise InputError(f"{', '.join(map(str, config.data))}: no usable frame; give labelled structures")
     return trajectories
@@ -152,13 +194,15 @@ class Task:
     Attributes:
         model: architecture.
         reference: energy of each element that labels are relative to, eV.
-        compositions: the data.
+        trajectories: the data as they were read.
+        compositions: the data on the device.
         scales: whitening.
         raw: weights to start from.
     """
 
     model: Perovskite
     reference: dict[int, float]
+    trajectories: list[data.Frames]
     compositions: list[Composition]
     scales: Whitening
     raw: Params
@@ -191,7 +235,7 @@ def set_up(config: Config) -> Task:
     scales = optimizer.measure_whitening(model, raw if params is None else params, batches, folded=params is not None)
     if params is not None:
         raw = unfold(model, params, scales)
-    return Task(model, reference, compositions, scales, raw)
+    return Task(model, reference, trajectories, compositions, scales, raw)
 
 
 def initial_model(folder: Path, elements: tuple[int, ...]) -> tuple[Perovskite, Params, dict[int, float]]:
@@ -215,16 +259,20 @@ def initial_model(folder: Path, elements: tuple[int, ...]) -> tuple[Perovskite, 
 def run(config: Config) -> Potential:
     """Train, writing model and checkpoint at every validation; returns the model that did best.
 
+    A checkpoint is written every `checkpoint_every` seconds too, and at an interrupt. A resumed run ends with the
+    weights of an uninterrupted one, bit for bit.
+
     Raises:
-        InputError: see `check`, `one_run`, `set_up` and `restore`.
+        InputError: see `check`, `one_run`, `goes_on`, `set_up` and `restore`.
         FloatingPointError: the training diverged.
     """
     check(config)
     with one_run(config.out):
-        return match(config) if config.match else _train(config)
+        resumed = goes_on(config)
+        return match(config, resumed) if config.match else _train(config, resumed)
 
 
-def _train(config: Config) -> Potential:
+def _train(config: Config, resumed: bool) -> Potential:
     task = set_up(config)
     model, compositions, scales = task.model, task.compositions, task.scales
     rule = optimizer.make_optimizer(
@@ -234,54 +282,92 @@ def _train(config: Config) -> Potential:
     average, raw = (jax.tree.map(jnp.copy, task.raw) for _ in range(2))
     state = optimizer.TrainState(raw, average, rule.init(raw), jnp.zeros(4, np.float32))
     progress: dict[str, Any] = {"step": 0, "best": None, "since_best": 0, "seconds": 0.0}
-    if config.resume:
-        (state, scales), progress = restore(config.out / CHECKPOINT, (state, scales))
+    identity = identity_of(config, task)
     config.out.mkdir(parents=True, exist_ok=True)
+    if resumed:
+        (state, scales), progress = restore(config.out / CHECKPOINT, (state, scales), identity)
+    for line in describe_data(task.trajectories, len(model.elements), len(compositions)):
+        print(line, flush=True)
+    if resumed:
+        print(f"goes on after step {progress['step']} of {config.steps}", flush=True)
+    already, began = progress["seconds"], time.time()
+
+    def save() -> None:
+        checkpoint(config.out / CHECKPOINT, (state, scales), progress | {"identity": identity})
+
+    def position(done: int) -> dict[str, Any]:
+        return {"step": done, "seconds": already + time.time() - began}
+
+    if not resumed:
+        save()
     batches = [c.train for c in compositions]
     steps = [optimizer.make_step(model, b, scales, rule, config.weights, config.ema) for b in batches]
     checks = [optimizer.make_validation(model, c.held_out, scales) if c.held_out else None for c in compositions]
-    frames = sum(len(c.probability) + len(c.held_out_names) for c in compositions)
-    print(f"{frames} frames, {len(compositions)} compositions, {len(model.elements)} elements", flush=True)
-
+    virials = any(t.with_virial.any() for t in task.trajectories)
     draw = np.concatenate([c.probability for c in compositions])
     which = np.repeat(np.arange(len(compositions)), [len(c.probability) for c in compositions])
     row = np.concatenate([np.arange(len(c.probability)) for c in compositions])
-    already, began, first = progress["seconds"], time.time(), progress["step"]
+    first, saved = progress["step"], time.monotonic()
     order = np.zeros(REPORT_EVERY, int)
-    for step in range(first, config.steps):
-        if step == first or step % REPORT_EVERY == 0:  # depends on seed and step alone, so a resumed run repeats it
-            generator = np.random.default_rng([config.seed, step // REPORT_EVERY])
-            order = generator.choice(len(draw), REPORT_EVERY, p=draw / draw.sum())
-        pick = order[step % REPORT_EVERY]
-        state = steps[which[pick]](state, int(row[pick]), batches[which[pick]].arrays)
-        done = step + 1
-        last = done == config.steps
-        if done % REPORT_EVERY == 0 or last:
-            print(progress_line(done, config.steps, state, (time.time() - began) / (done - first)), flush=True)
-        if done % config.validate_every == 0 or last:
-            errors, score = validate(compositions, checks, state.average)
-            print(json.dumps({"step": done, "validation": errors}), flush=True)
-            if not np.isfinite(score if score is not None else np.asarray(state.errors[0])):
-                raise FloatingPointError(f"training diverged before step {done}; lower --matrix-rate and --other-rate")
-            better = score is None or progress["best"] is None or score < progress["best"]
-            progress = {
-                "step": done,
-                "best": score if better else progress["best"],
-                "since_best": 0 if better else progress["since_best"] + 1,
-                "seconds": already + time.time() - began,
-            }
-            if better:
-                params = fold(model, state.average, scales)
-                header = describe(config, task.reference, errors, progress)
-                save_potential(Potential(params, model, config.out.name), config.out, header)
-            checkpoint(config.out / CHECKPOINT, (state, scales), progress)
+    with interrupts_held() as interrupted:  # a step that is cut off takes the state with it
+        for step in range(first, config.steps):
             if config.patience and progress["since_best"] >= config.patience:
-                print(f"no better validation in {config.patience} checks; stopped at step {done}", flush=True)
+                print(f"no better validation in {config.patience} checks; stopped at step {step}", flush=True)
                 break
+            if step == first or step % REPORT_EVERY == 0:  # depends on seed and step alone: a resumed run repeats it
+                generator = np.random.default_rng([config.seed, step // REPORT_EVERY])
+                order = generator.choice(len(draw), REPORT_EVERY, p=draw / draw.sum())
+            pick = order[step % REPORT_EVERY]
+            state = steps[which[pick]](state, int(row[pick]), batches[which[pick]].arrays)
+            done = step + 1
+            last = done == config.steps
+            if done % REPORT_EVERY == 0 or last:
+                pace = (time.time() - began) / (done - first)
+                print(progress_line(done, config.steps, state, pace, virials=virials), flush=True)
+            if done % config.validate_every == 0 or last:
+                errors, score = validate(compositions, checks, state.average)
+                print(json.dumps({"step": done, "validation": errors}), flush=True)
+                if not np.isfinite(score if score is not None else np.asarray(state.errors[0])):
+                    raise FloatingPointError(
+                        f"training diverged before step {done}; lower --matrix-rate and --other-rate"
+                    )
+                better = score is None or progress["best"] is None or score < progress["best"]
+                progress = position(done) | {
+                    "best": score if better else progress["best"],
+                    "since_best": 0 if better else progress["since_best"] + 1,
+                }
+                if better:
+                    params = fold(model, state.average, scales)
+                    header = describe(config, task.reference, errors, progress)
+                    save_potential(Potential(params, model, config.out.name), config.out, header)
+                save()
+                saved = time.monotonic()
+            elif interrupted() or time.monotonic() - saved > config.checkpoint_every:
+                progress |= position(done)
+                save()
+                saved = time.monotonic()
+            if interrupted():
+                print(f"stopped after step {done} of {config.steps}, which is saved", flush=True)
+                raise KeyboardInterrupt
     return load_potential(config.out)
 
 
-def match(config: Config) -> Potential:
+def identity_of(config: Config, task: Task, plan: Plan | None = None) -> dict[str, Any]:
+    """What a checkpoint must agree on to be gone on with; see `make_identity`."""
+    settings = {name: value for name, value in describe_settings(config).items() if name not in FREE}
+    if "matching" in settings:
+        settings["matching"] = {k: v for k, v in settings["matching"].items() if k not in FREE_MATCHING}
+    initial = None if config.initial is None else fingerprint(load_potential(config.initial))
+    digests = {"initial model": initial}
+    if plan is not None:
+        atoms = plan.atoms
+        digests["structure of the simulations"] = digest_of(
+            atoms.numbers, atoms.positions, atoms.cell.array, atoms.get_masses()
+        )
+    return make_identity(settings, [(frames.name, frames.digest) for frames in task.trajectories], digests)
+
+
+def match(config: Config, resumed: bool) -> Potential:
     """Tune the initial model to `config.match`, writing model, history and checkpoint in every iteration.
 
     Raises:
@@ -298,18 +384,23 @@ def match(config: Config) -> Potential:
         console.print(note)
     task = set_up(config)
     problem = matching.Problem(
-        task.model, task.raw, task.scales, task.compositions, config.weights, targets, options, plan, config.seed
-    )
+        task.model, task.raw, task.scales, task.compositions, config.weights, targets, options, plan, config.seed,
+        identity_of(config, task, plan),
+    )  # fmt: skip
     checks = [optimizer.make_validation(task.model, c.held_out, task.scales) if c.held_out else None
               for c in task.compositions]  # fmt: skip
     settings = describe_settings(config) | provenance()
     config.out.mkdir(parents=True, exist_ok=True)
+    for line in describe_data(task.trajectories, len(task.model.elements), len(task.compositions)):
+        print(line, flush=True)
     began = time.time()
-    errors: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float | None]] = {}
 
     def force_error(raw: Params) -> float:
         errors.update(validate(task.compositions, checks, raw)[0])
-        return float(np.sqrt(np.mean([(1e-3 * e["forces"]) ** 2 for e in errors.values()]))) if errors else np.nan
+        return (
+            float(np.sqrt(np.mean([(1e-3 * (e["forces"] or 0.0)) ** 2 for e in errors.values()]))) if errors else np.nan
+        )
 
     def save(at: matching.Position) -> None:
         progress = {"step": at.iteration, "seconds": time.time() - began}
@@ -319,45 +410,14 @@ def match(config: Config) -> Potential:
         )
         matching_output.write_history(config.out, targets, at.rows, settings)
 
-    at = matching.match(problem, config.out, force_error, save, resume=config.resume, console=console)
+    at = matching.match(problem, config.out, force_error, save, resume=resumed, console=console)
     matching_output.write_figure(config.out, targets, at.rows)
     matching_output.show(targets, at.rows, at.met, config.out, console)
     return load_potential(config.out)
 
 
-def progress_line(done: int, total: int, state: optimizer.TrainState, seconds: float) -> str:
-    """One line: where the training is, running errors of the frames just seen, speed and time left."""
-    value, *squares = np.asarray(state.errors).tolist()
-    energy, forces, virial = (1e3 * s**0.5 for s in squares)
-    return (
-        f"step {done}/{total}  loss {value:.3f}  E {energy:.2f} meV/atom  F {forces:.1f} meV/A  "
-        f"V {virial:.2f} meV/atom  {1e3 * seconds:.2f} ms/step  ETA {(total - done) * seconds / 60:.1f} min"
-    )
-
-
-def validate(
-    compositions: list[Composition], checks: list[Callable | None], raw: Params
-) -> tuple[dict[str, dict[str, float]], float | None]:
-    """RMS errors of each held-out trajectory (meV/atom, meV/Angstrom, meV/atom), and one score to compare models by.
-
-    The score weighs trajectories as the training does; None without held-out frames.
-    """
-    errors: dict[str, dict[str, float]] = {}
-    score: float | None = None
-    for composition, check_errors in zip(compositions, checks, strict=True):
-        if check_errors is None or composition.held_out is None:
-            continue
-        squares = np.asarray(check_errors(raw, composition.held_out.arrays))
-        names = np.array(composition.held_out_names)
-        for name in dict.fromkeys(composition.held_out_names):
-            e, f, v = (1e3 * np.sqrt(squares[names == name].mean(0))).tolist()
-            errors[name] = {"energy": round(e, 3), "forces": round(f, 2), "virial": round(v, 2)}
-            score = (score or 0.0) + composition.weight_of[name] * (e / 3.0 + f / 100.0 + v / 6.0)
-    return errors, score
-
-
 def describe(
-    config: Config, reference: dict[int, float], errors: dict[str, dict[str, float]], progress: dict[str, Any]
+    config: Config, reference: dict[int, float], errors: dict[str, dict[str, float | None]], progress: dict[str, Any]
 ) -> dict[str, Any]:
     """What `model.json` says about a training."""
     return {

@@ -21,6 +21,7 @@ from ase.optimize import BFGS
 from jaxpto.catalogue import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.relax import RelaxConfig, main, run
+from jaxpto.relaxation import batched
 from jaxpto.relaxation.output import unique_names
 
 
@@ -147,13 +148,83 @@ def test_finished_structures_outlive_the_end_of_the_command(
     assert main([*files, "--model", "ase:impatient:Impatient", "--out", str(out)]) == 130
     assert signal.getsignal(signal.SIGTERM) is before
     printed = capsys.readouterr()
-    assert printed.err == "jaxpto.relax: interrupted\n"
+    assert printed.err == "jaxpto.relax: interrupted; the same command with --resume goes on\n"
     assert "1 of 2 structures are finished" in printed.out
     document = json.loads((out / "relaxation.json").read_text())
     assert document["missing"] == ["gold"]
     (found,) = document["structures"]
     assert (found["name"], found["converged"]) == ("copper", True)
     assert (out / "relaxed" / "copper.vasp").exists()
+
+    (tmp_path / "impatient.py").write_text("from ase.calculators.emt import EMT as Impatient\n")
+    monkeypatch.delitem(sys.modules, "impatient")
+    copper = (out / "relaxed" / "copper.extxyz").read_bytes()
+    assert main([*files, "--model", "ase:impatient:Impatient", "--out", str(out), "--resume"]) == 0
+    assert "1 of 2 structures were finished before" in capsys.readouterr().out
+    document = json.loads((out / "relaxation.json").read_text())
+    assert [(found["name"], found["converged"]) for found in document["structures"]] == [
+        ("gold", True),
+        ("copper", True),
+    ]
+    assert document["missing"] == []
+    assert (out / "relaxed" / "copper.extxyz").read_bytes() == copper
+
+
+@pytest.mark.parametrize(("method", "mask"), [("bfgs", "fixed"), ("batched", "full")])
+def test_a_resumed_run_gives_what_an_uninterrupted_one_does(
+    workplace: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    mask: str,
+) -> None:
+    """Bit for bit, from what a kill leaves behind: config.json, and the structures that were finished by then."""
+    monkeypatch.setattr(batched, "ATOMS_AT_ONCE", {"cpu": 4})  # two lanes for the three alike
+    starts = [bulk("Ar", "hcp", a=a, c=c) for a, c in ((3.7, 6.2), (3.9, 6.0), (3.6, 6.4))]
+    for seed, start in enumerate(starts):
+        start.rattle(0.05, seed=seed)
+    ase.io.write(tmp_path / "hexagonal.traj", starts)
+    ase.io.write(tmp_path / "cubic.traj", bulk("Ar", "fcc", 5.2))
+    given = [str(tmp_path / "hexagonal.traj"), str(tmp_path / "cubic.traj"), "--model", str(workplace / "argon")]
+    given += ["--fmax", "1e-3", "--method", method, "--mask", mask, "--out", str(tmp_path / "out")]
+    assert main(given) == 0
+    out, results = tmp_path / "out", ("relaxation.json", "convergence.csv", "relaxed")
+    straight = {path: path.read_bytes() for name in results for path in _files(out / name)}
+    assert len(straight) == 2 + 2 * 4
+    for path in straight:
+        path.unlink()
+    (out / "finished" / "hexagonal-2.npz").unlink()
+    (out / "finished" / "hexagonal-3.npz").write_bytes((out / "finished" / "hexagonal-3.npz").read_bytes()[:-40])
+    capsys.readouterr()
+
+    for options, words in (
+        (["--fmax", "1e-5", "--steps", "9"], "fmax was 0.001, now 1e-05; steps was 500, now 9"),
+        (["--dtype", "float32"], "dtype was float64, now float32; the model is another one"),
+    ):
+        assert main([*given, *options, "--resume"]) == 2
+        assert words in capsys.readouterr().err
+    assert main([*given[1:], "--resume"]) == 2
+    assert "structure hexagonal-1 is missing; structure hexagonal-2 is missing" in capsys.readouterr().err
+    assert main(given) == 2
+    assert "--resume to finish its run" in capsys.readouterr().err
+
+    assert main([*given, "--resume"]) == 0
+    said = capsys.readouterr()
+    assert "2 of 4 structures were finished before" in said.out
+    assert said.err.count("\n") == 1
+    assert "hexagonal-3.npz: damaged (" in said.err
+    assert straight == {path: path.read_bytes() for name in results for path in _files(out / name)}
+
+    heavy = bulk("Ar", "fcc", 5.2)
+    heavy.set_masses([36.0])
+    ase.io.write(tmp_path / "cubic.traj", heavy)
+    assert main([*given, "--resume"]) == 2
+    assert "structure cubic is another one" in capsys.readouterr().err
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else [path]
 
 
 def test_single_precision_needs_no_flag(workplace: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import ase
@@ -14,14 +15,16 @@ import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
 import pytest
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxpto import train
 from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
+from jaxpto.storage.arrays import read_arrays
+from jaxpto.storage.identity import make_identity
 from jaxpto.training import batches, data, optimizer, whitening
 from jaxpto.training.batches import reference_energies, share_of
-from jaxpto.training.checkpoint import checkpoint, restore
+from jaxpto.training.checkpoint import check_identity, checkpoint, restore
+from jaxpto.training.loss import LossWeights
 
 ENERGY_OF = {11: -60.0, 12: -100.0, 8: -430.0}
 
@@ -132,24 +135,125 @@ def _as_frames(images: list[ase.Atoms]) -> data.Frames:
     )  # fmt: skip
 
 
-def test_resuming_gives_the_same_weights(folder: Path, trained: Path, tmp_path: Path, monkeypatch) -> None:
-    """A run killed after its first checkpoint and resumed ends with bit-identical parameters."""
-    out = tmp_path / "again"
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A training with Ctrl-C inside step 37: within a block of frames, before the first validation."""
+    make_step, count = optimizer.make_step, 0
 
-    class Killed(Exception):
-        pass
+    def make_interrupting(*arguments):
+        step = make_step(*arguments)
 
-    def killed_after_writing(*arguments) -> None:
-        checkpoint(*arguments)
-        raise Killed
+        def counted(*state_and_frame):
+            nonlocal count
+            count += 1
+            after = step(*state_and_frame)  # the state before it is gone: its memory was given to the result
+            if count == 37:
+                signal.raise_signal(signal.SIGINT)
+            return after
 
-    monkeypatch.setattr(train, "checkpoint", killed_after_writing)
-    with pytest.raises(Killed):
-        train.run(config(folder, out))
+        return counted
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(optimizer, "make_step", make_interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config(folder, tmp_path / "again"))
     monkeypatch.undo()
-    resumed = train.run(config(folder, out, resume=True))
-    straight = load_potential(trained)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
+    assert signal.getsignal(signal.SIGINT) is handler
+    return tmp_path / "again"
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    folder: Path, trained: Path, interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit, and also from the checkpoint before, after the newest one was damaged."""
+    stored = interrupted / train.CHECKPOINT
+    assert read_arrays(stored)[1]["step"] == 37
+    assert not (interrupted / "model.json").exists()
+    changed = config(
+        folder, interrupted, resume=True, seed=1, other_rate=0.02, steps=900, weights=LossWeights(virial=0.0)
+    )
+    with pytest.raises(InputError) as caught:
+        train.run(changed)
+    for words in ("seed was 0, now 1", "other_rate was 0.01, now 0.02", "weights.virial was 0.5, now 0.0",
+                  "steps was 450, now 900", "--initial"):  # fmt: skip
+        assert words in str(caught.value)
+    with pytest.raises(InputError, match="the initial model is another one"):
+        train.run(config(folder, interrupted, resume=True, initial=trained))
+
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 2] ^= 1
+    stored.write_bytes(content)
+    capsys.readouterr()
+    free = {"validate_every": 450, "checkpoint_every": 7.0, "patience": 3, "source": "here"}
+    resumed = train.run(config(folder, interrupted, resume=True, **free))
+    said = capsys.readouterr().out
+    assert "training.npz: damaged (Bad CRC-32" in said
+    assert "goes on after step 0 of 450" in said
+    # this run validated once, at the end; the other one's best validation is its last
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, load_potential(trained).params)
+
+
+def test_resuming_in_the_middle_of_a_block(folder: Path, trained: Path, interrupted: Path) -> None:
+    resumed = train.run(config(folder, interrupted, resume=True))
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, load_potential(trained).params)
+
+
+def test_checkpoints_are_written_as_time_passes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    monkeypatch.setattr(train, "checkpoint", lambda path, state, meta: steps.append(meta["step"]))
+    train.run(config(folder, tmp_path / "out", steps=5, validate_every=4, checkpoint_every=1e-9))
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_changed_frame_is_noticed(folder: Path) -> None:
+    """Of data, what matters is what they hold, and in which order they come."""
+    (found,) = data.read(folder)
+    other = dataclasses.replace(found, energies=found.energies + 1e-9 * np.eye(len(found))[3], name="other")
+    identify = lambda *some: make_identity({}, [(frames.name, frames.digest) for frames in some], {})  # noqa: E731
+    identity = identify(found, other)
+    for now, words in (
+        ([found], "trajectory other is missing"),
+        ([found, other, dataclasses.replace(found, name="third")], "trajectory third is new"),
+        ([found, dataclasses.replace(found, name="other")], "trajectory other is another one"),
+        ([other, found], "each trajectory is there, in another order"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_identity(Path("out"), identity, identify(*now))
+    check_identity(Path("out"), identity, identify(found, other))
+
+
+def test_any_damage_to_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """A flipped bit anywhere is either refused, or of no consequence; so is a file cut anywhere."""
+    path, state = tmp_path / "training.npz", {"x": np.arange(40.0), "y": np.ones((2, 3), np.float32)}
+    checkpoint(path, state, {"step": 1})
+    whole = path.read_bytes()
+    refused = 0
+    for where in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[where] ^= 1 << where % 8
+        for content in (bytes(damaged), whole[:where]):
+            path.write_bytes(content)
+            try:
+                found, meta = restore(path, state)
+            except InputError:
+                refused += 1
+            else:
+                assert meta == {"step": 1}
+                jax.tree.map(np.testing.assert_array_equal, found, state)
+    assert refused > len(whole) / 7
+
+
+def test_resuming_where_nothing_is_begins(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an interrupt while the data were read leaves it; but not where a model lies without its checkpoint."""
+    out = tmp_path / "out"
+    train.run(config(folder, out, resume=True, steps=2, validate_every=2))
+    assert f"nothing in {out} to go on with: begins" in capsys.readouterr().out
+    for path in out.glob("training*.npz"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"holds .* but no training\.npz"):
+        train.run(config(folder, out, resume=True))
+    with pytest.raises(InputError, match="is a file"):
+        train.run(config(folder, out / "model.json"))
 
 
 def test_fine_tuning_starts_where_the_model_is(folder: Path, trained: Path, tmp_path: Path) -> None:
@@ -206,26 +310,6 @@ def test_fold_and_unfold_are_inverse() -> None:
         np.testing.assert_allclose(again[name], value, rtol=1e-7, atol=1e-7, err_msg=name)
 
 
-def test_extxyz_holds_the_same_data(folder: Path, tmp_path: Path) -> None:
-    images = frames(3)
-    for atoms in images:
-        energy, forces, virial = label(atoms)
-        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=-virial / atoms.get_volume())
-    ase.io.write(tmp_path / "some.extxyz", images)
-    (found,) = data.read(tmp_path / "some.extxyz")
-    expected = data.read(folder)[0][np.arange(3)]
-    for name in data.COLUMNS:
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-6, err_msg=name)
-
-
-def test_bad_frames_are_left_out(folder: Path) -> None:
-    (found,) = data.read(folder)
-    found.forces[3, 0, 0] = np.nan
-    found.energies[5] = np.inf
-    found.forces[7, 1, 1] = 1e4
-    assert len(data.clean(found)) == 37
-
-
 def test_blocks_are_contiguous_and_disjoint(folder: Path) -> None:
     (found,) = data.read(folder)
     kept, held = data.split(found)
@@ -270,7 +354,7 @@ BAD = {
     "rate": {"matrix_rate": -1.0},
     "decay": {"matrix_decay": -0.1},
     "ema": {"ema": 1.0},
-    "resume from nothing": {"resume": True},
+    "checkpoint": {"checkpoint_every": 0.0},
 }
 
 

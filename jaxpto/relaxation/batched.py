@@ -8,8 +8,9 @@ few small arrays after each chunk of compiled steps.
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ase
 import jax
@@ -42,6 +43,7 @@ def relax_batched(
     target: Target,
     on_chunk: Callable[[int, float], None] | None = None,
     on_outcome: Callable[[int, Relaxed], None] | None = None,
+    finished: Mapping[int, Relaxed] = types.MappingProxyType({}),
 ) -> list[Relaxed]:
     """Relax many structures at once; those with the same atomic numbers in the same order share a compiled program.
 
@@ -55,6 +57,7 @@ def relax_batched(
         target: what to reach.
         on_chunk: called with the number of structures finished and the largest residual of those running, eV/Angstrom.
         on_outcome: called with the index and the outcome of every structure as soon as it is finished.
+        finished: outcomes known from before, by index; the others come out as if these were computed with them.
 
     Returns:
         One outcome for each structure, in the same order.
@@ -69,7 +72,7 @@ def relax_batched(
         check_start(atoms, f"structure {index}")
         check_known(potential, atoms, f"structure {index}")
         groups[tuple(atoms.numbers.tolist())].append(index)
-    outcomes: dict[int, Relaxed] = {}
+    outcomes: dict[int, Relaxed] = dict(finished)
     with jax.enable_x64(True):
         for members in groups.values():
 
@@ -82,25 +85,28 @@ def relax_batched(
                 if on_chunk is not None:
                     on_chunk(len(outcomes), residual)
 
-            _relax_alike([structures[index] for index in members], potential, target, report, finish)
+            to_do = [place for place, index in enumerate(members) if index not in finished]
+            if to_do:
+                _relax_alike([structures[index] for index in members], to_do, potential, target, report, finish)
     return [outcomes[index] for index in range(len(structures))]
 
 
 def _relax_alike(
     structures: list[ase.Atoms],
+    to_do: Sequence[int],
     potential: Potential,
     target: Target,
     report: Callable[[float], None],
     finish: Callable[[int, Relaxed], None],
 ) -> None:
-    """Structures of the same atomic numbers, through a number of lanes that stays the same."""
+    """Those `to_do` of structures with the same atomic numbers, in as many lanes, as wide, as all would have."""
     systems = [from_ase(atoms, np.float64) for atoms in structures]
     at_once = ATOMS_AT_ONCE.get(jax.default_backend(), ATOMS_ON_ACCELERATORS) // len(structures[0])
     wanted = min(len(systems), max(1, at_once))
     mesh = replica_mesh(wanted)
     width = -(-wanted // mesh.size) * mesh.size
-    occupants: list[int | None] = [lane if lane < wanted else None for lane in range(width)]
-    waiting = deque(range(wanted, len(systems)))
+    waiting = deque(to_do)
+    occupants: list[int | None] = [waiting.popleft() if lane < wanted and waiting else None for lane in range(width)]
     spread = NamedSharding(mesh, PartitionSpec(REPLICAS))
 
     def starts() -> System:

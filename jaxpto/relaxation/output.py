@@ -20,7 +20,6 @@ from jaxpto.evaluate import write_frames
 from jaxpto.relaxation.symmetry import SYMPREC, SpaceGroup, space_group
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
-from jaxpto.storage.output import check_output_folder
 from jaxpto.terminal import WholeTable
 
 COLUMNS = (
@@ -49,15 +48,6 @@ class Entry:
     difference: float | None
     before: SpaceGroup
     after: SpaceGroup
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse an output folder that is in use.
-
-    Raises:
-        InputError: it is a file, or a folder that is not empty.
-    """
-    check_output_folder(folder)
 
 
 def unique_names(files: Sequence[str]) -> list[str]:
@@ -97,18 +87,16 @@ def make_entries(
     ]
 
 
-def write_folder(folder: Path, entries: Sequence[Entry], settings: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write config.json, relaxation.json, convergence.csv and relaxed/NAME.extxyz and .vasp.
+def write_folder(folder: Path, entries: Sequence[Entry], about: dict[str, Any]) -> None:
+    """Write relaxation.json, convergence.csv and relaxed/NAME.extxyz and .vasp.
 
     Args:
         folder: created if missing.
         entries: the structures.
-        settings: content of config.json.
         about: what relaxation.json says besides its structures.
     """
     places = folder / "relaxed"
     places.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(folder / "config.json", settings)
     for entry in entries:
         write_frames([entry.relaxed.atoms], places / f"{entry.name}.extxyz")
         with replacing(places / f"{entry.name}.vasp") as path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ import optax
 from jaxtyping import Array
 from rich.console import Console
 
-from jaxpto.errors import InputError
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
@@ -58,6 +56,7 @@ class Problem:
         options: how.
         plan: the simulations.
         seed: of velocities and of the order of frames.
+        identity: what a checkpoint must agree on.
     """
 
     model: Perovskite
@@ -69,6 +68,7 @@ class Problem:
     options: MatchOptions
     plan: Plan
     seed: int
+    identity: dict[str, Any]
 
     def potential(self, raw: Params) -> Potential:
         """The potential of raw weights."""
@@ -84,6 +84,7 @@ class Position:
         moments: of the optimizer.
         sampled: weights that `frames` were sampled with.
         frames: configurations.
+        fresh: they have not been looked at before.
         layout: of the neighbour lists in the simulation.
         iteration: changes of the weights so far.
         simulations: batches sampled so far.
@@ -95,6 +96,7 @@ class Position:
     moments: Any
     sampled: Params
     frames: Frames
+    fresh: bool
     layout: Layout
     iteration: int
     simulations: int
@@ -122,33 +124,38 @@ def match(
         console: where to report.
 
     Raises:
-        InputError: a checkpoint of other options.
+        InputError: see `restore`.
         FloatingPointError: a replica was lost, or the loss is not finite.
     """
     options, plan = problem.options, problem.plan
     rule = optax.adam(options.rate, b1=0.5)  # more momentum would carry it past the target
     look_at = make_look(problem.targets, problem.potential, plan.replicas, options.weight, options.tolerance)
     dft_gradient = make_dft_gradient(problem)
-    at = _restore(problem, rule, out) if resume else _sample(problem, _start(problem, rule), console)
+    at = _restore(problem, rule, out) if resume else _start(problem, rule)
+    if not resume:
+        _checkpoint(problem, at, out)
+    if not at.simulations:
+        at = _sample(problem, at, console)
+        _checkpoint(problem, at, out)
     sampled = prepare(plan, problem.targets, at.frames, problem.potential, at.sampled, [])
-    fresh = not at.rows  # a resumed run has looked at its configurations before
     look = look_at(at.raw, sampled)
 
     def sample_again() -> None:
-        nonlocal at, fresh, sampled, look
-        at, fresh = _sample(problem, at, console), True
+        nonlocal at, sampled, look
+        at = _sample(problem, at, console)
         sampled = prepare(plan, problem.targets, at.frames, problem.potential, at.sampled, sampled)
         look = look_at(at.raw, sampled)
 
     while not at.met and at.iteration < options.iterations:
         last = at.iteration + 1 >= options.iterations
-        if not fresh and (last or _met(problem, look)):
+        if not at.fresh and (last or _met(problem, look)):
             sample_again()
+            _checkpoint(problem, at, out)
         loss, gradient = dft_gradient(at.raw, at.iteration)
-        row = _row(problem, at, look, fresh, loss, validate(at.raw))
+        row = _row(problem, at, look, loss, validate(at.raw))
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower --matching.rate")
-        met = fresh and _met(problem, look)
+        met = at.fresh and _met(problem, look)
         at = dataclasses.replace(at, rows=(*at.rows, row), iteration=at.iteration + 1, met=met)
         console.print(progress_line(problem, at))
         save(at)
@@ -161,11 +168,12 @@ def match(
                 enough = there.effective >= options.effective
                 if enough and (there.deviation <= look.deviation or _met(problem, there)):
                     break
-                if not enough and not fresh:
+                if not enough and not at.fresh:
                     sample_again()
                 else:
                     updates = jax.tree.map(lambda leaf: 0.5 * leaf, updates)
-            at, look, fresh = dataclasses.replace(at, raw=raw, moments=moments), there, False
+            at, look = dataclasses.replace(at, raw=raw, moments=moments), there
+        at = dataclasses.replace(at, fresh=False)
         _checkpoint(problem, at, out)
     return at
 
@@ -185,8 +193,8 @@ def progress_line(problem: Problem, at: Position) -> str:
     return f"{line}  F {1e3 * row['force_rmse']:.1f} meV/A ({change:+.1f} %)"
 
 
-def _row(problem: Problem, at: Position, look: Look, fresh: bool, loss: float, force_rmse: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"iteration": at.iteration + 1, "fresh": fresh, "effective": look.effective}
+def _row(problem: Problem, at: Position, look: Look, loss: float, force_rmse: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"iteration": at.iteration + 1, "fresh": at.fresh, "effective": look.effective}
     for target, value, error in zip(problem.targets, look.values.tolist(), look.errors.tolist(), strict=True):
         row |= {target.name: value, f"{target.name}_error": error}
     return row | {"dft_loss": loss, "force_rmse": force_rmse}
@@ -210,7 +218,7 @@ def _start(problem: Problem, rule: optax.GradientTransformation) -> Position:
     moved = dataclasses.replace(system, positions=jnp.asarray(rattled.positions, np.float32))
     potential = problem.potential(problem.raw)
     layout = potential.allocate([system, moved], potential.usual_skin, headroom=1.1)
-    return Position(problem.raw, rule.init(problem.raw), problem.raw, empty, layout, 0, 0, (), False)
+    return Position(problem.raw, rule.init(problem.raw), problem.raw, empty, False, layout, 0, 0, (), False)
 
 
 def _sample(problem: Problem, at: Position, console: Console) -> Position:
@@ -226,7 +234,9 @@ def _sample(problem: Problem, at: Position, console: Console) -> Position:
             plan, potential, starts, at.layout, key,
             lambda step: line.update(f"simulation {at.simulations + 1}: step {step}/{plan.schedule.steps}"),
         )  # fmt: skip
-    return dataclasses.replace(at, frames=frames, layout=layout, sampled=at.raw, simulations=at.simulations + 1)
+    return dataclasses.replace(
+        at, frames=frames, fresh=True, layout=layout, sampled=at.raw, simulations=at.simulations + 1
+    )
 
 
 def make_dft_gradient(problem: Problem) -> Callable[[Params, int], tuple[float, Params]]:
@@ -265,14 +275,6 @@ def _make_adder(problem: Problem, batch: Batch) -> Callable:
     return add
 
 
-def _identity(problem: Problem) -> dict[str, Any]:
-    """What a checkpoint must agree on; a resumed run may have more iterations, and read its file otherwise."""
-    options = dataclasses.asdict(problem.options)
-    for name in ("iterations", "format", "species"):
-        del options[name]
-    return json.loads(json.dumps({"targets": [[t.name, t.value] for t in problem.targets], "options": options}))
-
-
 def _arrays(at: Position) -> dict[str, Any]:
     frames = {name: getattr(at.frames, name) for name in ("positions", "cells", "polarizations")}
     return {"raw": at.raw, "moments": at.moments, "sampled": at.sampled, "frames": frames}
@@ -280,9 +282,10 @@ def _arrays(at: Position) -> dict[str, Any]:
 
 def _checkpoint(problem: Problem, at: Position, out: Path) -> None:
     meta = {
-        "identity": _identity(problem),
+        "identity": problem.identity,
         "layout": layout_to_json(at.layout),
         "iteration": at.iteration,
+        "fresh": at.fresh,
         "simulations": at.simulations,
         "rows": list(at.rows),
         "met": at.met,
@@ -292,16 +295,13 @@ def _checkpoint(problem: Problem, at: Position, out: Path) -> None:
 
 def _restore(problem: Problem, rule: optax.GradientTransformation, out: Path) -> Position:
     begin = _start(problem, rule)
-    arrays, meta = restore(out / CHECKPOINT, _arrays(begin))
-    stored = meta["identity"]
-    stored["options"] = {"mask": "diag"} | stored["options"]  # the only one before there was a choice
-    if stored != _identity(problem):
-        raise InputError(f"{out / CHECKPOINT}: of other targets or --matching options; resume with the same ones")
+    arrays, meta = restore(out / CHECKPOINT, _arrays(begin), problem.identity)
     return Position(
         raw=arrays["raw"],
         moments=arrays["moments"],
         sampled=arrays["sampled"],
         frames=Frames(**{name: np.asarray(values) for name, values in arrays["frames"].items()}),
+        fresh=meta["fresh"],
         layout=layout_from_json(meta["layout"]),
         iteration=meta["iteration"],
         simulations=meta["simulations"],

@@ -29,7 +29,8 @@ class TrainState:
         raw: weights on whitened inputs.
         average: their exponential moving average, which is what gets exported.
         moments: the optimizer's state.
-        errors: [4] running means of loss, and of squared energy (eV^2 / atom^2), force and virial errors.
+        errors: [4] running means of loss, and of squared energy (eV^2 / atom^2), force and virial errors; the last one
+            of the frames that have a virial.
     """
 
     raw: Params
@@ -122,10 +123,8 @@ def predictor(model: Perovskite, batch: Batch) -> Callable:
 
 
 def errors_of(prediction: tuple, target: tuple, atoms: int) -> Float[Array, 3]:
-    """Mean squared errors of energy and virial (per atom) and forces; NaN virial labels count zero."""
-    difference = [p - t for p, t in zip(prediction, target, strict=True)]
-    energy, forces, virial = difference
-    virial = jnp.where(jnp.isfinite(virial), virial, jnp.zeros_like(virial))
+    """Mean squared errors of energy, forces and virial (energy and virial per atom); NaN where there is no virial."""
+    energy, forces, virial = (p - t for p, t in zip(prediction, target, strict=True))
     return jnp.stack([(energy / atoms) ** 2, (forces**2).mean(), ((virial / atoms) ** 2).mean()])
 
 
@@ -164,7 +163,8 @@ def make_step(
         updates, moments = optimizer.update(gradient, moments, raw)
         raw = jax.tree.map(jnp.add, raw, updates) | {k: raw[k] for k in ("trusted", "wall")}
         average = jax.tree.map(lambda a, r: ema * a + (1.0 - ema) * r, average, raw)
-        recent = jnp.concatenate([value[None], errors])
+        unlabelled = jnp.array([False, False, False, True]) & ~jnp.isfinite(arrays[-1][index]).all()
+        recent = jnp.where(unlabelled, state.errors, jnp.concatenate([value[None], errors]))
         return TrainState(
             put(state.raw, raw, known),
             put(state.average, average, known),

@@ -1,0 +1,131 @@
+"""Labelled frames: gathered by composition, cleaned with the reason told, split by trajectory blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import ase
+import numpy as np
+
+from jaxpto.storage.identity import digest_of
+
+COLUMNS = ("positions", "cells", "energies", "forces", "virials")
+
+# numbers [n], positions [n, 3], cell [3, 3], energy, forces [n, 3], virial [3, 3] of one frame
+Row = tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Labelled frames of one trajectory (numpy, float64).
+
+    Attributes:
+        name: of the folder or file.
+        numbers: [n] atomic numbers.
+        positions: [f, n, 3] Angstrom.
+        cells: [f, 3, 3] Angstrom.
+        energies: [f] eV.
+        forces: [f, n, 3] eV / Angstrom.
+        virials: [f, 3, 3] eV, -dE/dstrain = -stress * volume; NaN where there is none.
+    """
+
+    name: str
+    numbers: np.ndarray
+    positions: np.ndarray
+    cells: np.ndarray
+    energies: np.ndarray
+    forces: np.ndarray
+    virials: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    def __getitem__(self, index: np.ndarray) -> Frames:
+        return Frames(
+            self.name,
+            self.numbers,
+            *(getattr(self, k)[index] for k in COLUMNS),
+        )
+
+    @property
+    def with_virial(self) -> np.ndarray:
+        """[f] whether a frame has a virial."""
+        return np.asarray(np.isfinite(self.virials).all(axis=(1, 2)))
+
+    @property
+    def digest(self) -> str:
+        """Of atoms, coordinates and labels; the name does not count."""
+        columns = (np.asarray(getattr(self, column), np.float64) for column in COLUMNS)
+        return digest_of(np.asarray(self.numbers, np.int64), *columns)
+
+
+def gather(name: str, rows: Iterable[Row]) -> list[Frames]:
+    """One trajectory for each composition in the rows, with the atoms in the order of its first frame.
+
+    The trajectory has the name given, or NAME-FORMULA where there are several.
+    """
+    groups: dict[tuple[int, ...], tuple[np.ndarray, list[tuple]]] = {}
+    for numbers, positions, cell, energy, forces, virial in rows:
+        order = np.argsort(numbers, kind="stable")
+        first, members = groups.setdefault(tuple(np.sort(numbers).tolist()), (np.array(numbers), []))
+        order = order[np.argsort(np.argsort(first, kind="stable"))]  # where each atom of the first frame is in this one
+        members.append((positions[order], cell, energy, forces[order], virial))
+    found = []
+    for first, members in groups.values():
+        formula = ase.Atoms(first).symbols.formula.format("metal")
+        columns = (np.array(column, np.float64) for column in zip(*members, strict=True))
+        found.append(Frames(name if len(groups) == 1 else f"{name}-{formula}", first, *columns))
+    return found
+
+
+def faults(frames: Frames, largest_force: float = 100.0) -> dict[str, np.ndarray]:
+    """Frames [f] that cannot be trained on, by reason; a frame counts under the first that fits.
+
+    Args:
+        frames: of one trajectory.
+        largest_force: absolute value of a component that no force on an atom of a crystal has, eV/Angstrom.
+    """
+    count = len(frames)
+    columns = (frames.positions, frames.cells, frames.forces, frames.energies)
+    finite = np.all([np.isfinite(column.reshape(count, -1)).all(axis=1) for column in columns], axis=0)
+    volumes = np.linalg.det(np.where(np.isfinite(frames.cells), frames.cells, 0.0))
+    largest = np.abs(np.nan_to_num(frames.forces)).reshape(count, -1).max(axis=1, initial=0.0)
+    reasons = {
+        "with coordinates or labels that are not finite": ~finite,
+        "with a cell without volume": np.abs(volumes) < 1e-3,
+        "with a left-handed cell (reverse its three vectors: the lattice stays the same)": volumes < 0.0,
+        f"with a force above {largest_force:g} eV/A": largest >= largest_force,
+    }
+    told = np.zeros(count, bool)
+    for reason, hit in reasons.items():
+        reasons[reason] = hit & ~told
+        told |= hit
+    return {reason: hit for reason, hit in reasons.items() if hit.any()}
+
+
+def clean(frames: Frames, largest_force: float = 100.0) -> Frames:
+    """Without the frames that `faults` names.
+
+    Frames that are merely wrong stay: the loss is robust against them.
+    """
+    bad = np.zeros(len(frames), bool)
+    for hit in faults(frames, largest_force).values():
+        bad |= hit
+    return frames[np.flatnonzero(~bad)]
+
+
+def split(frames: Frames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)) -> tuple[Frames, Frames]:
+    """Training and validation frames: whole contiguous blocks are held out, for neighbouring frames are correlated."""
+    block = np.arange(len(frames)) * blocks // max(1, len(frames))
+    out = np.isin(block, held_out)
+    return frames[np.flatnonzero(~out)], frames[np.flatnonzero(out)]
+
+
+def join(parts: list[Frames]) -> Frames:
+    """Concatenate trajectories with the same atoms."""
+    return Frames(
+        parts[0].name,
+        parts[0].numbers,
+        *(np.concatenate([getattr(p, k) for p in parts]) for k in COLUMNS),
+    )
