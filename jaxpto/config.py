@@ -159,7 +159,9 @@ def check(config: SweepConfig) -> None:
             "temperatures", temperature, f"must not be above {bounds.HOTTEST:g} K, where no solid or liquid is left",
         )  # fmt: skip
         twice = config.temperatures.count(temperature) > 1
-        require(not twice, "temperatures", units.kelvin(temperature), "is given twice; use --replicas for repeats")
+        require(
+            not twice, "temperatures", units.spell_kelvin(temperature), "is given twice; use --replicas for repeats"
+        )
     require(config.steps >= 1, "steps", config.steps, "must be at least 1")
     require(
         config.steps <= bounds.MOST_STEPS,

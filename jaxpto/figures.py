@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxpto.observables.lattice import UnitCell, lattice_parameters
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start, transitions
 from jaxpto.observables.transition import Transition
+from jaxpto.units import spell_kelvin
 
 DOTS_PER_INCH = 200
 MOST_PANELS = 32  # replicas shown in the time series; more would be unreadable and slow
@@ -195,7 +196,7 @@ def timeseries_figure(records: list[ReplicaRecord], unit: UnitCell, equilibratio
 
 
 def _timeseries_panel(panel: Axes, record: ReplicaRecord, unit: UnitCell, equilibration: float, several: bool) -> None:
-    title = f"{record.temperature_K:g} K"
+    title = f"{spell_kelvin(record.temperature_K)} K"
     if record.pressure_GPa != 0.0:
         title += f", {record.pressure_GPa:g} GPa"
     panel.set_title(f"{title}, replica {record.replica}" if several else title, pad=3.5)
@@ -267,7 +268,7 @@ def _against_temperature(
         color = GREY if len(sweeps) == 1 else COLORS[index % len(COLORS)]
         for found in filter(wanted, transitions(sweep.rows)):
             if found.temperature_K is not None and found.lower_K is not None and found.upper_K is not None:
-                text = f"transition, {found.lower_K:g} to {found.upper_K:g} K"
+                text = f"transition, {spell_kelvin(found.lower_K)} to {spell_kelvin(found.upper_K)} K"
                 brackets.append((found.lower_K, found.upper_K, color, text))
     for lower, upper, color, text in brackets:
         axes.axvspan(lower, upper, color=color, alpha=0.13, lw=0, zorder=0, label=text)

@@ -31,6 +31,7 @@ from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import Trajectory, read_trajectory, trajectory_origin
 from jaxpto.structures import BUILT_IN
 from jaxpto.terminal import WholeTable
+from jaxpto.units import spell_kelvin
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
@@ -193,11 +194,11 @@ def write_outputs(folder: str | Path, console: Console) -> None:
     for row in rows:
         lattice = [uncertain(row.a, row.a_sem), uncertain(row.b, row.b_sem), uncertain(row.c, row.c_sem)]
         ratio, polar = report_html.axis_ratio(row), uncertain(row.P, row.P_sem)
-        table.add_row(f"{row.temperature_K:g}", report_html.phase_and_axis(row), *lattice, ratio, polar)
+        table.add_row(spell_kelvin(row.temperature_K), report_html.phase_and_axis(row), *lattice, ratio, polar)
     console.print(table)
     for row in rows:
         if row.warnings:
-            console.print(f"{row.temperature_K:g} K: {row.warnings}")
+            console.print(f"{spell_kelvin(row.temperature_K)} K: {row.warnings}")
     console.print(headline(rows, _subject(finished)))
     console.print(f"report: {Path(folder) / 'report.html'}")
 
@@ -278,7 +279,8 @@ def headline(rows: list[TemperatureSummary], subject: str) -> str:
     lost = sum(row.n_replicas - row.n_ok for row in rows)
     if lost:
         lowest = min(row.temperature_K for row in rows if row.n_ok < row.n_replicas)
-        text += f"; {lost} of {sum(row.n_replicas for row in rows)} replicas melted or failed, from {lowest:g} K on"
+        every = sum(row.n_replicas for row in rows)
+        text += f"; {lost} of {every} replicas melted or failed, from {spell_kelvin(lowest)} K on"
     return text + "."
 
 

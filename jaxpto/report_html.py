@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary
+from jaxpto.units import spell_kelvin
 
 CAPTIONS: dict[str, str] = {
     "lattice.png": "Lattice parameters of the unit cell. Filled: c, the polar (longest) axis; open: a, the mean of "
@@ -97,7 +98,7 @@ def summary_table(rows: list[TemperatureSummary]) -> str:
     )
     lines = []
     for row in rows:
-        cells = [f"{row.temperature_K:g}"]
+        cells = [spell_kelvin(row.temperature_K)]
         cells += [f"{row.pressure_GPa:g}"] if pressures else []
         cells += [f'<td class="text">{html.escape(phase_and_axis(row))}</td>']
         cells += [uncertain(row.measured_temperature_K, row.measured_temperature_K_sem)]
@@ -163,7 +164,7 @@ def plain_table(heads: Iterable[str | tuple[str, str]], rows: Iterable[Sequence[
 
 def warning_section(rows: list[TemperatureSummary]) -> str:
     """What has not converged, by temperature; says so if everything has."""
-    found = [f"{row.temperature_K:g} K: {row.warnings}" for row in rows if row.warnings]
+    found = [f"{spell_kelvin(row.temperature_K)} K: {row.warnings}" for row in rows if row.warnings]
     if not found:
         averaged = any(row.n_ok for row in rows)
         text = "Every average rests on at least 10 independent samples and shows no drift." if averaged else ""
@@ -182,7 +183,7 @@ def failure_section(records: list[ReplicaRecord]) -> str:
         step = "\N{EN DASH}" if record.step_failed is None else str(record.step_failed)
         last = f"{float(record.time_ps[-1]):.3g}" if record.time_ps.shape[0] else "\N{EN DASH}"
         lines.append(
-            f"<tr><td>{record.temperature_K:g}</td><td>{record.replica}</td>"
+            f"<tr><td>{spell_kelvin(record.temperature_K)}</td><td>{record.replica}</td>"
             f'<td class="text">{html.escape(record.status)}</td>'
             f'<td>{step}</td><td>{last}</td><td class="wrap">{html.escape(record.reason)}</td></tr>'
         )

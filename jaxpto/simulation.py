@@ -38,7 +38,7 @@ from jaxpto.storage.trajectory import (
     write_frames,
 )
 from jaxpto.system import from_ase
-from jaxpto.units import kelvin
+from jaxpto.units import spell_kelvin
 
 OBSERVABLES = {
     "temperature": Observable((), "K"),
@@ -132,7 +132,7 @@ def simulate(
         processes,
     )  # fmt: skip
     first_step = min((at.done - 1) * config.sample_every, config.steps)
-    labels = [kelvin(t) for t in setup.temperatures]
+    labels = [spell_kelvin(t) for t in setup.temperatures]
     unit = unit_cell(setup.atoms, config.repeats)
     ended = _Ended.of(at.watch, n_replicas, processes)
     try:
@@ -255,14 +255,18 @@ def _newly_lost(setup: Setup, before: _Ended, after: _Ended) -> list[str]:
         reason = int(after.reason[replica])
         if reason and not int(before.reason[replica]):
             why = setup.limits.describe(reason)
-            lines.append(f"{kelvin(temperature)} K stopped at step {int(after.step[replica])}: {why}; the others go on")
+            lines.append(
+                f"{spell_kelvin(temperature)} K stopped at step {int(after.step[replica])}: {why}; the others go on"
+            )
     return lines
 
 
 def trajectory_paths(folder: Path, config: SweepConfig) -> list[Path]:
     """One file a replica, in the order of the batch: 300K.h5md, or 300K_1.h5md with several replicas."""
     return [
-        folder / "trajectories" / (f"{kelvin(t)}K.h5md" if config.replicas == 1 else f"{kelvin(t)}K_{r}.h5md")
+        folder
+        / "trajectories"
+        / (f"{spell_kelvin(t)}K.h5md" if config.replicas == 1 else f"{spell_kelvin(t)}K_{r}.h5md")
         for t in config.temperatures
         for r in range(config.replicas)
     ]

@@ -25,6 +25,7 @@ from jaxpto.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_nam
 from jaxpto.simulation import check_space, read_outcome, simulate
 from jaxpto.storage.lock import one_run
 from jaxpto.system import defining_arrays
+from jaxpto.units import spell_kelvin
 
 
 def run(config: SweepConfig) -> Path:
@@ -151,9 +152,9 @@ def _claim(folder: Path, config: SweepConfig, identity: dict[str, Any]) -> str |
 
 def _headline(setup: Setup, processes: Processes) -> str:
     config = setup.config
-    ladder = f"{min(config.temperatures):g}-{max(config.temperatures):g} K"
+    ladder = f"{spell_kelvin(min(config.temperatures))}-{spell_kelvin(max(config.temperatures))} K"
     if len(config.temperatures) == 1:
-        ladder = f"{config.temperatures[0]:g} K"
+        ladder = f"{spell_kelvin(config.temperatures[0])} K"
     ensemble = f"npt {config.mask}" if config.ensemble == "npt" else config.ensemble
     caveat = f", {setup.potential.caveat}" if setup.potential.caveat else ""
     devices = usable_devices(config)

@@ -13,6 +13,6 @@ GIGAPASCAL: float = _ase.GPa  # eV / Angstrom^3 per GPa
 COULOMB_PER_SQUARE_METRE: float = _ase.C / _ase.m**2  # e / Angstrom^2 per C / m^2
 
 
-def kelvin(temperature: float) -> str:
+def spell_kelvin(temperature: float) -> str:
     """A temperature (K) in figures, as short as tells it from every other: 300, 300.0001; for names of files."""
     return np.format_float_positional(float(temperature), trim="-")

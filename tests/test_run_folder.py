@@ -38,7 +38,7 @@ from jaxpto.storage.trajectory import (
 )
 from jaxpto.structures import make_supercell
 from jaxpto.system import System, check_atoms
-from jaxpto.units import kelvin
+from jaxpto.units import spell_kelvin
 
 HOLDER = """
 import sys, time
@@ -154,7 +154,7 @@ def test_trajectories_know_where_they_belong(tmp_path):
 
 
 def test_names_hold_the_whole_temperature(tmp_path):
-    assert [kelvin(t) for t in (300.0, 1000.0, 300.0001, 0.1, 1 / 3)] == [
+    assert [spell_kelvin(t) for t in (300.0, 1000.0, 300.0001, 0.1, 1 / 3)] == [
         "300", "1000", "300.0001", "0.1", "0.3333333333333333"
     ]  # fmt: skip
     close = SweepConfig(temperatures=(300.0001, 300.0002, math.nextafter(300.0002, 301.0)))

@@ -15,6 +15,7 @@ from jaxpto.observables.lattice import UnitCell, lattice_parameters, tetragonali
 from jaxpto.observables.mean_structure import MeanStructure, symmetry_label
 from jaxpto.observables.statistics import FEWEST_INDEPENDENT, LARGEST_DRIFT, Estimate, combine, estimate, settling_index
 from jaxpto.observables.transition import Transition, find_transition
+from jaxpto.units import spell_kelvin
 
 Status = Literal["ok", "molten", "failed"]
 SETTLED_WITHIN = 0.002  # of c/a: the cumulative mean counts as settled once it stays this close to its final value
@@ -382,7 +383,7 @@ def _warnings(
     found = []
     kelvin = combined["measured_temperature_K"]
     if abs(kelvin.mean - target_K) > max(TEMPERATURE_OFF * kelvin.sem, 0.01 * target_K):
-        found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K, not {target_K:g} K")
+        found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K, not {spell_kelvin(target_K)} K")
     elif kelvin.sem > TEMPERATURE_UNSURE * target_K:
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K: too uncertain; run longer")
     watched = [("P", "C/m^2")] if fixed_shape else [("c_over_a", "")]

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from jaxpto.units import spell_kelvin
+
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
@@ -82,7 +84,7 @@ def find_transition(
     before = next(
         label for label, T in zip(labels, kelvin, strict=True) if label in ordered_phases and T in (lower, upper)
     )
-    message = f"{before} to {disordered_phase} between {lower:g} and {upper:g} K"
+    message = f"{before} to {disordered_phase} between {spell_kelvin(lower)} and {spell_kelvin(upper)} K"
     message += f" (neighbours in the ladder; statistical error of their middle {scatter:.0f} K)"
     if scatter > 0.5 * (upper - lower):
         message += ", less sharp than these two: run longer"
@@ -106,10 +108,10 @@ def _without_transition(
     monotonic = True
     if ordered.any() and not disordered.any():
         lower = float(kelvin[ordered].max())
-        message = f"no transition to {phase}: {labels[int(np.flatnonzero(ordered)[-1])]} up to {lower:g} K"
+        message = f"no transition to {phase}: {labels[int(np.flatnonzero(ordered)[-1])]} up to {spell_kelvin(lower)} K"
     elif disordered.any() and not ordered.any():
         upper = float(kelvin[disordered].min())
-        message = f"no transition: {phase} from {upper:g} K, the lowest such temperature"
+        message = f"no transition: {phase} from {spell_kelvin(upper)} K, the lowest such temperature"
     elif ordered.any():
         monotonic = False
         message = f"no transition to {phase}: the ordered phase lies at higher temperatures than the {phase} one"
@@ -131,8 +133,7 @@ def sequence(temperatures: list[float], phases: list[str]) -> str:
             parts[-1] = (phase, parts[-1][1], kelvin)
         else:
             parts.append((phase, kelvin, kelvin))
-    spell = [
-        f"{phase} at {first:g} K" if first == last else f"{phase} at {first:g} to {last:g} K"
+    return ", ".join(
+        f"{phase} at {spell_kelvin(first)} " + (f"to {spell_kelvin(last)} K" if last != first else "K")
         for phase, first, last in parts
-    ]
-    return ", ".join(spell)
+    )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from jaxpto.errors import InputError
 from jaxpto.observables.lattice import UnitCell, lattice_parameters
+from jaxpto.units import spell_kelvin
 
 UNITS = {"c_over_a": "", "a": "A", "c": "A", "volume": "A^3", "polarization": "C/m^2"}
 FORM = 'write OBSERVABLE@TEMPERATUREK=VALUE or OBSERVABLE@TEMPERATUREK,PRESSUREGPa=VALUE, as in "c_over_a@300K=1.063"'
@@ -43,7 +44,7 @@ class Target:
     def name(self) -> str:
         """What it is an average of, as in "c_over_a@300K"."""
         squeezed = f",{self.pressure:g}GPa" if self.pressure else ""
-        return f"{self.observable}@{self.temperature:g}K{squeezed}"
+        return f"{self.observable}@{spell_kelvin(self.temperature)}K{squeezed}"
 
 
 def parse_target(text: str) -> Target:
@@ -59,7 +60,7 @@ def parse_target(text: str) -> Target:
     if observable not in UNITS:
         raise InputError(f"--match {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
     if not 0.0 < temperature < math.inf:
-        raise InputError(f"--match {text!r}: {temperature:g} K; the temperature must be above 0 K")
+        raise InputError(f"--match {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
     if not math.isfinite(pressure):
         raise InputError(f"--match {text!r}: {pressure:g} GPa; the pressure must be finite")
     if not 0.0 < value < math.inf:
