@@ -440,10 +440,10 @@ def describe_settings(config: Config) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in (*places, *unused)}
 
 
-def main() -> None:
-    """Run the command."""
-    leave(run_command("jaxpto.train", Config, run))
+def main() -> int:
+    """Run the command; returns its exit code."""
+    return run_command("jaxpto.train", Config, run)
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())
