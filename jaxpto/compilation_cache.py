@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def replace_damaged_entries() -> None:
     if hasattr(read, "replaces_damaged_entries"):
         return
 
+    @functools.wraps(read)
     def get_executable_and_time(key: str, *others: Any, **named: Any) -> Any:
         try:
             return read(key, *others, **named)

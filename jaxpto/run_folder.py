@@ -24,8 +24,10 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """Content of a folder's config.json, or None where it has none.
 
     Raises:
-        InputError: it cannot be read, or is not what a run writes.
+        InputError: the folder is in a place that cannot be written, or the file cannot be read or is not what a run
+            writes.
     """
+    check_output_folder(folder, resume=True)
     path = folder / CONFIG_FILE
     if not path.exists():
         return None

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxpto/xla-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# In the background of a shell, or under nohup, a suite starts with these ignored; tests of interrupts need them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 

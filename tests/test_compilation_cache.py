@@ -31,7 +31,8 @@ LAYOUT = Layout(6.0, 0.3, (1, 1, 1), (1, 2, 1), (32,), (8, 22), (4, 5))
 @pytest.fixture
 def cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
     """An empty compilation cache of JAX itself, in which everything is kept."""
-    monkeypatch.setattr(private, "get_executable_and_time", private.get_executable_and_time)
+    original = getattr(private.get_executable_and_time, "__wrapped__", private.get_executable_and_time)
+    monkeypatch.setattr(private, "get_executable_and_time", original)  # without what a command has put in its place
     settings = {"jax_compilation_cache_dir": str(tmp_path / "xla"), "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():

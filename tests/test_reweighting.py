@@ -314,8 +314,11 @@ def test_two_macrostates_of_one_run() -> None:
 
 def test_frames_of_a_stored_trajectory() -> None:
     steps = np.arange(10)
+    upright = np.tile(np.eye(3), (10, 1, 1))
     positions, cells = np.arange(10.0)[:, None, None] * np.ones((10, 2, 3)), np.tile(4.0 * np.eye(3), (10, 1, 1))
-    stored = Trajectory(steps, 2.0 * steps, positions, cells, np.array([8, 22]), np.array([16.0, 48.0]), {}, {})
+    stored = Trajectory(
+        steps, 2.0 * steps, positions, cells, np.array([8, 22]), np.array([16.0, 48.0]), upright, {}, {}
+    )
     systems = reweighting.stored_systems(stored, 0.35)
     assert systems.positions.shape == (6, 2, 3)
     np.testing.assert_array_equal(systems.positions[:, 0, 0], np.arange(4.0, 10.0))

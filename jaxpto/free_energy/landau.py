@@ -177,8 +177,8 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
                 )
             first = math.ceil(config.equilibration * len(record.polarization))
             # the bias holds P along z of the laboratory
-            along = np.eye(3)[2] if record.rotation is None else record.rotation[first:, :, 2]
-            series[window].append(np.einsum("fa,...a->f", np.asarray(record.polarization[first:], np.float64), along))
+            along = np.eye(3)[2][None] if record.rotation is None else record.rotation[first:, :, 2]
+            series[window].append(np.sum(np.asarray(record.polarization[first:], np.float64) * along, axis=1))
             sizes[window].append(np.abs(np.linalg.det(record.cell[first:])))
         sampled.append(thinned(kelvin, series, sizes, windows))
     return sampled
