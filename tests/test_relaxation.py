@@ -32,9 +32,9 @@ from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Potential, Prediction
 from jaxpto.relaxation import batched, coordinates, lanes
 from jaxpto.relaxation.batched import relax_batched
-from jaxpto.relaxation.symmetry import space_group
 from jaxpto.relaxation.target import NOT_FINITE, Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
+from jaxpto.space_group import space_group
 from jaxpto.structures import builtin_structure, read_structure
 from jaxpto.system import System, from_ase, volume
 

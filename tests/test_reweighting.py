@@ -317,7 +317,7 @@ def test_frames_of_a_stored_trajectory() -> None:
     upright = np.tile(np.eye(3), (10, 1, 1))
     positions, cells = np.arange(10.0)[:, None, None] * np.ones((10, 2, 3)), np.tile(4.0 * np.eye(3), (10, 1, 1))
     stored = Trajectory(
-        steps, 2.0 * steps, positions, cells, np.array([8, 22]), np.array([16.0, 48.0]), upright, {}, {}
+        steps, 2.0 * steps, positions, cells, upright, np.array([8, 22]), np.array([16.0, 48.0]), {}, {}
     )
     systems = reweighting.stored_systems(stored, 0.35)
     assert systems.positions.shape == (6, 2, 3)

@@ -92,8 +92,8 @@ class FileEvents:
         self._watch_new()
 
     def _watch_new(self) -> None:
-        folders = [self._top.parent, self._top, *(path for path in self._top.rglob("*") if path.is_dir())]
-        for folder in folders:
+        for place in (self._top.parent, *(entry[0] for entry in os.walk(self._top))):  # passes over what is gone
+            folder = Path(place)
             if folder not in self._watched and folder.is_dir():
                 self._libc.inotify_add_watch(self._descriptor, os.fsencode(folder), _EVENTS)
                 self._watched.add(folder)

@@ -382,7 +382,7 @@ def _warnings(
     """What the averages of a temperature do not support, in words with numbers."""
     found = []
     kelvin = combined["measured_temperature_K"]
-    if abs(kelvin.mean - target_K) > max(TEMPERATURE_OFF * kelvin.sem, 0.01 * target_K):
+    if abs(kelvin.mean - target_K) > max(TEMPERATURE_OFF * kelvin.sem, 0.02 * target_K):
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K, not {spell_kelvin(target_K)} K")
     elif kelvin.sem > TEMPERATURE_UNSURE * target_K:
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K: too uncertain; run longer")

@@ -85,9 +85,10 @@ def find_transition(
         label for label, T in zip(labels, kelvin, strict=True) if label in ordered_phases and T in (lower, upper)
     )
     message = f"{before} to {disordered_phase} between {spell_kelvin(lower)} and {spell_kelvin(upper)} K"
-    message += f" (neighbours in the ladder; statistical error of their middle {scatter:.0f} K)"
+    error = f"{scatter:.0f} K" if scatter >= 0.5 else "below 1 K"
+    message += f" (a step of the ladder; statistical error of its middle {error})"
     if scatter > 0.5 * (upper - lower):
-        message += ", less sharp than these two: run longer"
+        message += ", less sharp than that step: run longer"
     if not monotonic:
         message += "; the order of phases along the ladder is not monotonic"
     return Transition(order_parameter, lower, upper, 0.5 * (lower + upper), scatter, monotonic, message)

@@ -17,8 +17,8 @@ from rich import box
 from rich.console import Console
 
 from jaxpto.evaluate import write_frames
-from jaxpto.relaxation.symmetry import SYMPREC, SpaceGroup, space_group
 from jaxpto.relaxation.target import Relaxed
+from jaxpto.space_group import SYMPREC, SpaceGroup, space_group
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
 from jaxpto.terminal import WholeTable
 

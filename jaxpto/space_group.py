@@ -1,4 +1,4 @@
-"""Space groups before and after, by spglib."""
+"""Space groups of structures, by spglib."""
 
 from __future__ import annotations
 
