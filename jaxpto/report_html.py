@@ -90,7 +90,7 @@ def summary_table(rows: list[TemperatureSummary]) -> str:
     columns += [("phase", ""), ("measured T", "K"), ("a", "Å"), ("b", "Å"), ("c", "Å"), ("c/a", "")]
     columns += [("longest/others", ""), ("volume", "Å³")]
     columns += [("P<sub>x</sub>", "C/m²"), ("P<sub>y</sub>", "C/m²"), ("P<sub>z</sub>", "C/m²")] if polar else []
-    columns += [("independent samples", "of c/a"), ("energy drift", "meV/cell/ps")]
+    columns += [("independent samples", "fewest of a, b, c"), ("energy drift", "meV/cell/ps")]
     columns += [("replicas", "")] if replicas else []
     heads = "".join(
         f'<th class="{"text" if name in ("phase", "replicas") else ""}">{name}<span class="unit">{unit}</span></th>'

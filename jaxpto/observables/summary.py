@@ -20,6 +20,7 @@ from jaxpto.units import spell_kelvin
 Status = Literal["ok", "molten", "failed"]
 SETTLED_WITHIN = 0.002  # of c/a: the cumulative mean counts as settled once it stays this close to its final value
 AXIS_NAMES = ("a", "b", "c")
+SHAPE = ("a", "b", "c", "c_over_a")  # whose convergence a flexible cell is judged by
 TEMPERATURE_OFF = 2.5  # standard errors by which the measured temperature may miss its target
 TEMPERATURE_UNSURE = 0.05  # of the target: a larger standard error says that the temperature is not known
 
@@ -91,7 +92,7 @@ class TemperatureSummary:
         Px, Py, Pz: polarization along a, b, c (in the crystal's own axes, however it lies or turns), C/m^2.
         P: length of the time-averaged polarization vector, averaged over replicas, C/m^2.
         conserved_drift: slope of the conserved energy, meV per unit cell and ps.
-        independent_samples: of c/a, over all replicas.
+        independent_samples: the fewest of a, b, c and c/a, over all replicas.
         settling_time_ps: production time after which the cumulative mean of c/a stays within 0.002 of the final one.
         warnings: what is not converged, "" if nothing.
     """
@@ -365,7 +366,7 @@ def _row(group: list[ReplicaRecord], unit: UnitCell, equilibration: float) -> Te
         beta=float(angles[1]),
         gamma=float(angles[2]),
         conserved_drift=float(np.mean([r.conserved_drift for r in replicas])) if replicas else math.nan,
-        independent_samples=combined["c_over_a"].independent,
+        independent_samples=min(combined[name].independent for name in SHAPE),
         settling_time_ps=max((r.settling_time_ps for r in replicas), default=math.nan),
         warnings="; ".join(_warnings(replicas, combined, labels, fixed_shape, group[0].temperature_K)),
         **columns,
@@ -386,23 +387,21 @@ def _warnings(
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K, not {spell_kelvin(target_K)} K")
     elif kelvin.sem > TEMPERATURE_UNSURE * target_K:
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K: too uncertain; run longer")
-    watched = [("P", "C/m^2")] if fixed_shape else [("c_over_a", "")]
-    for name, unit in watched:
-        total = combined[name]
-        label = name.replace("_over_", "/")
-        if not replicas or math.isnan(total.mean):
-            continue
-        if math.isnan(total.sem):
-            found.append(f"{label}: a single production frame, no error estimate")
-            continue
-        if total.independent < FEWEST_INDEPENDENT:
-            seen = math.floor(10.0 * total.independent) / 10.0  # never rounded up to the number that is needed
+    known = {name: combined[name] for name in (("P",) if fixed_shape else SHAPE) if not math.isnan(combined[name].mean)}
+    if known and any(math.isnan(total.sem) for total in known.values()):
+        found.append("a single production frame, no error estimate")
+    elif known:
+        name, fewest = min(known.items(), key=lambda item: item[1].independent)
+        if fewest.independent < FEWEST_INDEPENDENT:
+            seen = math.floor(10.0 * fewest.independent) / 10.0  # never rounded up to the number that is needed
+            needed = f"{FEWEST_INDEPENDENT:.0f} are needed; run longer"
+            found.append(f"{_spell(name)}: only {seen:.1f} independent samples, {needed}")
+        name, drifting = max(known.items(), key=lambda item: abs(item[1].drift) / max(item[1].drift_sem, 1e-12))
+        if abs(drifting.drift) > LARGEST_DRIFT * drifting.drift_sem:
+            unit = {"P": " C/m^2", "c_over_a": ""}.get(name, " A")
             found.append(
-                f"{label}: only {seen:.1f} independent samples, {FEWEST_INDEPENDENT:.0f} are needed; run longer"
+                f"{_spell(name)}: drifts by {drifting.drift:+.4f}{unit} between the halves of the production part"
             )
-        if abs(total.drift) > LARGEST_DRIFT * total.drift_sem:
-            change = f"{total.drift:+.4f} {unit}".rstrip()
-            found.append(f"{label}: drifts by {change} between the halves of the production part")
     if fixed_shape and replicas and all(replica.polarity == "undecided" for replica in replicas):
         length, error = combined["P"].mean, combined["P"].sem
         found.append(f"P = {length:.3f} +/- {error:.3f} C/m^2 cannot be told from zero; run longer")
@@ -412,3 +411,7 @@ def _warnings(
     if len(labels) > 1 and not fixed_shape:
         found.append("replicas ended in different phases; the averages mix them")
     return found
+
+
+def _spell(name: str) -> str:
+    return name.replace("_over_", "/")
