@@ -1,5 +1,6 @@
 """The Python blocks of README and docs run, one namespace a page; bash blocks name real commands and options."""
 
+import functools
 import pathlib
 import re
 import shlex
@@ -27,13 +28,13 @@ def test_python_blocks_run(page, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
+@functools.cache
 def options_of(command: tuple[str, ...]) -> set[str]:
     ran = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True)
     return set(re.findall(r"--[a-z][a-z-]*", ran.stdout))
 
 
 def test_bash_blocks_name_real_options():
-    known: dict[tuple[str, ...], set[str]] = {}
     checked = 0
     for page in PAGES:
         for line in "".join(blocks(page, "bash")).splitlines():
@@ -41,7 +42,7 @@ def test_bash_blocks_name_real_options():
             if words[:2] != ["python", "-m"] or not words[2].startswith(("jaxpto.", "converters.")):
                 continue
             command = tuple(words[2:4] if words[3:4] == ["pto-0k"] else words[2:3])
-            options = known.setdefault(command, options_of(command))
+            options = options_of(command)
             used = {word.partition("=")[0] for word in words[3:] if word.startswith("--")}
             assert used <= options, f"{page.name}: {line}: unknown {used - options}"
             checked += 1
