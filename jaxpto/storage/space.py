@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxpto.errors import InputError
 
-RESERVE = 16 << 20  # bytes for config.json, figures, report and what other programs write meanwhile
+RESERVE = 4 << 20  # bytes for config.json, figures and report: some 1.5 MB for eight temperatures
 
 
 def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] = ()) -> None:
@@ -36,6 +36,7 @@ def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] 
     if missing + RESERVE > free > 0 or free == 0 < missing:
         already = f", {taken / 1e6:.0f} MB of it already there" if taken else ""
         raise InputError(
-            f"--out {folder}: the run takes {needed / 1e6:.0f} MB ({what}){already}, {free / 1e6:.0f} MB are free; "
+            f"--out {folder}: the run takes {(needed + RESERVE) / 1e6:.0f} MB ({what}, {RESERVE / 1e6:.0f} MB for figures "
+            f"and report){already}, {free / 1e6:.0f} MB are free; "
             "free space, name a place with more, or store less with --sample-every or --steps"
         )
