@@ -173,7 +173,9 @@ def test_space_is_asked_for(tmp_path):
     assert 0 <= sizes[1] - sizes[0] - trajectory_bytes(ARGON, 4900, {}) < 4096  # HDF5 rounds what it keeps itself
     nowhere = tmp_path / "not" / "yet"
     require_space(nowhere, 1000, "frames")
-    with pytest.raises(InputError, match=r"takes 1000000000000 MB \(as told\), \d+ MB are free; free space"):
+    with pytest.raises(
+        InputError, match=r"takes 1000000000004 MB \(as told, 4 MB for figures and report\), \d+ MB are free"
+    ):
         require_space(nowhere, 10**18, "as told")
     (tmp_path / "big").write_bytes(bytes(2_000_000))
     with pytest.raises(InputError, match="2 MB of it already there"):
