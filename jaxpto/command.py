@@ -65,7 +65,8 @@ def leave(code: int | None) -> NoReturn:
     what these use while they use it, which ended one interrupted sweep of some with a segmentation fault; so the
     process then ends at once. All files are closed and synced by then. (Of several processes, JAX tells the others.)
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _interrupts():  # all is written: nothing is left to interrupt
+        signal.signal(number, signal.SIG_IGN)
     if code and not jax.distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -114,6 +115,11 @@ def _interrupted(name: str, config: object) -> int:
     return INTERRUPTED
 
 
+def _interrupts() -> list[int]:
+    """The signals that ask a command to end, as far as the system has them."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 @contextlib.contextmanager
 def _terminated_is_interrupted() -> Generator[None]:
     """Keep what is computed, as Ctrl-C does, on SIGTERM (batch systems before they kill) and SIGHUP (a lost terminal).
@@ -124,8 +130,7 @@ def _terminated_is_interrupted() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    before = {number: signal.getsignal(number) for number in _interrupts()}
     # ignored from outside, by nohup or a shell in the background: it stays so
     heeded = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
