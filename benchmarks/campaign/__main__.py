@@ -74,7 +74,7 @@ def main() -> int:
             started = time.monotonic()
             verdict = ALL[kind](ground, random)
             rows.append(
-                {"number": number, "kind": kind, "seconds": round(time.monotonic() - started, 1), **_row(verdict)}
+                {"number": number, "kind": kind, "seconds": round(time.monotonic() - started, 1), **_row(verdict, name)}
             )
             faults[kind] += bool(verdict.fault)
             print(f"{number:4d} {kind}: {verdict.done}: {verdict.fault or 'holds'}", flush=True)
@@ -93,8 +93,10 @@ def main() -> int:
     return int(total["faults"] > 0)
 
 
-def _row(verdict: Verdict) -> dict[str, str | int]:
-    return dataclasses.asdict(verdict)
+def _row(verdict: Verdict, folder: str) -> dict[str, str | int]:
+    """A verdict without the place of the campaign's folder, which is another one each time."""
+    shorter = verdict.fault.replace(folder, "")
+    return dataclasses.asdict(dataclasses.replace(verdict, fault=shorter))
 
 
 if __name__ == "__main__":
