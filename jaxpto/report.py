@@ -118,6 +118,11 @@ def load_run(folder: str | Path) -> Run:
         caveat = outcome.get("caveat", "")  # sweeps of earlier versions have none
         notes = [f"The model's {caveat}, which a simulation need not conserve."] if caveat else []
         notes += [outcome["polarization_note"]] if outcome["polarization_note"] else []
+        if stress is not None:  # runs of earlier versions knew one measure only
+            measure, six = config.get("stress_measure", "piola-kirchhoff"), " ".join(f"{value:g}" for value in stress)
+            notes.append(
+                f"External {measure} stress {six} GPa (xx yy zz yz xz xy); the pressure told is that of its mean."
+            )
         return Run(
             records=records,
             unit=unit,

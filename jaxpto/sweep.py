@@ -156,6 +156,10 @@ def _headline(setup: Setup, processes: Processes) -> str:
     if len(config.temperatures) == 1:
         ladder = f"{spell_kelvin(config.temperatures[0])} K"
     ensemble = f"npt {config.mask}" if config.ensemble == "npt" else config.ensemble
+    if config.stress is not None:
+        ensemble += f" at a {config.stress_measure} stress of {' '.join(f'{value:g}' for value in config.stress)} GPa"
+    elif config.pressure:
+        ensemble += f" at {config.pressure:g} GPa"
     caveat = f", {setup.potential.caveat}" if setup.potential.caveat else ""
     devices = usable_devices(config)
     hardware = f"{len(devices)} {devices[0].platform.upper()} device(s)"
