@@ -275,6 +275,18 @@ def test_a_difference_of_axes_needs_significance() -> None:
     assert "independent samples" in row.warnings
 
 
+def test_a_large_difference_with_a_larger_error_is_undecided() -> None:
+    record, unit = run_of(builtin_structure("PbTiO3-tetragonal"))
+    few = {name: getattr(record, name)[-12:] for name in ("time_ps", "temperature", "stress")}
+    few |= {name: getattr(record, name)[-12:] for name in ("potential_energy", "kinetic_energy", "conserved")}
+    swing = 1.0 + 0.04 * np.sin(np.linspace(0.0, 5.0, 12))[:, None, None] * np.diag([0.0, 0.0, 1.0])
+    noisy = dataclasses.replace(record, **few, cell=record.cell[-12:] * swing, polarization=None)
+    (row,) = summarize([noisy], unit, 0.0)
+    assert row.tetragonality > 1.05
+    assert row.phase == "undecided"
+    assert transitions([row]) == []
+
+
 # --- transitions and what is said of them -----------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ ORDERED = ("tetragonal", "supertetragonal", "orthorhombic", "rhombohedral", "mon
 def perovskite_phase(
     strain: list[list[Estimate]], lengths: Float[np.ndarray, 3], polarization: list[Estimate] | None
 ) -> str:
-    """Crystal system of a perovskite's averages: cubic or one of `ORDERED`.
+    """Crystal system of a perovskite's averages: cubic or one of `ORDERED`; "undecided" where the errors hide it.
 
     It is what the operations of the cube leave alone: strain components count as equal within 0.5 % (off the diagonal
     0.2 %) or their error, whichever is more, components of the polarization within 15 % of its length or their error;
@@ -51,6 +51,8 @@ def perovskite_phase(
     system = crystal_system(means, np.maximum(floor / math.sqrt(2.0), errors), vector, bounds)
     if system == "tetragonal" and tetragonality(lengths) >= SUPERTETRAGONAL_FROM:
         return "supertetragonal"
+    if system == "cubic" and tetragonality(lengths) >= POLAR_FROM:
+        return "undecided"  # by far no cube, but the errors are larger still
     return system
 
 
