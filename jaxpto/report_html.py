@@ -70,7 +70,11 @@ def uncertain(value: float, error: float) -> str:
 
 def phase_and_axis(row: TemperatureSummary) -> str:
     """The phase of a row, with the polar axis where that is not c."""
-    return f"{row.phase}, axis {row.polar_axis}" if "tetragonal" in row.phase and row.polar_axis in "ab" else row.phase
+    return (
+        f"{row.phase}, axis {row.polar_axis}"
+        if "tetragonal" in row.phase and row.polar_axis in ("a", "b")
+        else row.phase
+    )
 
 
 def axis_ratio(row: TemperatureSummary) -> str:

@@ -22,6 +22,7 @@ SETTLED_WITHIN = 0.002  # of c/a: the cumulative mean counts as settled once it 
 AXIS_NAMES = ("a", "b", "c")
 SHAPE = ("a", "b", "c", "c_over_a")  # whose convergence a flexible cell is judged by
 TEMPERATURE_OFF = 2.5  # standard errors by which the measured temperature may miss its target
+TEMPERATURE_NEAR = 0.02  # of the target: no miss that matters, however small its error
 TEMPERATURE_UNSURE = 0.05  # of the target: a larger standard error says that the temperature is not known
 
 
@@ -73,9 +74,9 @@ class TemperatureSummary:
     Attributes:
         temperature_K, pressure_GPa: targets.
         status: "ok", "partial" (some replicas failed), or "molten" or "failed" (all did).
-        phase: of a perovskite the crystal system of the averaged strain and polarization ("polar", "nonpolar",
-            "undecided" where the shape of the cell is fixed); of other crystals the system and space group of the
-            averaged structure; "molten" or "failed".
+        phase: of a perovskite the crystal system of the averaged strain and polarization, "undecided" where errors hide
+            it ("polar", "nonpolar" or "undecided" where the shape of the cell is fixed); of other crystals the system
+            and space group of the averaged structure; "molten" or "failed".
         replica_phases: label of every replica, as in "tetragonal 2, cubic 1".
         polarity: "polar", "nonpolar" or "undecided", by the significance of the averaged polarization; "" where there
             is none; of several replicas the commonest.
@@ -383,7 +384,7 @@ def _warnings(
     """What the averages of a temperature do not support, in words with numbers."""
     found = []
     kelvin = combined["measured_temperature_K"]
-    if abs(kelvin.mean - target_K) > max(TEMPERATURE_OFF * kelvin.sem, 0.02 * target_K):
+    if abs(kelvin.mean - target_K) > max(TEMPERATURE_OFF * kelvin.sem, TEMPERATURE_NEAR * target_K):
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K, not {spell_kelvin(target_K)} K")
     elif kelvin.sem > TEMPERATURE_UNSURE * target_K:
         found.append(f"measured temperature {kelvin.mean:.0f} +/- {kelvin.sem:.0f} K: too uncertain; run longer")
