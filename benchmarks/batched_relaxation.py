@@ -41,7 +41,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     import numpy as np
 
     from jaxpto.calculator import JaxptoCalculator
-    from jaxpto.command import configure_devices, set_up_jax
+    from jaxpto.console.command import configure_devices, set_up_jax
     from jaxpto.relaxation.batched import relax_batched
     from jaxpto.relaxation.target import Relaxed, Target
     from jaxpto.relaxation.with_ase import relax_with_ase
@@ -100,7 +100,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     result = measure(arguments)
 
-    from jaxpto.provenance import provenance
+    from jaxpto.reporting.provenance import provenance
 
     document = provenance() | {"settings": vars(arguments)} | result
     document["command"] = "python -m benchmarks.batched_relaxation " + " ".join(sys.argv[1:])

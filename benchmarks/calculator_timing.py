@@ -21,7 +21,7 @@ import numpy as np
 
 def jaxpto(arguments: argparse.Namespace) -> Any:
     from jaxpto.calculator import JaxptoCalculator
-    from jaxpto.command import set_up_jax
+    from jaxpto.console.command import set_up_jax
 
     set_up_jax("float32")
     return JaxptoCalculator(arguments.model, dtype="float32")

@@ -82,8 +82,8 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 
-    from jaxpto.command import set_up_jax
-    from jaxpto.provenance import provenance
+    from jaxpto.console.command import set_up_jax
+    from jaxpto.reporting.provenance import provenance
 
     set_up_jax("float32")
     rows = {}

@@ -41,9 +41,9 @@ def begin(
     model: str, cells: int, replicas: int, cores: int, timestep: float, samples: int, skin: float | None = None
 ) -> tuple[Any, Iterator[Any]]:
     """Set-up, and the chunks of so many samples of a run without end."""
-    from jaxpto import dynamics, preparation
-    from jaxpto.command import configure_devices, set_up_jax
-    from jaxpto.config import SweepConfig
+    from jaxpto.console.command import configure_devices, set_up_jax
+    from jaxpto.md import loop, preparation
+    from jaxpto.md.config import SweepConfig
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -52,12 +52,12 @@ def begin(
         steps=10_000_000, sample_every=EVERY, timestep=timestep, skin=skin,
     )  # fmt: skip
     setup = preparation.prepare(config)
-    schedule = dynamics.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
+    schedule = loop.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
     layout = preparation.first_layout(setup)
-    mesh = dynamics.replica_mesh(replicas)
+    mesh = loop.replica_mesh(replicas)
     states, watch, _ = preparation.begin(setup, layout)
-    states, watch = dynamics.pad_replicas(states, watch, mesh)
-    chunks = dynamics.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
+    states, watch = loop.pad_replicas(states, watch, mesh)
+    chunks = loop.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
     return setup, chunks
 
 
@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from jaxpto import simulation
+    from jaxpto.md import stored_run
     from jaxpto.storage.trajectory import create_trajectory, write_frames
     from jaxpto.system import from_ase
 
@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         paths = [Path(folder) / f"{r}.h5md" for r in range(replicas)]
         for path in paths:
             frames = 100 + 2_000_000 // len(setup.atoms)  # more than are written, and no more than a disk holds
-            create_trajectory(path, from_ase(setup.atoms), frames, simulation.OBSERVABLES)
+            create_trajectory(path, from_ase(setup.atoms), frames, stored_run.OBSERVABLES)
 
         def advance(written: int) -> Any:
             chunk = following(chunks)
@@ -109,7 +109,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "position": own.positions,
                     "cell": own.cell,
                 }
-                frames |= {name: getattr(own, name) for name in simulation.OBSERVABLES}
+                frames |= {name: getattr(own, name) for name in stored_run.OBSERVABLES}
                 write_frames(path, written, frames)
             return chunk
 

@@ -104,7 +104,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
 
 def run(config: Config) -> None:
     """Measure, print and store."""
-    from jaxpto.provenance import provenance
+    from jaxpto.reporting.provenance import provenance
 
     document = json.loads(config.out.read_text()) if config.out.exists() else {}
     for model in config.models:

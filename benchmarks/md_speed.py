@@ -40,11 +40,11 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     import jax
     import numpy as np
 
-    from jaxpto import dynamics, preparation
-    from jaxpto.command import configure_devices, set_up_jax
-    from jaxpto.config import SweepConfig
+    from jaxpto.console.command import configure_devices, set_up_jax
+    from jaxpto.devices.compiled import WIDE
+    from jaxpto.md import loop, preparation
+    from jaxpto.md.config import SweepConfig
     from jaxpto.neighbors import build, needs_rebuild
-    from jaxpto.programs import WIDE
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -53,15 +53,15 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         steps=10 * steps, sample_every=steps,
     )  # fmt: skip
     setup = preparation.prepare(config)
-    schedule = dynamics.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
+    schedule = loop.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
     potential = setup.potential
     layout = preparation.first_layout(setup)
-    mesh = dynamics.replica_mesh(replicas)
+    mesh = loop.replica_mesh(replicas)
     states, watch, _ = preparation.begin(setup, layout)
-    states, watch = dynamics.pad_replicas(states, watch, mesh)
+    states, watch = loop.pad_replicas(states, watch, mesh)
 
     begin = time.perf_counter()
-    chunks = dynamics.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
+    chunks = loop.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
     chunk = next(chunks)  # compiles, and takes the atoms off their lattice sites
     compile_seconds = time.perf_counter() - begin
     times = []
@@ -112,8 +112,8 @@ def steps_per_list(potential: Potential, method: Method, states: MDState, steps:
     import jax
     import jax.numpy as jnp
 
+    from jaxpto.devices.sequential import in_turn
     from jaxpto.neighbors import needs_rebuild, refresh
-    from jaxpto.replicas import in_turn
 
     running = jnp.ones(len(states.step), bool)
 
@@ -162,7 +162,7 @@ def main() -> None:
 
     import numpy as np
 
-    from jaxpto.provenance import provenance
+    from jaxpto.reporting.provenance import provenance
 
     rounds = [{name: run_case(*case, arguments) for name, case in CASES.items()} for _ in range(arguments.rounds)]
     medians = {

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 import tyro
 
-from jaxpto import neighbors, provenance
-from jaxpto.catalogue import load_potential
-from jaxpto.programs import WIDE
+from jaxpto import neighbors
+from jaxpto.devices.compiled import WIDE
+from jaxpto.models.catalogue import load_potential
+from jaxpto.reporting import provenance
 from jaxpto.system import from_ase, stack
 
 

@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.environments import FOLDER, ORIGINALS, family, python_of
 from benchmarks.stand_ins import checkpoints_of
-from jaxpto.provenance import provenance
+from jaxpto.reporting.provenance import provenance
 
 REPEATS = {5: (1, 1, 1), 40: (2, 2, 2), 135: (3, 3, 3), 625: (5, 5, 5)}
 TIMING = Path(__file__).with_name("calculator_timing.py")

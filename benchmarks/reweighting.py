@@ -107,12 +107,12 @@ def measure(arguments: argparse.Namespace) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxpto.catalogue import load_potential
-    from jaxpto.command import configure_devices, set_up_jax
-    from jaxpto.config import SweepConfig
+    from jaxpto.console.command import configure_devices, set_up_jax
+    from jaxpto.free_energy.estimators import reweighting
+    from jaxpto.free_energy.estimators.mbar import effective_samples
+    from jaxpto.md.config import SweepConfig
+    from jaxpto.models.catalogue import load_potential
     from jaxpto.system import System, from_ase
-    from jaxpto.thermodynamics import reweighting
-    from jaxpto.thermodynamics.mbar import effective_samples
     from jaxpto.training.deviation import double
     from jaxpto.training.ensembles import Frames, Plan, at_rest, make_plan, simulate
     from jaxpto.training.targets import observe
@@ -316,7 +316,7 @@ def main() -> None:
     began = time.time()
     result = measure(arguments)
 
-    from jaxpto.provenance import provenance
+    from jaxpto.reporting.provenance import provenance
 
     document = provenance() | {"settings": vars(arguments), "seconds": time.time() - began} | result
     document["command"] = "python -m benchmarks.reweighting " + " ".join(sys.argv[1:])

@@ -134,10 +134,10 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from jaxpto.catalogue import load_potential
+    from jaxpto.devices.compiled import WIDE
     from jaxpto.models import perovskite, perovskite_moments
+    from jaxpto.models.catalogue import load_potential
     from jaxpto.neighbors import build, in_whole_vectors
-    from jaxpto.programs import WIDE
     from jaxpto.structures import builtin_structure
     from jaxpto.system import from_ase
 
@@ -192,8 +192,8 @@ def run(config: Config) -> None:
     """Measure, print and store."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {config.core})
-    from jaxpto.command import set_up_jax
-    from jaxpto.provenance import provenance
+    from jaxpto.console.command import set_up_jax
+    from jaxpto.reporting.provenance import provenance
 
     set_up_jax("float32")
     document = json.loads(config.out.read_text()) if config.out.exists() else {}

@@ -26,7 +26,7 @@ import tyro
 from benchmarks.environments import FOLDER, ORIGINALS, TORCH_SIM, family, python_of
 from benchmarks.speed_figure import draw
 from benchmarks.stand_ins import STAND_INS, UNSTABLE_TIMESTEP, checkpoints_of
-from jaxpto.provenance import provenance
+from jaxpto.reporting.provenance import provenance
 
 HERE = Path(__file__).parent
 BATCH = 8

@@ -18,7 +18,7 @@ from converters.mace import MaceConfig
 from converters.mace import run as convert_mace
 from converters.orb import OrbConfig
 from converters.orb import run as convert_orb
-from jaxpto.catalogue import user_folder
+from jaxpto.models.catalogue import user_folder
 
 HERE = Path(__file__).parent
 UNSTABLE_TIMESTEP = 0.02  # fs; at 2 fs their crystals would fall apart

@@ -20,8 +20,8 @@ from converters.pickles import CheckpointError
 from converters.protobuf import read_graph
 from converters.sources import sha256_of
 from converters.torch_files import read_checkpoint
-from jaxpto.catalogue import save_potential
-from jaxpto.command import run_command
+from jaxpto.console.command import run_command
+from jaxpto.models.catalogue import save_potential
 from jaxpto.models.deepmd import DPA1, DeepPotSE
 from jaxpto.models.deepmd_layers import ACTIVATIONS
 from jaxpto.potential import Potential

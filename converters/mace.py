@@ -15,8 +15,8 @@ from converters.mace_files import MaceFile, open_model
 from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
-from jaxpto.catalogue import save_potential, user_folder
-from jaxpto.command import run_command
+from jaxpto.console.command import run_command
+from jaxpto.models.catalogue import save_potential, user_folder
 from jaxpto.models.mace import MACE, path_name
 from jaxpto.models.mace_product import in_this_basis, width
 from jaxpto.potential import Potential

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from converters.pickles import CheckpointError
-from jaxpto.catalogue import user_folder
-from jaxpto.manifest import File, PublishedModel, Wheel, read_manifest
+from jaxpto.models.catalogue import user_folder
+from jaxpto.models.manifest import File, PublishedModel, Wheel, read_manifest
 from jaxpto.storage.files import replacing
 
 VARIABLE = "JAXPTO_WEIGHTS"

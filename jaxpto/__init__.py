@@ -8,15 +8,14 @@ if _jaxlib_version.__version__ == "0.10.2":
         "jaxpto does not start on it. Remedy: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'"
     )
 
-__version__ = "0.1.0"
-
+from jaxpto._version import __version__
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import list_models, load_potential, save_potential
 from jaxpto.errors import InputError
 from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.models.catalogue import list_models, load_potential, save_potential
 from jaxpto.neighbors import Neighbors, allocate, build
 from jaxpto.potential import Potential, Prediction
 from jaxpto.system import System, from_ase, to_ase
@@ -30,6 +29,7 @@ __all__ = [
     "Potential",
     "Prediction",
     "System",
+    "__version__",
     "allocate",
     "build",
     "from_ase",

@@ -7,9 +7,9 @@ import logging
 from rich import box
 
 from jaxpto import __version__
-from jaxpto.catalogue import examined, list_models, user_folder
-from jaxpto.manifest import read_manifest
-from jaxpto.terminal import WholeTable, console
+from jaxpto.console.terminal import WholeTable, console
+from jaxpto.models.catalogue import examined, list_models, user_folder
+from jaxpto.models.manifest import read_manifest
 
 COMMANDS = {
     "sweep": "batched molecular dynamics of a temperature ladder (the main job)",

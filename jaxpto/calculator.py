@@ -12,11 +12,11 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxpto.catalogue import check_known, load_potential
+from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
+from jaxpto.models.catalogue import check_known, load_potential
 from jaxpto.neighbors import Layout, Neighbors, build, needs_rebuild
 from jaxpto.potential import Potential, Prediction, SiteModel
-from jaxpto.programs import WIDE
 from jaxpto.system import System, check_cell, from_ase
 
 _MAXIMUM_REGROWS = 3

@@ -19,17 +19,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import output_column_format
 from rich.progress import track
 
-from jaxpto import terminal
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports
-from jaxpto.command import leave, run_command
-from jaxpto.crowding import crowding
+from jaxpto.console import terminal
+from jaxpto.console.command import leave, run_command
+from jaxpto.console.terminal import WholeTable
 from jaxpto.errors import InputError
+from jaxpto.models.catalogue import check_supports
+from jaxpto.models.neighbor_bounds import crowding
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_file
 from jaxpto.structures import read_input
 from jaxpto.system import made_anew
-from jaxpto.terminal import WholeTable
 
 FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
 

@@ -15,7 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxpto.command import leave, run_command
+from jaxpto.console.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.storage.files import replacing
 from jaxpto.storage.output import check_output_file

@@ -13,11 +13,10 @@ import tyro
 from phonopy import Phonopy
 from rich.console import Console
 
-from jaxpto import terminal
-from jaxpto.ase_potential import HostCalculator
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports
-from jaxpto.command import leave, run_command
+from jaxpto.console import terminal
+from jaxpto.console.command import leave, run_command
+from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import analyse, largest_difference
 from jaxpto.lattice_dynamics.output import AGREEMENT, Calculation, ModelResult, show, write_model, write_summary
@@ -31,10 +30,11 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     make_phonopy,
     sum_rule_residual,
 )
-from jaxpto.provenance import provenance
+from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.catalogue import check_supports
 from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
-from jaxpto.status_line import StatusLine
+from jaxpto.reporting.provenance import provenance
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input

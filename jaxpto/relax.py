@@ -14,25 +14,25 @@ import jax
 import numpy as np
 import tyro
 
-from jaxpto import terminal
-from jaxpto.ase_potential import HostCalculator
-from jaxpto.axes import held_shear
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports
-from jaxpto.command import FAILED, configure_devices, leave, run_command
+from jaxpto.console import terminal
+from jaxpto.console.command import FAILED, configure_devices, leave, run_command
+from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
+from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.catalogue import check_supports
 from jaxpto.potential import Potential
-from jaxpto.provenance import fingerprint, provenance
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.finished import check_begun, check_same, keep, load_kept
 from jaxpto.relaxation.output import Entry, make_entries, show, unique_names, write_folder
 from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
-from jaxpto.status_line import StatusLine
+from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.storage.identity import digest_of, make_identity
 from jaxpto.storage.lock import one_run
 from jaxpto.structures import read_input
+from jaxpto.structures.axes import held_shear
 from jaxpto.system import from_ase
 
 NAME = "jaxpto.relax"

@@ -18,19 +18,20 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxpto import figures, report_html, terminal
-from jaxpto.command import leave, run_command
+from jaxpto.console import terminal
+from jaxpto.console.command import leave, run_command
+from jaxpto.console.terminal import WholeTable
 from jaxpto.errors import InputError
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.mean_structure import mean_structure
-from jaxpto.observables.perovskite import unit_cell
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start, summarize, transitions
 from jaxpto.observables.transition import sequence
+from jaxpto.perovskite.unit_cell import unit_cell
+from jaxpto.reporting import figures, page
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
 from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import Trajectory, read_trajectory, trajectory_origin
 from jaxpto.structures import BUILT_IN
-from jaxpto.terminal import WholeTable
 from jaxpto.units import spell_kelvin
 
 CONFIG_FILE = "config.json"
@@ -195,11 +196,11 @@ def write_outputs(folder: str | Path, console: Console) -> None:
     table = WholeTable(box=None, pad_edge=False)
     for name in ("T (K)", "phase", "a (A)", "b (A)", "c (A)", "c/a", "P (C/m^2)"):
         table.add_column(name, justify="left" if name == "phase" else "right")
-    uncertain = report_html.uncertain
+    uncertain = page.uncertain
     for row in rows:
         lattice = [uncertain(row.a, row.a_sem), uncertain(row.b, row.b_sem), uncertain(row.c, row.c_sem)]
-        ratio, polar = report_html.axis_ratio(row), uncertain(row.P, row.P_sem)
-        table.add_row(spell_kelvin(row.temperature_K), report_html.phase_and_axis(row), *lattice, ratio, polar)
+        ratio, polar = page.axis_ratio(row), uncertain(row.P, row.P_sem)
+        table.add_row(spell_kelvin(row.temperature_K), page.phase_and_axis(row), *lattice, ratio, polar)
     console.print(table)
     for row in rows:
         if row.warnings:
@@ -303,14 +304,14 @@ def write_report(folder: str | Path, run: Run, rows: list[TemperatureSummary], i
     if any(found.temperature_K is not None for found in transitions(rows)):
         remarks.append(ONE_START)
     sections = [
-        report_html.result(headline(rows, subject), [*remarks, *run.notes]),
-        report_html.summary_table(rows),
-        report_html.warning_section(rows),
-        report_html.failure_section(run.records),
-        report_html.figure_section(images),
-        report_html.settings_section(run.settings),
+        page.result(headline(rows, subject), [*remarks, *run.notes]),
+        page.summary_table(rows),
+        page.warning_section(rows),
+        page.failure_section(run.records),
+        page.figure_section(images),
+        page.settings_section(run.settings),
     ]
-    write_text_atomic(Path(folder) / "report.html", report_html.page(f"Temperature sweep of {subject}", sections))
+    write_text_atomic(Path(folder) / "report.html", page.page(f"Temperature sweep of {subject}", sections))
 
 
 def compare(folders: list[str], out: str | Path) -> None:
@@ -342,13 +343,13 @@ def compare(folders: list[str], out: str | Path) -> None:
         _write_bytes(out / name, image)
     findings = [headline(rows, name) for rows, name in zip(tables, names, strict=True)]
     tables_html = [
-        f"{report_html.summary_table(rows).replace('<h2>Results</h2>', f'<h2>{html.escape(name)}</h2>', 1)}"
+        f"{page.summary_table(rows).replace('<h2>Results</h2>', f'<h2>{html.escape(name)}</h2>', 1)}"
         for rows, name in zip(tables, names, strict=True)
     ]
-    sections = [report_html.result(findings[0], []), *(report_html.result(text, []) for text in findings[1:])]
-    sections += [report_html.figure_section(images), *tables_html]
-    sections.append(report_html.settings_section(dict(zip(names, folders, strict=True)), "Compared folders"))
-    write_text_atomic(out / "report.html", report_html.page("Comparison of temperature sweeps", sections))
+    sections = [page.result(findings[0], []), *(page.result(text, []) for text in findings[1:])]
+    sections += [page.figure_section(images), *tables_html]
+    sections.append(page.settings_section(dict(zip(names, folders, strict=True)), "Compared folders"))
+    write_text_atomic(out / "report.html", page.page("Comparison of temperature sweeps", sections))
 
 
 def run(config: ReportConfig) -> None:

@@ -11,19 +11,20 @@ from typing import Any
 
 import jax
 
-from jaxpto import bounds, terminal
-from jaxpto.ase_potential import PREFIX as HOST_PREFIX
-from jaxpto.command import FAILED, configure_devices, leave, run_command, usable_cores
-from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, to_json
-from jaxpto.crowding import crowding
-from jaxpto.dynamics import Limits
+from jaxpto import bounds
+from jaxpto.console import terminal
+from jaxpto.console.command import FAILED, configure_devices, leave, run_command, usable_cores
+from jaxpto.devices.processes import Processes, connect
 from jaxpto.errors import InputError
-from jaxpto.preparation import Setup, prepare, usable_devices
-from jaxpto.processes import Processes, connect
-from jaxpto.provenance import fingerprint, provenance
-from jaxpto.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
-from jaxpto.simulation import check_space, read_outcome, simulate
+from jaxpto.md.config import PRESETS, SweepConfig, changed_fields, check, to_json
+from jaxpto.md.loop import Limits
+from jaxpto.md.preparation import Setup, prepare, usable_devices
+from jaxpto.md.stored_run import check_space, read_outcome, simulate
+from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
+from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.lock import one_run
+from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
 from jaxpto.system import defining_arrays
 from jaxpto.units import spell_kelvin
 

@@ -19,14 +19,14 @@ import numpy as np
 import tyro
 from ase.data import chemical_symbols
 
-from jaxpto import terminal
-from jaxpto.catalogue import check_supports, find_model, load_potential, read_header, save_potential
-from jaxpto.command import configure_devices, leave, run_command
+from jaxpto.console import terminal
+from jaxpto.console.command import configure_devices, leave, run_command
+from jaxpto.console.interrupts import interrupts_held
 from jaxpto.errors import InputError
-from jaxpto.interrupts import interrupts_held
+from jaxpto.models.catalogue import check_supports, find_model, load_potential, read_header, save_potential
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.potential import Potential
-from jaxpto.provenance import fingerprint, provenance
+from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.identity import digest_of, make_identity
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.output import check_output_folder

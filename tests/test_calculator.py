@@ -20,14 +20,14 @@ from rich.console import Console
 
 from jaxpto import calculator as calculator_module
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
-from jaxpto.free_energy import switching
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.switching import method
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import allocate, build
 from jaxpto.potential import Potential
-from jaxpto.provenance import fingerprint
+from jaxpto.reporting.provenance import fingerprint
 from jaxpto.system import from_ase, stack
 
 CUTOFF, ONSET = 6.0, 5.0
@@ -239,7 +239,7 @@ def test_of_a_wrapped_calculator_it_is_not_known_whether_it_is_conservative(tmp_
     )  # fmt: skip
     console = Console(file=io.StringIO(), width=200)
     with pytest.raises(InputError, match="foreign"):  # it comes as far as the folder, where something else lies
-        switching.run(config, console)
+        method.run(config, console)
     assert "not known to be derivatives of its energy" in console.file.getvalue()
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxpto import catalogue
 from jaxpto.__main__ import main
-from jaxpto.catalogue import find_model, list_models, load_potential, read_header, save_potential
 from jaxpto.errors import InputError
+from jaxpto.models import catalogue
+from jaxpto.models.catalogue import find_model, list_models, load_potential, read_header, save_potential
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
 from jaxpto.potential import Potential
 from jaxpto.storage.alone import tree_checkpointer

@@ -20,8 +20,8 @@ from reference_data import ENERGY, load_reference
 from converters import chgnet, sources
 from converters.pickles import CheckpointError
 from jaxpto import neighbors
-from jaxpto.catalogue import check_supports, load_potential, read_header
 from jaxpto.errors import InputError
+from jaxpto.models.catalogue import check_supports, load_potential, read_header
 from jaxpto.models.chgnet import angular_basis
 from jaxpto.models.layers import add_up
 from jaxpto.neighbors import Layout

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jaxpto import command
+from jaxpto.console import command
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -53,7 +53,7 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost():
 def test_output_that_nobody_reads_ends_nothing(tmp_path):
     code = (
         "import dataclasses, pathlib; from rich.console import Console\n"
-        "from jaxpto.command import leave, run_command\n"
+        "from jaxpto.console.command import leave, run_command\n"
         "@dataclasses.dataclass\n"
         "class Config:\n    out: str = ''\n"
         "def run(config):\n"

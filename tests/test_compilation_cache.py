@@ -18,11 +18,11 @@ from flax import struct
 from jax._src import compilation_cache as private
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxpto import compilation_cache, programs, tree_text
+from jaxpto.devices import compilation_cache, compiled, tree_text
+from jaxpto.devices.tree_text import UnknownStructureError, describe, structure
 from jaxpto.neighbors import Layout
 from jaxpto.storage.own_folder import own_folder
 from jaxpto.system import System
-from jaxpto.tree_text import UnknownStructureError, describe, structure
 
 MARK = "/tmp/jaxpto-test-was-run"
 LAYOUT = Layout(6.0, 0.3, (1, 1, 1), (1, 2, 1), (32,), (8, 22), (4, 5))
@@ -115,11 +115,11 @@ def test_a_folder_of_another_user_is_not_used(tmp_path: pathlib.Path, monkeypatc
 def test_traced_programs_are_neither_written_nor_read_where_others_can_write(
     cache: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = cache / programs.FOLDER
+    folder = cache / compiled.FOLDER
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     for _ in range(2):
-        assert float(programs.kept(lambda x: x + 1.0, "one more")(1.0)) == 2.0
+        assert float(compiled.kept(lambda x: x + 1.0, "one more")(1.0)) == 2.0
     assert not list(folder.iterdir())
     assert [line for line in caplog.messages if str(folder) in line] == caplog.messages
     assert len(caplog.messages) == 1
@@ -132,13 +132,13 @@ class Payload:
 
 def test_a_pickle_in_the_place_of_a_program_does_not_run(cache: pathlib.Path) -> None:
     pathlib.Path(MARK).unlink(missing_ok=True)
-    function = programs.kept(lambda x: x + 1.0, "two more")
+    function = compiled.kept(lambda x: x + 1.0, "two more")
     function(1.0)
-    (path,) = (cache / programs.FOLDER).iterdir()
+    (path,) = (cache / compiled.FOLDER).iterdir()
     whole = path.read_bytes()
     planted = pickle.dumps((b"", Payload()))
     path.write_bytes(hashlib.sha256(planted).digest() + planted)
-    assert float(programs.kept(lambda x: x + 1.0, "two more")(1.0)) == 2.0
+    assert float(compiled.kept(lambda x: x + 1.0, "two more")(1.0)) == 2.0
     assert not pathlib.Path(MARK).exists()
     assert len(path.read_bytes()) == len(whole)
 

@@ -19,8 +19,8 @@ from converters import deepmd as converter
 from converters.pickles import CheckpointError
 from converters.protobuf import read_graph
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.potential import Potential
 
 FIXTURES = "weights/fixtures"

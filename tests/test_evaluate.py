@@ -8,8 +8,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import save_potential
 from jaxpto.evaluate import EvaluateConfig, main, run, write_frames
+from jaxpto.models.catalogue import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 
 

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxpto.free_energy import main
+from jaxpto.free_energy.command import main
 from jaxpto.observables.statistics import estimate
 from jaxpto.report import load_run
 from jaxpto.units import BOLTZMANN

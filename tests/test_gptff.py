@@ -21,9 +21,9 @@ from converters import gptff as converter
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from jaxpto import neighbors
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.models import gptff
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.models.gptff import GPTFF
 from jaxpto.potential import Potential
 from jaxpto.structures import builtin_structure

@@ -20,16 +20,9 @@ from phonopy import Phonopy, PhonopyQHA
 from phonopy.physical_units import get_physical_units
 
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import save_potential
-from jaxpto.free_energy import main
-from jaxpto.lattice_dynamics.phonopy_bridge import displacement_force_constants, hessian_force_constants, make_phonopy
-from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.neighbors import build
-from jaxpto.potential import Potential
-from jaxpto.relaxation.target import Target
-from jaxpto.relaxation.with_ase import relax_with_ase
-from jaxpto.structures import builtin_structure
-from jaxpto.thermodynamics.harmonic import (
+from jaxpto.free_energy.command import main
+from jaxpto.free_energy.estimators.spectral import HBAR, ModeFunction, frequencies, matrix_function, trace
+from jaxpto.free_energy.harmonic.vibrations import (
     Crystal,
     crystal_constants,
     dynamical_matrices,
@@ -40,10 +33,17 @@ from jaxpto.thermodynamics.harmonic import (
     vibrational_free_energy,
     without_translations,
 )
-from jaxpto.thermodynamics.quasiharmonic import Evaluator, Landscape, Point, UnstableError
-from jaxpto.thermodynamics.quasiharmonic_path import _curvature, follow, minimise
-from jaxpto.thermodynamics.spectral import HBAR, ModeFunction, frequencies, matrix_function, trace
-from jaxpto.thermodynamics.symmetric_coordinates import internal_basis, strain_basis
+from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Point, UnstableError
+from jaxpto.free_energy.quasiharmonic.path import _curvature, follow, minimise
+from jaxpto.free_energy.quasiharmonic.symmetric_coordinates import internal_basis, strain_basis
+from jaxpto.lattice_dynamics.phonopy_bridge import displacement_force_constants, hessian_force_constants, make_phonopy
+from jaxpto.models.catalogue import save_potential
+from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.neighbors import build
+from jaxpto.potential import Potential
+from jaxpto.relaxation.target import Target
+from jaxpto.relaxation.with_ase import relax_with_ase
+from jaxpto.structures import builtin_structure
 from jaxpto.units import BOLTZMANN, GIGAPASCAL
 
 thermal_of = jax.jit(thermal, static_argnums=0)

@@ -15,10 +15,9 @@ from rich.console import Console
 
 from jaxpto import phonons, relax
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import load_potential
 from jaxpto.free_energy.config import FreeEnergyConfig, HarmonicOptions, SwitchingOptions
-from jaxpto.free_energy.harmonic import prepare as prepare_harmonic
-from jaxpto.free_energy.switching import _relaxed, _translations
+from jaxpto.free_energy.harmonic.method import prepare as prepare_harmonic
+from jaxpto.free_energy.switching.method import _relaxed, _translations
 from jaxpto.lattice_dynamics.paths import automatic_path
 from jaxpto.lattice_dynamics.phonopy_bridge import (
     SYMMETRY_PRECISION,
@@ -26,6 +25,7 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     make_phonopy,
     to_phonopy,
 )
+from jaxpto.models.catalogue import load_potential
 from jaxpto.structures import builtin_structure
 
 HEAVY = [207.2, 47.867, 17.999, 17.999, 17.999]

@@ -16,22 +16,23 @@ import pytest
 import toy_potentials as toy
 from numpy.testing import assert_allclose
 
-from jaxpto import preparation, simulation
-from jaxpto.catalogue import load_potential
 from jaxpto.errors import InputError
-from jaxpto.free_energy import main
+from jaxpto.free_energy.command import main
 from jaxpto.free_energy.config import LandauOptions
-from jaxpto.free_energy.landau import choose_windows
+from jaxpto.free_energy.estimators import mbar
+from jaxpto.free_energy.landau import landscape
+from jaxpto.free_energy.landau.analysis import Windows, WindowSamples, analyse, thinned
+from jaxpto.free_energy.landau.literature import LEAD_TITANATE
+from jaxpto.free_energy.landau.method import choose_windows
+from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, predict, settled
 from jaxpto.integrators import npt_parrinello_rahman, nvt_langevin
 from jaxpto.integrators.parametrised import parametrised
+from jaxpto.md import preparation, stored_run
+from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
-from jaxpto.observables.polarization import PolarizationTopology, build_topology, polarization
+from jaxpto.perovskite.polarization import PolarizationTopology, build_topology, polarization
 from jaxpto.structures import read_structure
 from jaxpto.system import System, from_ase, volume
-from jaxpto.thermodynamics import landau, mbar
-from jaxpto.thermodynamics.landau_analysis import Windows, WindowSamples, analyse, thinned
-from jaxpto.thermodynamics.landau_literature import LEAD_TITANATE
-from jaxpto.thermodynamics.umbrella import Umbrella, bias_energy, biased, displaced, predict, settled
 from jaxpto.units import BOLTZMANN
 
 KT = 300.0 * BOLTZMANN
@@ -167,8 +168,8 @@ def exact(place: np.ndarray, coefficients: np.ndarray = KNOWN) -> np.ndarray:
     """F in eV."""
     return (
         CELL
-        / landau.JOULE_PER_CUBIC_METRE
-        * np.asarray(landau.landau_energy(jnp.asarray(coefficients), jnp.asarray(place)))
+        / landscape.JOULE_PER_CUBIC_METRE
+        * np.asarray(landscape.landau_energy(jnp.asarray(coefficients), jnp.asarray(place)))
     )
 
 
@@ -191,8 +192,8 @@ def test_double_well(symmetric: bool) -> None:
     windows = Windows(centers, 13.0, symmetric)
     row = analyse([draw(windows, 300, seed=3)], windows, resamplings=40).rows[0]
     middles = 0.5 * (windows.edges[1:] + windows.edges[:-1])
-    wanted = [*KNOWN, *(float(x) for x in landau.landau_well(jnp.asarray(KNOWN)))]
-    wanted[4] *= CELL / landau.JOULE_PER_CUBIC_METRE
+    wanted = [*KNOWN, *(float(x) for x in landscape.landau_well(jnp.asarray(KNOWN)))]
+    wanted[4] *= CELL / landscape.JOULE_PER_CUBIC_METRE
     found = [*row.values.landau, row.values.spontaneous, row.values.barrier]
     errors = np.array([*row.errors.landau, row.errors.spontaneous, row.errors.barrier])
     assert (np.abs(np.subtract(found, wanted)) < 4.0 * errors).all()
@@ -213,7 +214,7 @@ def test_single_well() -> None:
     row = analyse([draw(windows, 200, seed=5, kelvin=900.0, coefficients=above)], windows, resamplings=10).rows[0]
     assert row.values.barrier < 0.02
     assert row.values.spontaneous < 0.25
-    assert_allclose(landau.landau_well(jnp.asarray(above)), 0.0)
+    assert_allclose(landscape.landau_well(jnp.asarray(above)), 0.0)
 
 
 def test_symmetry_is_that_of_mirrored_windows() -> None:
@@ -223,7 +224,7 @@ def test_symmetry_is_that_of_mirrored_windows() -> None:
     place, counts, centers = (
         jnp.asarray(x) for x in (np.concatenate(samples.polarizations), samples.counts, windows.centers)
     )
-    bias = functools.partial(landau.reduced_bias, strength=jnp.asarray(13.0), kT=jnp.asarray(KT))
+    bias = functools.partial(landscape.reduced_bias, strength=jnp.asarray(13.0), kT=jnp.asarray(KT))
     folded = mbar.solve(bias(place, centers, symmetric=True), counts)
     weights = mbar.probabilities(folded, jnp.zeros(400))
     both = jnp.concatenate([place, -place])
@@ -244,7 +245,7 @@ def test_derivatives_of_the_landscape() -> None:
 
     @jax.jit
     def of(strength: jax.Array) -> jax.Array:
-        found = landau.landscape(
+        found = landscape.landscape(
             place, jnp.full(1200, CELL), counts, centers, strength, jnp.asarray(KT), edges, symmetric=True
         )
         return jnp.concatenate([found.landau / 1e8, jnp.stack([found.spontaneous, found.barrier])])
@@ -255,20 +256,20 @@ def test_derivatives_of_the_landscape() -> None:
 
 
 def test_closed_forms() -> None:
-    place, height = landau.landau_well(jnp.asarray(KNOWN))
+    place, height = landscape.landau_well(jnp.asarray(KNOWN))
     fine = np.linspace(0.0, 1.0, 200001)
-    values = np.asarray(landau.landau_energy(jnp.asarray(KNOWN), jnp.asarray(fine)))
+    values = np.asarray(landscape.landau_energy(jnp.asarray(KNOWN), jnp.asarray(fine)))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)
     assert_allclose(height, -values.min(), rtol=1e-8)
     first_order = LEAD_TITANATE.at(760.0)  # between T0 and the transition: three wells
-    values = np.asarray(landau.landau_energy(jnp.asarray(first_order), jnp.asarray(fine)))
-    place, height = landau.landau_well(jnp.asarray(first_order))
+    values = np.asarray(landscape.landau_energy(jnp.asarray(first_order), jnp.asarray(fine)))
+    place, height = landscape.landau_well(jnp.asarray(first_order))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)
     assert_allclose(height, values[: values.argmin()].max() - values.min(), rtol=1e-6)
     temperatures = np.array([300.0, 500.0, 700.0, 900.0])
     stiffness = 3.8e5 * (temperatures - 752.0) + np.array([1e6, -2e6, 0.0, 3e6])
     errors = np.array([1e6, 2e6, 3e6, 2e6])
-    law, spread = landau.curie_weiss(*(jnp.asarray(x) for x in (temperatures, stiffness, errors)))
+    law, spread = landscape.curie_weiss(*(jnp.asarray(x) for x in (temperatures, stiffness, errors)))
     (slope, start), covariance = np.polyfit(temperatures, stiffness, 1, w=1.0 / errors, cov="unscaled")
     assert_allclose(law, [slope, -start / slope], rtol=1e-9)
     assert_allclose(spread[0], np.sqrt(covariance[0, 0]), rtol=1e-9)
@@ -280,24 +281,24 @@ def test_umbrella_integration_is_exact_for_a_parabola() -> None:
     means, variances = strength * centers / (strength + stiffness), np.full(6, KT / (strength + stiffness))
     grid = np.linspace(0.0, 1.0, 41)
     numbers = (means, variances, np.full(6, 100.0), centers, np.float64(strength), np.float64(KT), grid)
-    curve = landau.umbrella_integration(*(jnp.asarray(x) for x in numbers))
+    curve = landscape.umbrella_integration(*(jnp.asarray(x) for x in numbers))
     assert_allclose(curve, 0.5 * stiffness * grid**2, atol=1e-12)
 
 
 def test_windows_that_do_not_overlap_are_refused_with_the_number_that_would_do() -> None:
     few = Windows(np.linspace(0.0, 1.0, 6), 60.0, True)
-    with pytest.raises(InputError, match=r"overlap by .* take --landau.windows (\d+) with") as refused:
+    with pytest.raises(InputError, match=r"overlap by .* take --landscape.windows (\d+) with") as refused:
         analyse([draw(few, 200, seed=1)], few)
-    number = int(str(refused.value).split("--landau.windows ")[1].split()[0])
+    number = int(str(refused.value).split("--landscape.windows ")[1].split()[0])
     enough = Windows(np.linspace(0.0, 1.0, number), 60.0, True)
     analyse([draw(enough, 200, seed=1)], enough, resamplings=2)
-    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take --landau.windows 23,"):
+    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take --landscape.windows 23,"):
         choose_windows(LandauOptions(windows=8, strength=50.0), 300.0, 8)
 
 
 def test_other_refusals() -> None:
     short = Windows(np.linspace(0.0, 0.5, 8), 60.0, True)
-    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take --landau.range 0 0.65"):
+    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take --landscape.range 0 0.65"):
         analyse([draw(short, 200, seed=1)], short, resamplings=2)
     series = [[np.random.default_rng(0).normal(size=9)] for _ in short.centers]
     with pytest.raises(InputError, match=r"window at 0 C/m\^2: 9 independent samples, at least 10"):
@@ -308,7 +309,7 @@ def test_other_refusals() -> None:
 
 TINY = (
     *("PbTiO3-cubic", "--method", "landau", "--supercell", "1", "1", "1", "--temperatures", "300", "600"),
-    *("--landau.windows", "6", "--landau.range", "0", "1.2", "--replicas", "2"),
+    *("--landscape.windows", "6", "--landscape.range", "0", "1.2", "--replicas", "2"),
     *("--steps", "1200", "--sample-every", "4"),
 )
 
@@ -359,7 +360,7 @@ def test_an_interrupted_run_goes_on(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after its first chunk and continued, it ends with the numbers of the uninterrupted one."""
-    whole = simulation.run_chunks
+    whole = stored_run.run_chunks
 
     def stopping(*arguments) -> Iterator:
         yield next(whole(*arguments))
@@ -367,7 +368,7 @@ def test_an_interrupted_run_goes_on(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(simulation, "run_chunks", stopping)
+        patch.setattr(stored_run, "run_chunks", stopping)
         assert main([*TINY, "--out", str(out)]) == 130
     assert not (out / "landau.csv").exists()
     assert main([*TINY, "--out", str(out)]) == 0
@@ -378,23 +379,23 @@ def test_the_same_command_again_and_another(folder: pathlib.Path, capsys: pytest
     before = (folder / "profiles.csv").read_text()
     assert main([*TINY, "--out", str(folder)]) == 0
     assert (folder / "profiles.csv").read_text() == before
-    assert main([*TINY, "--landau.strength", "2", "--out", str(folder)]) == 2
+    assert main([*TINY, "--landscape.strength", "2", "--out", str(folder)]) == 2
     assert "was run with other settings: the windows' strength differ; name a new --out" in capsys.readouterr().err
 
 
 def test_bad_input(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none"
     for options, words in (
-        (("--landau.range", "-1", "1"), "starts at 0 where F(P) = F(-P) is used; add --landau.no-symmetric"),
-        (("--landau.no-symmetric",), "must hold P = 0 within"),
-        (("--landau.range", "1", "0"), "give the lowest and the highest centre"),
-        (("--landau.windows", "2"), "at least 4 are needed"),
-        (("--landau.strength", "-1"), "must be above 0"),
-        (("--landau.transverse", "-1"), "must be 0 (free) or above"),
+        (("--landscape.range", "-1", "1"), "starts at 0 where F(P) = F(-P) is used; add --landscape.no-symmetric"),
+        (("--landscape.no-symmetric",), "must hold P = 0 within"),
+        (("--landscape.range", "1", "0"), "give the lowest and the highest centre"),
+        (("--landscape.windows", "2"), "at least 4 are needed"),
+        (("--landscape.strength", "-1"), "must be above 0"),
+        (("--landscape.transverse", "-1"), "must be 0 (free) or above"),
         (("--temperatures", "0"), "must be above 0 K"),
     ):
         assert main(["--method", "landau", *options, "--out", str(out)]) == 2
         assert words in capsys.readouterr().err
-    assert main(["--method", "ladder", "--landau.windows", "8", "--out", str(out)]) == 2
+    assert main(["--method", "ladder", "--landscape.windows", "8", "--out", str(out)]) == 2
     assert "--method landau" in capsys.readouterr().err
     assert not out.exists()

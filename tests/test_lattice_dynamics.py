@@ -19,7 +19,6 @@ from phonopy import Phonopy
 
 from converters import m3gnet as converter
 from converters.sources import find_checkpoint
-from jaxpto.ase_potential import load as wrap
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import formula_units
@@ -40,6 +39,7 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     make_phonopy,
     sum_rule_residual,
 )
+from jaxpto.models.ase_calculator import load as wrap
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import Neighbors, build
 from jaxpto.potential import Potential, Prediction

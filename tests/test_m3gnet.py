@@ -25,9 +25,9 @@ from converters import m3gnet as converter
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from jaxpto import neighbors
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.models import m3gnet
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.models.m3gnet import M3GNet
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase

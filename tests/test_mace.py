@@ -26,9 +26,9 @@ from converters.pickles import CheckpointError, Reference
 from converters.sources import find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto import neighbors
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.models import edge_blocks, mace_product
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.models.equivariant import spherical_harmonics
 from jaxpto.potential import Potential, Prediction
 from jaxpto.system import from_ase

@@ -14,8 +14,8 @@ import pytest
 from converters import chgnet, deepmd, gptff, m3gnet, mace, orb, sevennet
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
-from jaxpto.catalogue import ARCHITECTURES, load_potential
-from jaxpto.model_check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
+from jaxpto.models.catalogue import ARCHITECTURES, load_potential
+from jaxpto.models.check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
 from jaxpto.models.orb import OrbDirect
 from jaxpto.models.perovskite import Perovskite, initialize

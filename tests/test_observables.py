@@ -14,8 +14,6 @@ from ase.build import make_supercell
 
 from jaxpto.observables import phases
 from jaxpto.observables.lattice import UnitCell, lattice_parameters
-from jaxpto.observables.perovskite import perovskite_bonds, unit_cell
-from jaxpto.observables.polarization import ChargeSet, build_topology, polarization
 from jaxpto.observables.statistics import (
     autocorrelation,
     blocking_standard_error,
@@ -26,6 +24,8 @@ from jaxpto.observables.statistics import (
     statistical_inefficiency,
 )
 from jaxpto.observables.summary import ReplicaRecord, Status, production_start, summarize, transitions
+from jaxpto.perovskite.polarization import ChargeSet, build_topology, polarization
+from jaxpto.perovskite.unit_cell import perovskite_bonds, unit_cell
 from jaxpto.system import from_ase, stack
 
 

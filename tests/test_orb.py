@@ -23,11 +23,11 @@ from converters import orb as converter
 from converters.sources import find_checkpoint
 from jaxpto import evaluate, neighbors, sweep
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports
-from jaxpto.command import run_command
-from jaxpto.config import SweepConfig
+from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
+from jaxpto.md.config import SweepConfig
 from jaxpto.models import orb, orb_graph, orb_layers
+from jaxpto.models.catalogue import check_supports
 from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.potential import Potential, Prediction
 from jaxpto.storage.trajectory import read_trajectory

@@ -13,8 +13,8 @@ from converters import orb as converter
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from converters.torch_files import read_checkpoint
-from jaxpto.catalogue import load_potential
 from jaxpto.models import orb
+from jaxpto.models.catalogue import load_potential
 from jaxpto.potential import Potential
 
 V2, V3 = "orb_v2_reduced", "orb_v3_conservative_reduced"

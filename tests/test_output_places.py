@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxpto import evaluate, export, free_energy, phonons, programs, relax, report, sweep, train
+from jaxpto import evaluate, export, phonons, relax, report, sweep, train
+from jaxpto.devices import compiled
 from jaxpto.errors import InputError
+from jaxpto.free_energy import command as free_energy
 from jaxpto.storage.output import check_output_file, check_output_folder
 from jaxpto.storage.trajectory import Observable, create_trajectory, write_frames
 from jaxpto.structures import builtin_structure
@@ -98,7 +100,7 @@ def test_without_permission(tmp_path: Path) -> None:
                 except InputError as error:
                     found.append(str(error))
             os.chdir("/")
-            found.append(str(programs._names(str(tmp_path / "secret"))))
+            found.append(str(compiled._names(str(tmp_path / "secret"))))
         except BaseException as error:
             found.append(repr(error))
         os.write(writer, "\n".join(found).encode())
@@ -178,7 +180,7 @@ def test_comparison_refuses_them(
 ) -> None:
     from test_report import LADDER, store
 
-    from jaxpto.terminal import console
+    from jaxpto.console.terminal import console
 
     for name in ("a", "b"):
         store(tmp_path / name, LADDER[:2])

@@ -25,7 +25,7 @@ def test_importing_starts_no_backend_and_sets_no_flag():
         "import jax, jax.experimental.pallas; before = dict(jax.config.values)\n"  # pallas registers a flag of its own
         "import jaxpto, jaxpto.sweep, jaxpto.train, jaxpto.evaluate, jaxpto.report\n"
         "assert dict(jax.config.values) == before\n"
-        "from jaxpto.command import configure_devices\n"
+        "from jaxpto.console.command import configure_devices\n"
         "assert configure_devices(3) == 3, configure_devices(3)\n"
     )
     assert ran.returncode == 0, ran.stderr

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from test_report import CELLS, LADDER, Tags, a_run, record, store
 
-from jaxpto import report, report_html
-from jaxpto.figures import png
-from jaxpto.figures_phonons import bands_figure, curves
+from jaxpto import report
+from jaxpto.console.terminal import console
+from jaxpto.lattice_dynamics.figures import bands_figure, curves
 from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, Thermal
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
 from jaxpto.observables.summary import ReplicaRecord, summarize
 from jaxpto.pto import zero_kelvin_output
-from jaxpto.terminal import console
+from jaxpto.reporting import page
+from jaxpto.reporting.figures import png
 
 EVIL = "<script>alert(1)</script>[/x][bold]&amp;\"'$x_{%"
 PACKAGE = Path(__file__).parents[1] / "jaxpto"
@@ -42,22 +43,22 @@ def of_status(status: str) -> ReplicaRecord:
 @pytest.mark.parametrize(
     "section",
     [
-        report_html.page(EVIL, []),
-        report_html.result(EVIL, []),
-        report_html.result("fine", [EVIL]),
-        report_html.failure_section([of_status(EVIL)]),
-        report_html.failure_section([dataclasses.replace(record(300.0), status="failed", reason=EVIL)]),
-        report_html.warning_section([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], warnings=EVIL)]),
-        report_html.summary_table([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], phase=EVIL)]),
-        report_html.figure_section({EVIL: b""}),
-        report_html.wide_figure(b"", EVIL),
-        report_html.plain_table([EVIL], [["1"]]),
-        report_html.plain_table([("a", EVIL)], [["1"]]),
-        report_html.plain_table(["a"], [[EVIL]]),
-        report_html.settings_section({EVIL: 1}),
-        report_html.settings_section({"model": EVIL}),
-        report_html.settings_section({EVIL: {"model": 1}}),
-        report_html.settings_section({"config": {"model": [EVIL], EVIL: None}}),
+        page.page(EVIL, []),
+        page.result(EVIL, []),
+        page.result("fine", [EVIL]),
+        page.failure_section([of_status(EVIL)]),
+        page.failure_section([dataclasses.replace(record(300.0), status="failed", reason=EVIL)]),
+        page.warning_section([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], warnings=EVIL)]),
+        page.summary_table([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], phase=EVIL)]),
+        page.figure_section({EVIL: b""}),
+        page.wide_figure(b"", EVIL),
+        page.plain_table([EVIL], [["1"]]),
+        page.plain_table([("a", EVIL)], [["1"]]),
+        page.plain_table(["a"], [[EVIL]]),
+        page.settings_section({EVIL: 1}),
+        page.settings_section({"model": EVIL}),
+        page.settings_section({EVIL: {"model": 1}}),
+        page.settings_section({"config": {"model": [EVIL], EVIL: None}}),
     ],
 )
 def test_sections(section: str) -> None:

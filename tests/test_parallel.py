@@ -19,13 +19,15 @@ import numpy as np
 import pytest
 from test_dynamics import begin, go, make
 
-from jaxpto import dynamics, preparation, sharding, sweep
-from jaxpto.abort_filter import explain
-from jaxpto.catalogue import save_potential
-from jaxpto.command import run_command
-from jaxpto.config import SweepConfig
+from jaxpto import sweep
+from jaxpto.console.command import run_command
+from jaxpto.devices import sharding
+from jaxpto.devices.abort_filter import explain
+from jaxpto.devices.processes import Processes
+from jaxpto.md import loop, preparation
+from jaxpto.md.config import SweepConfig
+from jaxpto.models.catalogue import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.processes import Processes
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.system import from_ase
 
@@ -292,16 +294,14 @@ def test_every_abort_is_explained():
     assert explain(b"F1123 ... Socket closed").startswith("another process")
 
 
-def shared_run(setup: preparation.Setup, devices: int, headroom: float) -> tuple[dynamics.Sample, list[dynamics.Chunk]]:
+def shared_run(setup: preparation.Setup, devices: int, headroom: float) -> tuple[loop.Sample, list[loop.Chunk]]:
     """As `go`, with each replica's edges over so many devices."""
     system = from_ase(setup.atoms, np.float64)
     layout = sharding.divisible(setup.potential.allocate([system], 0.4, headroom), devices)
     states, watch = jax.jit(lambda: preparation.start(setup, layout))()
-    mesh = dynamics.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices], devices)
-    states, watch = dynamics.pad_replicas(states, watch, mesh)
-    chunks = list(
-        dynamics.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh)
-    )
+    mesh = loop.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices], devices)
+    states, watch = loop.pad_replicas(states, watch, mesh)
+    chunks = list(loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *[chunk.samples for chunk in chunks]), chunks
 
 
@@ -345,10 +345,10 @@ import json
 import jax
 import numpy as np
 jax.config.update("jax_enable_x64", {dtype == "float64"})
-from jaxpto.catalogue import load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models import perovskite
 from jaxpto.neighbors import build
-from jaxpto.sharding import atom_mesh, constrain, sharded
+from jaxpto.devices.sharding import atom_mesh, constrain, sharded
 from jaxpto.structures import make_supercell, read_structure
 from jaxpto.system import from_ase
 atoms = make_supercell(read_structure("PbTiO3-tetragonal"), {repeats})

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxpto import neighbors
-from jaxpto.catalogue import load_potential, save_potential
 from jaxpto.models import perovskite, perovskite_moments
+from jaxpto.models.catalogue import load_potential, save_potential
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.models.perovskite_moments import moments
 from jaxpto.potential import Potential
@@ -232,7 +232,7 @@ def test_save_and_load_give_the_same_numbers(tmp_path, random_potential: Potenti
 
 def test_shipped_weights_are_small_and_know_pbtio3(shipped: Potential) -> None:
     """Forces in a guessed tetragonal cell are small, and the polar cell lies below the cubic one."""
-    from jaxpto import catalogue
+    from jaxpto.models import catalogue
 
     folder = catalogue.find_model("perovskite")
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 3e6

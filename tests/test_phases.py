@@ -14,11 +14,11 @@ from jaxpto.observables import phases
 from jaxpto.observables.crystal_class import _subgroups, crystal_system
 from jaxpto.observables.lattice import UnitCell, lattice_parameters
 from jaxpto.observables.mean_structure import mean_structure, symmetry_label
-from jaxpto.observables.perovskite import unit_cell
-from jaxpto.observables.polarization import build_topology, polarization
 from jaxpto.observables.statistics import Estimate, estimate
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summarize, transitions
 from jaxpto.observables.transition import Transition, find_transition, sequence
+from jaxpto.perovskite.polarization import build_topology, polarization
+from jaxpto.perovskite.unit_cell import unit_cell
 from jaxpto.report import headline
 from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
@@ -371,7 +371,7 @@ def test_ten_independent_samples_are_enough_and_fewer_are_not_called_ten() -> No
 
 
 def test_a_polar_axis_other_than_c_is_named() -> None:
-    from jaxpto.report_html import axis_ratio, phase_and_axis
+    from jaxpto.reporting.page import axis_ratio, phase_and_axis
 
     row = row_of(turned(builtin_structure("PbTiO3-tetragonal"), Rotation.identity())[[0, 1, 2, 3, 4]])
     assert phase_and_axis(row) == "tetragonal"

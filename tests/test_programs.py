@@ -10,9 +10,10 @@ import pytest
 from test_dynamics import make
 from test_parallel import child
 
-from jaxpto import preparation, programs
+from jaxpto.devices import compiled
+from jaxpto.devices.compiled import kept
 from jaxpto.integrators.nve import nve
-from jaxpto.programs import kept
+from jaxpto.md import preparation
 
 X = np.linspace(0.0, 1.0, 5)
 
@@ -22,7 +23,7 @@ def cache(tmp_path):
     """An empty compilation cache; gives the folder of the traced programs."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    yield tmp_path / programs.FOLDER
+    yield tmp_path / compiled.FOLDER
     jax.config.update("jax_compilation_cache_dir", before)
 
 
@@ -70,24 +71,26 @@ def test_shapes_types_structure_settings_and_what_it_is_made_from_make_another_p
     with jax.default_matmul_precision("highest"):
         assert new("sine", {"x": X, "n": 3})
     assert not new("sine", {"x": X, "n": 3})
-    monkeypatch.setattr(programs, "_code", lambda: ("other sources", [], ""))
+    monkeypatch.setattr(compiled, "_code", lambda: ("other sources", [], ""))
     assert new("sine", {"x": X, "n": 3})
 
 
 def test_the_code_is_that_of_the_package(monkeypatch, tmp_path):
     """Another byte in one source, or another package, is another code."""
-    source = pathlib.Path(programs.__file__).read_text()
-    (tmp_path / "programs.py").write_text(source)
-    monkeypatch.setattr(programs, "__file__", str(tmp_path / "programs.py"))
-    before = programs._code.__wrapped__()
-    (tmp_path / "programs.py").write_text(source + "\n")
-    after = programs._code.__wrapped__()
+    source = pathlib.Path(compiled.__file__).read_text()
+    module = tmp_path / "devices" / "compiled.py"
+    module.parent.mkdir()
+    module.write_text(source)
+    monkeypatch.setattr(compiled, "__file__", str(module))
+    before = compiled._code.__wrapped__()
+    module.write_text(source + "\n")
+    after = compiled._code.__wrapped__()
     assert before[0] != after[0]
     assert before[1:] == after[1:]
     assert any(name.startswith(f"jax-{jax.__version__}") for name in before[1])
     (tmp_path / "something-1.0.dist-info").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert programs._code.__wrapped__()[1] != before[1]
+    assert compiled._code.__wrapped__()[1] != before[1]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +178,9 @@ setup = make()
 layout = neighbors.allocate([from_ase(setup.atoms, np.float64)], setup.potential.cutoff, 0.4, headroom=2.0)
 states, watch, _ = preparation.begin(setup, layout)
 assert states.neighbors.packed_receivers.size == 0
-mesh = dynamics.replica_mesh(3, jax.local_devices()[:2])
-states, watch = dynamics.pad_replicas(states, watch, mesh)
-chunks = dynamics.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh)
+mesh = loop.replica_mesh(3, jax.local_devices()[:2])
+states, watch = loop.pad_replicas(states, watch, mesh)
+chunks = loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh)
 next(chunks)
 compiled.clear()
 last = list(chunks)[-1]

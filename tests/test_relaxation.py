@@ -25,8 +25,8 @@ from converters import gptff, m3gnet
 from converters.sources import find_checkpoint
 from jaxpto import units
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import load_potential
 from jaxpto.errors import InputError
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
 from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Potential, Prediction
@@ -34,8 +34,8 @@ from jaxpto.relaxation import batched, coordinates, lanes
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.target import NOT_FINITE, Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
-from jaxpto.space_group import space_group
 from jaxpto.structures import builtin_structure, read_structure
+from jaxpto.structures.space_group import space_group
 from jaxpto.system import System, from_ase, volume
 
 MASKS = ["iso", "diag", "full", "fixed"]

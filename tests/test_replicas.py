@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ase.build import make_supercell as repeat
 
-from jaxpto.catalogue import load_potential
+from jaxpto.devices.sequential import in_turn
+from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
 from jaxpto.potential import Potential, Prediction
-from jaxpto.replicas import in_turn
 from jaxpto.structures import read_structure
 from jaxpto.system import System, from_ase, stack
 

@@ -19,10 +19,11 @@ from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from rich.console import Console
 
-from jaxpto import figures, report, report_html
+from jaxpto import report
 from jaxpto.errors import InputError
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.summary import ReplicaRecord, Status, summarize
+from jaxpto.reporting import figures, page
 from jaxpto.storage.trajectory import Observable, create_trajectory, write_frames
 from jaxpto.system import from_ase
 
@@ -263,4 +264,4 @@ def test_everything_failed() -> None:
     ],
 )
 def test_uncertain_numbers(value: float, error: float, text: str) -> None:
-    assert report_html.uncertain(value, error) == text
+    assert page.uncertain(value, error) == text

@@ -14,12 +14,12 @@ from jaxtyping import Array
 from toy_potentials import argon_crystal, lennard_jones
 
 from jaxpto.errors import InputError
+from jaxpto.free_energy.estimators import reweighting
+from jaxpto.free_energy.estimators.mbar import effective_samples
 from jaxpto.neighbors import Layout, Neighbors, build
 from jaxpto.potential import Potential
 from jaxpto.storage.trajectory import Trajectory
 from jaxpto.system import System, stack, volume
-from jaxpto.thermodynamics import reweighting
-from jaxpto.thermodynamics.mbar import effective_samples
 from jaxpto.units import BOLTZMANN, GIGAPASCAL
 
 ATOMS = 4

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpto.config import SweepConfig, check
 from jaxpto.errors import InputError
-from jaxpto.run_folder import (
+from jaxpto.md.config import SweepConfig, check
+from jaxpto.md.stored_run import trajectory_paths
+from jaxpto.storage.lock import LOCK_FILE, is_empty, one_run
+from jaxpto.storage.run_folder import (
     check_nothing_lost,
     check_unclaimed,
     mark_unsaved,
@@ -25,8 +27,6 @@ from jaxpto.run_folder import (
     unmark_unsaved,
     write_config,
 )
-from jaxpto.simulation import trajectory_paths
-from jaxpto.storage.lock import LOCK_FILE, is_empty, one_run
 from jaxpto.storage.space import require_space
 from jaxpto.storage.trajectory import (
     check_trajectory,

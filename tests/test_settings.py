@@ -13,11 +13,11 @@ import pytest
 from ase.geometry import cellpar_to_cell
 
 from jaxpto import relax
-from jaxpto.axes import degrees_off_axes, held_shear
-from jaxpto.config import PRESETS, SweepConfig, changed_fields, check, is_hydrostatic, to_json
 from jaxpto.errors import InputError
-from jaxpto.preparation import check_dynamics, external_stress, method_of, prepare
+from jaxpto.md.config import PRESETS, SweepConfig, changed_fields, check, is_hydrostatic, to_json
+from jaxpto.md.preparation import check_dynamics, external_stress, method_of, prepare
 from jaxpto.structures import builtin_structure
+from jaxpto.structures.axes import degrees_off_axes, held_shear
 from jaxpto.training.matching_options import MatchOptions, plan_of
 from jaxpto.training.targets import parse_target
 

@@ -23,9 +23,9 @@ from converters import sevennet as converter
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from jaxpto import neighbors
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
 from jaxpto.models import sevennet
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.models.convolution import Convolution
 from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import SILU_NORM, wigner_3j

@@ -15,10 +15,10 @@ import pytest
 from converters import sources
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
-from jaxpto import manifest
-from jaxpto.catalogue import ARCHITECTURES, find_model
 from jaxpto.errors import InputError
-from jaxpto.manifest import File, PublishedModel, Wheel
+from jaxpto.models import manifest
+from jaxpto.models.catalogue import ARCHITECTURES, find_model
+from jaxpto.models.manifest import File, PublishedModel, Wheel
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

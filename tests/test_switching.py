@@ -22,26 +22,26 @@ from pymbar.other_estimators import bar as pymbar_bar
 from rich.console import Console
 from toy_potentials import argon_crystal, lennard_jones, listed, no_neighbors
 
-from jaxpto.catalogue import save_potential
+from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
-from jaxpto.free_energy import main, switching_run
-from jaxpto.free_energy.switching_run import Lanes, Protocol, run_lanes
-from jaxpto.integrators.nvt_langevin import nvt_langevin
-from jaxpto.integrators.state import EvaluateFn, MDState
-from jaxpto.integrators.switching_langevin import Switch, switching_langevin, weights_at
-from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
-from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Potential, Prediction
-from jaxpto.status_line import StatusLine
-from jaxpto.system import System
-from jaxpto.thermodynamics import switching
-from jaxpto.thermodynamics.switching_analysis import (
+from jaxpto.free_energy.command import main
+from jaxpto.free_energy.switching import paths, run
+from jaxpto.free_energy.switching.analysis import (
     Crystal,
     analyse_scaling,
     analyse_switches,
     at_temperatures,
     sites_of,
 )
+from jaxpto.free_energy.switching.langevin import Switch, switching_langevin, weights_at
+from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
+from jaxpto.integrators.nvt_langevin import nvt_langevin
+from jaxpto.integrators.state import EvaluateFn, MDState
+from jaxpto.models.catalogue import save_potential
+from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
+from jaxpto.neighbors import Neighbors
+from jaxpto.potential import Potential, Prediction
+from jaxpto.system import System
 from jaxpto.units import BOLTZMANN
 
 KELVIN = 300.0
@@ -69,19 +69,19 @@ class HarmonicCrystal:
 
 def test_the_path_begins_and_ends_at_rest() -> None:
     times = jnp.linspace(0.0, 1.0, 101)
-    done, left = switching.smooth_step(times)
+    done, left = paths.smooth_step(times)
     polynomial = sum(c * times**k for k, c in zip(range(5, 10), (126, -420, 540, -315, 70), strict=True))
     np.testing.assert_allclose(done, polynomial, atol=1e-13)
     np.testing.assert_allclose(done + left, 1.0, atol=1e-15)
     assert (np.diff(done) >= 0.0).all()
-    derivative = lambda t: switching.smooth_step(t)[0]  # noqa: E731
+    derivative = lambda t: paths.smooth_step(t)[0]  # noqa: E731
     for _ in range(4):
         derivative = jax.grad(derivative)
         np.testing.assert_allclose([derivative(0.0), derivative(1.0)], 0.0, atol=1e-10)
 
 
 def test_single_precision_loses_nothing_at_the_ends_of_the_path() -> None:
-    done, left = switching.smooth_step(jnp.asarray([0.003, 0.997], jnp.float32))
+    done, left = paths.smooth_step(jnp.asarray([0.003, 0.997], jnp.float32))
     exact = 126 * 0.003**5 - 420 * 0.003**6 + 540 * 0.003**7
     np.testing.assert_allclose([done[0], left[1]], exact, rtol=1e-4)
 
@@ -94,7 +94,7 @@ def test_equal_springs_are_the_published_formula() -> None:
     oscillators = 3 * number * kT * math.log(scipy.constants.hbar * omega / kT)
     width = 2.0 * math.pi * kT / (number * mass * scipy.constants.u * omega**2)
     centre = kT * math.log(number / (volume * 1e-30) * width**1.5)
-    ours = switching.einstein_free_energy(
+    ours = paths.einstein_free_energy(
         jnp.full(number, stiffness), jnp.full(number, mass), jnp.asarray(KELVIN), jnp.asarray(volume), number
     )
     assert float(ours) == pytest.approx((oscillators + centre) / scipy.constants.e, rel=1e-6)  # CODATA 2014 and 2018
@@ -104,31 +104,31 @@ def test_an_einstein_crystal_is_a_harmonic_one() -> None:
     """Unequal springs and masses: the closed form against normal modes of the same energy."""
 
     def energy(flat: Array) -> Array:
-        return switching.spring_energy(flat.reshape(-1, 3), SPRINGS)[0]
+        return paths.spring_energy(flat.reshape(-1, 3), SPRINGS)[0]
 
     roots = 1.0 / jnp.sqrt(jnp.repeat(MASSES, 3))
     modes = jnp.linalg.eigvalsh(jax.hessian(energy)(jnp.ones(15)) * roots[:, None] * roots[None, :])
     np.testing.assert_allclose(modes[:3], 0.0, atol=1e-12)
     where = (MASSES, jnp.asarray(KELVIN), jnp.asarray(64.0), 2)
-    assert float(switching.harmonic_free_energy(modes[3:], *where)) == pytest.approx(
-        float(switching.einstein_free_energy(SPRINGS, *where)), rel=1e-12
+    assert float(paths.harmonic_free_energy(modes[3:], *where)) == pytest.approx(
+        float(paths.einstein_free_energy(SPRINGS, *where)), rel=1e-12
     )
 
 
 def test_springs_do_not_feel_a_translation() -> None:
     moved = jax.random.normal(jax.random.PRNGKey(0), (5, 3))
-    energy, forces = switching.spring_energy(moved, SPRINGS)
-    shifted, _ = switching.spring_energy(moved + jnp.asarray([[5.0, -3.0, 1.0]]), SPRINGS)
+    energy, forces = paths.spring_energy(moved, SPRINGS)
+    shifted, _ = paths.spring_energy(moved + jnp.asarray([[5.0, -3.0, 1.0]]), SPRINGS)
     assert float(shifted) == pytest.approx(float(energy), rel=1e-12)
-    gradient = jax.grad(lambda u: switching.spring_energy(u, SPRINGS)[0])(moved)
+    gradient = jax.grad(lambda u: paths.spring_energy(u, SPRINGS)[0])(moved)
     np.testing.assert_allclose(forces, -gradient, atol=1e-12)
     np.testing.assert_allclose(forces.sum(0), 0.0, atol=1e-12)
 
 
 def test_draws_of_the_einstein_crystal_have_its_energy() -> None:
     keys = jax.random.split(jax.random.PRNGKey(1), 4000)
-    draws = jax.vmap(switching.einstein_displacements, (0, None, None))(keys, SPRINGS, jnp.asarray(KELVIN))
-    energies = jax.vmap(lambda u: switching.spring_energy(u, SPRINGS)[0])(draws)
+    draws = jax.vmap(paths.einstein_displacements, (0, None, None))(keys, SPRINGS, jnp.asarray(KELVIN))
+    energies = jax.vmap(lambda u: paths.spring_energy(u, SPRINGS)[0])(draws)
     expected = 0.5 * 12 * BOLTZMANN * KELVIN  # 3 n - 3 modes
     assert abs(float(energies.mean()) - expected) < 4.0 * float(energies.std()) / math.sqrt(4000)
     np.testing.assert_allclose(jnp.einsum("i,rij->rj", SPRINGS, draws), 0.0, atol=1e-12)
@@ -144,7 +144,7 @@ def gaussian_works(number: int, dissipation: float) -> tuple[np.ndarray, np.ndar
 def test_bar_is_that_of_pymbar_and_can_be_differentiated() -> None:
     forward, backward = gaussian_works(50, 0.06)
     kT, rest = BOLTZMANN * KELVIN, (jnp.asarray(backward), jnp.asarray(KELVIN))
-    ours = jax.jit(jax.value_and_grad(switching.bar))
+    ours = jax.jit(jax.value_and_grad(paths.bar))
     value, slopes = ours(jnp.asarray(forward), *rest)
     assert float(value) == pytest.approx(kT * pymbar_bar(forward / kT, backward / kT)["Delta_f"], rel=1e-9)
     step = 1e-5 * np.eye(50)[7]
@@ -154,8 +154,8 @@ def test_bar_is_that_of_pymbar_and_can_be_differentiated() -> None:
 
 def test_bar_and_the_mean_find_the_change_within_their_errors() -> None:
     forward, backward = map(jnp.asarray, gaussian_works(400, 0.05))
-    value = jax.jit(switching.estimate)(forward, backward, jnp.asarray(KELVIN))
-    error = jax.jit(switching.bootstrap)(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN))
+    value = jax.jit(paths.estimate)(forward, backward, jnp.asarray(KELVIN))
+    error = jax.jit(paths.bootstrap)(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN))
     assert abs(float(value.change) - 0.3) < 3.0 * float(error.change)
     assert abs(float(value.bar) - 0.3) < 3.0 * float(error.bar)
     assert abs(float(value.dissipation) - 0.05) < 3.0 * float(error.dissipation)
@@ -165,7 +165,7 @@ def test_bar_and_the_mean_find_the_change_within_their_errors() -> None:
 
 def test_the_bootstrap_of_few_switches_is_not_too_small() -> None:
     forward, backward = (jnp.asarray(works) for works in gaussian_works(4, 0.05))
-    error = switching.bootstrap(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN), 4000)
+    error = paths.bootstrap(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN), 4000)
     expected = 0.5 * math.sqrt((forward.var(ddof=1) + backward.var(ddof=1)) / 4)
     assert float(error.change) == pytest.approx(expected, rel=0.05)
 
@@ -193,7 +193,7 @@ def test_a_sudden_switch_is_a_step_under_the_springs() -> None:
 
     def held(by: Array) -> EvaluateFn:
         def evaluate(system: System, _: Neighbors) -> Prediction:
-            return Prediction(*switching.spring_energy(system.positions - perfect.positions, by), jnp.zeros((3, 3)))
+            return Prediction(*paths.spring_energy(system.positions - perfect.positions, by), jnp.zeros((3, 3)))
 
         return evaluate
 
@@ -250,23 +250,21 @@ def exact(atoms: ase.Atoms, potential: Potential, kelvin: float) -> float:
     masses = np.repeat(atoms.get_masses(), 3)
     modes = np.linalg.eigvalsh(np.asarray(potential.params[1]) / np.sqrt(masses[:, None] * masses[None, :]))[3:]
     where = (jnp.asarray(atoms.get_masses()), jnp.asarray(kelvin), jnp.asarray(atoms.get_volume()), 4)
-    return float(switching.harmonic_free_energy(jnp.asarray(modes), *where))
+    return float(paths.harmonic_free_energy(jnp.asarray(modes), *where))
 
 
 def batch(atoms: ase.Atoms, covariance: np.ndarray, replicas: int, ratio: float | None = None) -> Lanes:
     """Replicas to the Einstein crystal and back and, with a ratio, of reversible scaling, all begun in equilibrium."""
     n, generator = len(atoms), np.random.default_rng(1)
     squares = BOLTZMANN * KELVIN * np.diag(covariance).reshape(n, 3).sum(1)
-    springs = np.asarray(switching.spring_constants(jnp.asarray(squares), jnp.asarray(KELVIN)))
+    springs = np.asarray(paths.spring_constants(jnp.asarray(squares), jnp.asarray(KELVIN)))
     keys = jax.random.split(jax.random.PRNGKey(2), replicas)
 
     def thermal(kelvin: float) -> np.ndarray:
         width = BOLTZMANN * kelvin * covariance
         return generator.multivariate_normal(np.zeros(3 * n), width, replicas, method="eigh").reshape(-1, n, 3)
 
-    einstein = jax.vmap(switching.einstein_displacements, (0, None, None))(
-        keys, jnp.asarray(springs), jnp.asarray(KELVIN)
-    )
+    einstein = jax.vmap(paths.einstein_displacements, (0, None, None))(keys, jnp.asarray(springs), jnp.asarray(KELVIN))
     starts, ratios = [thermal(KELVIN), np.asarray(einstein)], [0.0]
     if ratio is not None:
         starts, ratios = [*starts, thermal(KELVIN), thermal(ratio * KELVIN)], [0.0, ratio]
@@ -320,7 +318,7 @@ def test_an_interrupted_batch_goes_on_to_the_same_numbers(
     atoms, potential, covariance = harmonic
     lanes, console = batch(atoms, covariance, 2), Console(quiet=True)
     protocol = Protocol(timestep=2.0, friction=0.01, hold=20, length=200, slices=10)
-    monkeypatch.setattr(switching_run, "ATOM_STEPS_PER_CHUNK", 30 * 4 * len(atoms))
+    monkeypatch.setattr(run, "ATOM_STEPS_PER_CHUNK", 30 * 4 * len(atoms))
     whole = run_lanes(potential, atoms, lanes, protocol, 0, tmp_path / "whole", console)
     with monkeypatch.context() as patch:
         original, seen = StatusLine.update, []
@@ -368,7 +366,7 @@ def test_sites_and_springs_of_a_harmonic_trajectory(harmonic) -> None:
 
 COMMAND = ("--method", "switching", "--ensemble", "nvt", "--supercell", "1", "1", "1", "--replicas", "3")
 COMMAND += ("--steps", "800", "--timestep", "4", "--temperatures", "20", "30", "40", "--equilibration", "0.25")
-COMMAND += ("--switching.scaling", "--switching.relax", "cell")
+COMMAND += ("--paths.scaling", "--paths.relax", "cell")
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +420,7 @@ def test_files_of_the_command(given: pathlib.Path, tmp_path: pathlib.Path, capsy
         (("--ensemble", "npt", "--replicas", "4"), "--ensemble npt: switching is done at fixed cell"),
         (("--ensemble", "nvt"), "--replicas 1: errors come from independent switches"),
         (("--ensemble", "nvt", "--replicas", "4", "--steps", "100"), "70 of switching, at least 100 are needed"),
-        (("--ensemble", "nvt", "--replicas", "4", "--temperatures", "300", "--switching.scaling"), "at least two"),
+        (("--ensemble", "nvt", "--replicas", "4", "--temperatures", "300", "--paths.scaling"), "at least two"),
     ],
 )
 def test_bad_input(
@@ -434,5 +432,5 @@ def test_bad_input(
 
 
 def test_options_of_another_method(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--switching.scaling", "--out", str(tmp_path / "new")]) == 2
+    assert main(["--paths.scaling", "--out", str(tmp_path / "new")]) == 2
     assert "--method switching" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxpto.terminal import WholeTable, console
+from jaxpto.console.terminal import WholeTable, console
 
 ODD = "runs/[/x]/[bold]b[/]:smile:/<script>alert(1)</script>"
 

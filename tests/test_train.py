@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from jaxpto import train
-from jaxpto.catalogue import check_supports, load_potential
 from jaxpto.errors import InputError
+from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.storage.arrays import read_arrays
 from jaxpto.storage.identity import make_identity
 from jaxpto.training import batches, data, optimizer, whitening

@@ -21,7 +21,7 @@ import tyro
 from benchmarks.campaign.bad_input import bad_input
 from benchmarks.campaign.runs import FileEvents, sweep
 from benchmarks.campaign.trials import TRIALS, Ground, Trial, Verdict
-from jaxpto.provenance import provenance
+from jaxpto.reporting.provenance import provenance
 from jaxpto.storage.files import write_json_atomic
 
 ALL: dict[str, Trial] = {**TRIALS, "bad input": bad_input}

@@ -1,6 +1,6 @@
 """Makes the package a command."""
 
-from jaxpto.command import leave
-from jaxpto.free_energy import main
+from jaxpto.console.command import leave
+from jaxpto.free_energy.command import main
 
 leave(main())

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from jaxpto.observables.polarization import ChargeSet
+from jaxpto.perovskite.polarization import ChargeSet
 from jaxpto.structures import repeats_of
 
 MethodName = Literal["ladder", "switching", "landau", "harmonic", "qha"]

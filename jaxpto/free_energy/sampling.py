@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxpto.config import SweepConfig
 from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.md.config import SweepConfig
 
 
 def sweep_settings(config: FreeEnergyConfig, folder: Path) -> SweepConfig:

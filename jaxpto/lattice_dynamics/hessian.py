@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxpto.ase_potential import HostCalculator
-from jaxpto.catalogue import check_known
 from jaxpto.errors import InputError
+from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.catalogue import check_known
 from jaxpto.neighbors import Neighbors, build
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase

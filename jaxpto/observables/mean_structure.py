@@ -8,7 +8,7 @@ import ase
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxpto.space_group import space_group
+from jaxpto.structures.space_group import space_group
 
 ERRORS = 6.0  # between two of many atoms that ought to be equivalent
 LEAST_TOLERANCE = 0.02  # Angstrom

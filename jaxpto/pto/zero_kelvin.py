@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jaxpto import terminal
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.catalogue import check_supports, list_models
-from jaxpto.command import run_command
+from jaxpto.console import terminal
+from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
+from jaxpto.models.catalogue import check_supports, list_models
 from jaxpto.phonons import PhononsConfig
 from jaxpto.phonons import run as run_phonons
 from jaxpto.potential import Potential
-from jaxpto.provenance import fingerprint, provenance
 from jaxpto.pto.zero_kelvin_output import ZeroKelvin, write_outputs
 from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
+from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import builtin_structure

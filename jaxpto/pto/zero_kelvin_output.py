@@ -15,15 +15,15 @@ import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxpto import report_html
-from jaxpto.figures import COLORS, STYLE, png
-from jaxpto.figures_phonons import decorate_bands, draw_bands
+from jaxpto.console.terminal import WholeTable
+from jaxpto.lattice_dynamics.figures import decorate_bands, draw_bands
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.modes import IMAGINARY
 from jaxpto.potential import caveat
 from jaxpto.pto import paper
+from jaxpto.reporting import page
+from jaxpto.reporting.figures import COLORS, STYLE, png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
-from jaxpto.terminal import WholeTable
 
 FIGURE = "bands.png"
 CAPTION = (
@@ -103,14 +103,14 @@ def write_outputs(results: list[ZeroKelvin], out: Path, settings: Mapping[str, A
     remarks = [f"{result.model}: {remark}" for result in results for remark in _remarks(result)]
     for line in [NOTE, *remarks, f"report: {out / 'report.html'}"]:
         console.print(line)
-    figure = report_html.wide_figure(image, CAPTION)
+    figure = page.wide_figure(image, CAPTION)
     sections = [
-        report_html.result("PbTiO3 at 0 K with " + ", ".join(result.model for result in results) + ".", remarks),
+        page.result("PbTiO3 at 0 K with " + ", ".join(result.model for result in results) + ".", remarks),
         _html_table(rows, references),
         figure,
-        report_html.settings_section(settings),
+        page.settings_section(settings),
     ]
-    write_text_atomic(out / "report.html", report_html.page("The PTO-test at 0 K", sections))
+    write_text_atomic(out / "report.html", page.page("The PTO-test at 0 K", sections))
 
 
 def bands_figure(results: list[ZeroKelvin]) -> Figure:

@@ -19,10 +19,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxpto.ase_potential import HostCalculator
-from jaxpto.catalogue import check_known
-from jaxpto.dynamics import REPLICAS, replica_mesh
 from jaxpto.errors import InputError
+from jaxpto.md.loop import REPLICAS, replica_mesh
+from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.catalogue import check_known
 from jaxpto.neighbors import grow
 from jaxpto.potential import Potential, Prediction
 from jaxpto.relaxation import lanes as device

@@ -13,10 +13,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto import units
-from jaxpto.dynamics import REPLICAS
+from jaxpto.devices.compiled import kept
+from jaxpto.md.loop import REPLICAS
 from jaxpto.neighbors import Layout, Neighbors, build, refresh
 from jaxpto.potential import Potential, Prediction
-from jaxpto.programs import kept
 from jaxpto.relaxation import lbfgs
 from jaxpto.relaxation.coordinates import enthalpy, gradient, longest_row, rows_of, symmetric, system_at
 from jaxpto.relaxation.lbfgs import Descent

@@ -16,11 +16,11 @@ import ase.io
 from rich import box
 from rich.console import Console
 
+from jaxpto.console.terminal import WholeTable
 from jaxpto.evaluate import write_frames
 from jaxpto.relaxation.target import Relaxed
-from jaxpto.space_group import SYMPREC, SpaceGroup, space_group
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
-from jaxpto.terminal import WholeTable
+from jaxpto.structures.space_group import SYMPREC, SpaceGroup, space_group
 
 COLUMNS = (
     "structure", "step", "energy_eV", "residual_eV_per_A", "residual_force_eV_per_A", "residual_stress_GPa",

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-import jaxpto
+from jaxpto._version import __version__
 from jaxpto.errors import InputError
 from jaxpto.storage.files import replacing, storage_error
 from jaxpto.storage.orientation import to_standard, turn
@@ -400,7 +400,7 @@ def _write_header(file: h5py.File) -> None:
     header.create_group("author").attrs["name"] = _user()
     creator = header.create_group("creator")
     creator.attrs["name"] = "jaxpto"
-    creator.attrs["version"] = jaxpto.__version__
+    creator.attrs["version"] = __version__
     header.create_group("modules/units").attrs["version"] = np.array([1, 0], np.int32)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto import units
+from jaxpto.free_energy.estimators import reweighting
+from jaxpto.free_energy.estimators.mbar import effective_samples
 from jaxpto.models.perovskite import Params
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase
-from jaxpto.thermodynamics import reweighting
-from jaxpto.thermodynamics.mbar import effective_samples
 from jaxpto.training.ensembles import Frames, Plan
 from jaxpto.training.targets import Target, observe
 

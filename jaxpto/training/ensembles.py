@@ -13,18 +13,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto import units
-from jaxpto.config import SweepConfig, check
-from jaxpto.dynamics import Limits, Sample, Schedule, Watch, pad_replicas, replica_mesh, watch_init
-from jaxpto.dynamics import run as run_chunks
+from jaxpto.devices.sequential import in_turn
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState, Method
+from jaxpto.md.config import SweepConfig, check
+from jaxpto.md.loop import Limits, Sample, Schedule, Watch, pad_replicas, replica_mesh, watch_init
+from jaxpto.md.loop import run as run_chunks
+from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.lattice import UnitCell
-from jaxpto.observables.perovskite import unit_cell
-from jaxpto.observables.polarization import PolarizationTopology, build_topology
+from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.perovskite.unit_cell import unit_cell
 from jaxpto.potential import Potential
-from jaxpto.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
-from jaxpto.replicas import in_turn
 from jaxpto.structures import make_supercell, read_input
 from jaxpto.system import System, from_ase
 

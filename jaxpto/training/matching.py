@@ -22,10 +22,10 @@ import optax
 from jaxtyping import Array
 from rich.console import Console
 
+from jaxpto.console.status_line import StatusLine
 from jaxpto.models.perovskite import Params, Perovskite
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
-from jaxpto.status_line import StatusLine
 from jaxpto.storage.checkpoint import layout_from_json, layout_to_json
 from jaxpto.system import from_ase
 from jaxpto.training import optimizer

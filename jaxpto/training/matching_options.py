@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from jaxpto.config import SweepConfig
 from jaxpto.errors import InputError
+from jaxpto.md.config import SweepConfig
 from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
 from jaxpto.training.targets import Target, conditions

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
-from jaxpto.figures import COLORS, GREY, STYLE, png
-from jaxpto.report_html import uncertain
+from jaxpto.console.terminal import WholeTable
+from jaxpto.reporting.figures import COLORS, GREY, STYLE, png
+from jaxpto.reporting.page import uncertain
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
-from jaxpto.terminal import WholeTable
 from jaxpto.training.targets import UNITS, Target
 
 Rows = tuple[dict[str, Any], ...]

@@ -1,0 +1,1 @@
+"""What every command shares: parsing, the terminal, interrupts."""

@@ -1,0 +1,1 @@
+"""Gibbs energy along a ladder of temperatures."""

@@ -1,0 +1,1 @@
+"""Free energy against polarization, by umbrella windows."""

@@ -1,0 +1,1 @@
+"""Quasi-harmonic free energy and thermal expansion."""

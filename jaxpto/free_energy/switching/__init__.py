@@ -1,0 +1,1 @@
+"""Free energy by switching to an Einstein crystal."""

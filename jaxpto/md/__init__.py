@@ -1,0 +1,1 @@
+"""The batched molecular dynamics run."""

@@ -1,0 +1,414 @@
+"""The batched loop: chunks of compiled steps for a whole ladder of replicas, with regrow, failure watch and sharding.
+
+One compiled program advances every replica; the host reads a few small arrays after each chunk. Replicas are
+independent: a replica's numbers depend on its own state alone, so one that fails leaves the others bit-identical.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxpto import units
+from jaxpto.devices.compiled import kept
+from jaxpto.devices.processes import Processes
+from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
+from jaxpto.integrators.common import kinetic_energy, kinetic_tensor, temperature
+from jaxpto.integrators.state import MDState, Method
+from jaxpto.neighbors import Layout, build, grow, refresh
+from jaxpto.perovskite.polarization import PolarizationTopology, polarization
+from jaxpto.potential import Potential
+from jaxpto.system import Leaf, System, volume
+
+REPLICAS = "replicas"
+REASONS = (
+    "running",
+    "energy, positions or cell not finite",
+    "exploded: kinetic temperature above {hot:g} times the target",
+    "cell strained beyond {strain:g}",
+    "molten: rms displacement above {lindemann:g} of the nearest-neighbour distance",
+    "neighbour list still overflowing after {regrows} enlargements",
+)
+OVERFLOWED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a replica counts as lost; checked on the device at every sample.
+
+    Attributes:
+        lindemann: molten once the rms displacement from the initial lattice sites (unwrapped, in the present cell,
+            drift removed) exceeds this fraction of the initial nearest-neighbour distance.
+        strain: lost once a principal stretch of the cell from its initial shape leaves [1 - strain, 1 + strain].
+        hot: exploded once the kinetic temperature exceeds this multiple of the target temperature.
+        regrows: enlargements of the neighbour list tried for one chunk.
+    """
+
+    lindemann: float = 0.5
+    strain: float = 0.5
+    hot: float = 5.0
+    regrows: int = 5
+
+    def describe(self, reason: int) -> str:
+        """The sentence for a reason code of `Watch`."""
+        return REASONS[reason].format(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how often it is looked at.
+
+    Attributes:
+        steps: number of time steps in all.
+        sample_every: steps between two samples.
+        samples_per_chunk: samples taken by one call of the compiled program.
+    """
+
+    steps: int
+    sample_every: int
+    samples_per_chunk: int
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all, the initial state and the last step included."""
+        return 1 + -(-self.steps // self.sample_every)
+
+
+@struct.dataclass
+class Watch:
+    """What the failure watch knows of one replica (a pytree without a batch axis).
+
+    Attributes:
+        alive: whether the replica still runs.
+        reason: index into `REASONS`.
+        failed_step: step of the sample at which it failed, -1 while it runs.
+        sites: [n, 3] initial fractional coordinates.
+        initial_cell: [3, 3] Angstrom.
+        nearest: nearest-neighbour distance of the initial structure, Angstrom.
+        kT: target temperature, eV.
+    """
+
+    alive: Bool[Leaf, "*batch"]
+    reason: Int[Leaf, "*batch"]
+    failed_step: Int[Leaf, "*batch"]
+    sites: Float[Leaf, "*batch n 3"]
+    initial_cell: Float[Leaf, "*batch 3 3"]
+    nearest: Float[Leaf, "*batch"]
+    kT: Float[Leaf, "*batch"]
+
+
+@struct.dataclass
+class Sample:
+    """What is recorded of one replica at one moment (outside units: fs, K, eV, Angstrom, eV/Angstrom^3, C/m^2).
+
+    `stress` holds the kinetic part -sum p p^T / (m V), `static_stress` does not (ASE's convention).
+    """
+
+    step: Int[Leaf, "*batch"]
+    temperature: Float[Leaf, "*batch"]
+    potential_energy: Float[Leaf, "*batch"]
+    kinetic_energy: Float[Leaf, "*batch"]
+    conserved: Float[Leaf, "*batch"]
+    stress: Float[Leaf, "*batch 3 3"]
+    static_stress: Float[Leaf, "*batch 3 3"]
+    cell: Float[Leaf, "*batch 3 3"]
+    volume: Float[Leaf, "*batch"]
+    polarization: Float[Leaf, "*batch 3"]
+    positions: Float[Leaf, "*batch n 3"]
+    valid: Bool[Leaf, "*batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The outcome of one chunk on the host.
+
+    Attributes:
+        first_sample: index of the first sample in `samples`.
+        samples: arrays [samples, replicas, ...].
+        states, watch: the batch after the chunk, on the device.
+        regrown: enlargements of the neighbour list this chunk needed.
+    """
+
+    first_sample: int
+    samples: Sample
+    states: MDState
+    watch: Watch
+    regrown: int
+
+
+def watch_init(system: System, kT: Float[Array, ""], nearest: Float[Array, ""]) -> Watch:
+    """Start watching one replica at its initial structure."""
+    return Watch(
+        alive=jnp.asarray(True),
+        reason=jnp.asarray(0, jnp.int32),
+        failed_step=jnp.asarray(-1, jnp.int32),
+        sites=system.positions @ jnp.linalg.inv(system.cell),
+        initial_cell=system.cell,
+        nearest=nearest,
+        kT=kT,
+    )
+
+
+def _diagnose(state: MDState, watch: Watch, limits: Limits) -> Int[Array, ""]:
+    """Reason code of a replica: 0 where nothing is wrong."""
+    system = state.system
+    finite = (
+        jnp.isfinite(state.prediction.energy)
+        & jnp.all(jnp.isfinite(system.positions))
+        & jnp.all(jnp.isfinite(system.cell))
+        & jnp.all(jnp.isfinite(state.momenta))
+    )
+    away = system.positions @ jnp.linalg.inv(system.cell) - watch.sites
+    displacement = (away - away.mean(0)[None, :]) @ system.cell
+    rms = jnp.sqrt(jnp.mean(jnp.sum(displacement**2, axis=1)))
+    deformation = jnp.linalg.inv(watch.initial_cell) @ system.cell
+    stretch = jnp.sqrt(jnp.abs(jnp.linalg.eigvalsh(deformation.T @ deformation)))
+    strained = jnp.any(jnp.abs(stretch - 1.0) > limits.strain)
+    hot = temperature(state) * units.BOLTZMANN > limits.hot * watch.kT
+    molten = rms > limits.lindemann * watch.nearest
+    return jnp.where(~finite, 1, jnp.where(hot, 2, jnp.where(strained, 3, jnp.where(molten, 4, 0)))).astype(jnp.int32)
+
+
+def _sample(
+    state: MDState,
+    watch: Watch,
+    invariant: Callable[[MDState], Array],
+    topology: PolarizationTopology | None,
+) -> Sample:
+    system = state.system
+    present_volume = volume(system.cell)
+    dtype = system.positions.dtype
+    return Sample(
+        step=state.step,
+        temperature=temperature(state).astype(dtype),
+        potential_energy=state.prediction.energy,
+        kinetic_energy=kinetic_energy(state),
+        conserved=invariant(state),
+        stress=state.prediction.stress - kinetic_tensor(state.momenta, system.masses) / present_volume,
+        static_stress=state.prediction.stress,
+        cell=system.cell,
+        volume=present_volume,
+        polarization=jnp.full(3, jnp.nan, dtype) if topology is None else polarization(system, topology),
+        positions=system.positions,
+        valid=watch.alive,
+    )
+
+
+def sample(
+    potential: Potential, method: Method, states: MDState, watch: Watch, topology: PolarizationTopology | None
+) -> Sample:
+    """Measure every replica of a batch as it stands."""
+    invariant = method(potential.evaluate).invariant
+    return jax.vmap(lambda s, w: _sample(s, w, invariant, topology))(states, watch)
+
+
+def _select(choose: Bool[Array, " r"], new: MDState, old: MDState) -> MDState:
+    """Per replica, the new state where `choose`, else the old one."""
+    pick = lambda a, b: jnp.where(choose.reshape(choose.shape + (1,) * (a.ndim - 1)), a, b)  # noqa: E731
+    return jax.tree.map(pick, new, old)
+
+
+def _advance(
+    potential: Potential,
+    states: MDState,
+    watch: Watch,
+    topology: PolarizationTopology | None,
+    n_samples: Int[Array, ""],
+    last_step: Int[Array, ""],
+    *,
+    method: Method,
+    schedule: Schedule,
+    limits: Limits,
+    share: bool,
+) -> tuple[MDState, Watch, Sample]:
+    """Advance the replicas of one device by `n_samples` samples; samples beyond that are left empty.
+
+    With `share` the device is a group of devices that have dealt out each replica's edges.
+    """
+    integrator = method(in_turn(sharded(potential.evaluate) if share else potential.evaluate))
+    sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
+
+    def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
+        states, alive = carry
+        moved = jax.vmap(integrator.move)(states)
+        neighbors = refresh(moved.system, moved.neighbors, alive, before=states.system)
+        neighbors = jax.vmap(constrain)(neighbors) if share else neighbors
+        return jax.vmap(integrator.finish)(dataclasses.replace(moved, neighbors=neighbors)), alive
+
+    def one_sample(index: Array, carry: tuple[MDState, Watch, Sample]) -> tuple[MDState, Watch, Sample]:
+        before, watch, samples = carry
+        # Replicas step together; frozen ones are computed along and put back, so only running ones know the time.
+        now = jnp.max(jnp.where(watch.alive, before.step, 0))
+        todo = jnp.where(watch.alive.any(), jnp.clip(last_step - now, 0, schedule.sample_every), 0)
+        after, _ = jax.lax.fori_loop(0, todo, step, (before, watch.alive))
+        reason = jax.vmap(lambda s, w: _diagnose(s, w, limits))(after, watch)
+        # After an overflow forces are wrong: the chunk will be done again, nobody is to be blamed on its account.
+        failed = watch.alive & (reason > 0) & ~after.neighbors.overflow
+        watch = dataclasses.replace(
+            watch,
+            alive=watch.alive & ~failed,
+            reason=jnp.where(failed, reason, watch.reason),
+            failed_step=jnp.where(failed, after.step, watch.failed_step),
+        )
+        states = _select(watch.alive, after, before)
+        record = sample_all(states, watch)
+        samples = jax.tree.map(lambda buffer, value: buffer.at[index].set(value), samples, record)
+        return states, watch, samples
+
+    shape = jax.eval_shape(sample_all, states, watch)
+    empty = jax.tree.map(lambda s: jnp.zeros((schedule.samples_per_chunk, *s.shape), s.dtype), shape)
+    return jax.lax.fori_loop(0, n_samples, one_sample, (states, watch, empty))
+
+
+def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None, devices_per_replica: int = 1) -> Mesh:
+    """Mesh of as many local devices as there is work for.
+
+    Args:
+        n_replicas: replicas, dealt out along the axis `REPLICAS`.
+        devices: all local ones if None.
+        devices_per_replica: devices that share the edges of each replica, along a second axis `ATOMS` if above 1.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    groups = max(1, min(len(devices) // devices_per_replica, n_replicas))
+    if devices_per_replica == 1:
+        return Mesh(np.asarray(devices[:groups]), (REPLICAS,))
+    grid = np.asarray(devices[: groups * devices_per_replica]).reshape(groups, devices_per_replica)
+    return Mesh(grid, (REPLICAS, ATOMS))
+
+
+@functools.lru_cache(maxsize=8)
+def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Mesh) -> Callable:
+    """The compiled program: (potential, states, watch, topology, n_samples, last_step) -> (states, watch, samples)."""
+    spread, same = PartitionSpec(REPLICAS), PartitionSpec()
+    share = ATOMS in mesh.axis_names
+    on_one = functools.partial(_advance, method=method, schedule=schedule, limits=limits, share=share)
+    advance = jax.shard_map(
+        on_one,
+        mesh=mesh,
+        in_specs=(same, spread, spread, same, same, same),
+        out_specs=(spread, spread, PartitionSpec(None, REPLICAS)),
+        axis_names={REPLICAS},  # what happens along `ATOMS` is left to XLA
+        check_vma=False,
+    )
+    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
+
+
+def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:
+    """Fill the last device up with copies of the last replica that are not alive, and lay the batch out on the mesh."""
+    states, watch = jax.device_get((states, watch))  # on the host, where cutting them up takes no programs
+    n_replicas = watch.alive.shape[0]
+    extra = -n_replicas % mesh.shape[REPLICAS]
+    if extra:
+        repeat = lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)])  # noqa: E731
+        states, watch = jax.tree.map(repeat, (states, watch))
+        watch = dataclasses.replace(watch, alive=watch.alive & (np.arange(n_replicas + extra) < n_replicas))
+    return _lay_out(states, mesh), jax.device_put(watch, NamedSharding(mesh, PartitionSpec(REPLICAS)))
+
+
+def _lay_out(states: MDState, mesh: Mesh) -> MDState:
+    """The batch on the mesh: replicas over one axis and, if there is another, the edges of each over that."""
+    states = jax.device_put(states, NamedSharding(mesh, PartitionSpec(REPLICAS)))
+    if ATOMS not in mesh.axis_names:
+        return states
+    by_edge = NamedSharding(mesh, PartitionSpec(REPLICAS, ATOMS))
+    neighbors = edges_over(states.neighbors, lambda x: jax.device_put(x, by_edge))
+    return dataclasses.replace(states, neighbors=neighbors)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def rebuild_all(states: MDState, layout: Layout) -> MDState:
+    """Every replica's list anew with other capacities, at the positions where the old list was built.
+
+    Building at the old reference keeps the set of edges, so that a larger capacity changes nothing but padding.
+    """
+
+    def one(state: MDState) -> MDState:
+        neighbors = state.neighbors
+        reference = dataclasses.replace(
+            state.system, positions=neighbors.reference_positions, cell=neighbors.reference_cell
+        )
+        return dataclasses.replace(state, neighbors=build(reference, layout))
+
+    return jax.vmap(one)(states)
+
+
+def run(
+    potential: Potential,
+    method: Method,
+    states: MDState,
+    watch: Watch,
+    schedule: Schedule,
+    limits: Limits,
+    topology: PolarizationTopology | None,
+    first_sample: int,
+    mesh: Mesh,
+    processes: Processes = Processes(),  # noqa: B008
+) -> Iterator[Chunk]:
+    """Advance a batch of replicas to the end of the schedule, one chunk at a time.
+
+    Args:
+        potential: the force field.
+        method: integrator and its temperature.
+        states, watch: batched, as `pad_replicas` returns them.
+        schedule, limits: static.
+        topology: what the polarization is computed from, or None.
+        first_sample: samples already taken (the initial state is sample 0, taken by the caller).
+        mesh: devices to spread the replicas over.
+        processes: those that advance the other replicas of the run; all have the same capacities at all times.
+
+    Yields:
+        A `Chunk` after each call of the compiled program; iteration ends early once no replica of any process is alive.
+    """
+    advance = compile_advance(method, schedule, limits, mesh)
+    done = first_sample
+    while done < schedule.n_samples and processes.any(np.any(jax.device_get(watch.alive))):
+        n_samples = min(schedule.samples_per_chunk, schedule.n_samples - done)
+
+        def attempt(states: MDState, watch: Watch, n_samples: int = n_samples) -> tuple[MDState, Watch, Sample]:
+            return advance(potential, states, watch, topology, n_samples, schedule.steps)
+
+        states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits, mesh, processes)
+        # where XLA leaves an array without elements is its choice, and arrays elsewhere ask for another program
+        states = _lay_out(states, mesh)
+        taken = jax.tree.map(lambda x, n=n_samples: np.asarray(x)[:n], samples)
+        yield Chunk(done, taken, states, watch, regrown)
+        done += n_samples
+
+
+def _with_regrow(
+    attempt: Callable[[MDState, Watch], tuple[MDState, Watch, Sample]],
+    states: MDState,
+    watch: Watch,
+    limits: Limits,
+    mesh: Mesh,
+    processes: Processes,
+) -> tuple[MDState, Watch, Sample, int]:
+    """One chunk; while a running replica overflows, discard it, enlarge the list and do it again (bounded)."""
+    for regrown in range(limits.regrows + 1):
+        after, watched, samples = attempt(states, watch)
+        overflow, alive = jax.device_get((after.neighbors.overflow, watched.alive))
+        lost = overflow & alive
+        if not processes.any(np.any(lost)):
+            return after, watched, samples, regrown
+        if regrown < limits.regrows:
+            cells = np.concatenate(jax.device_get((states.system.cell, after.system.cell)))
+            cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
+            layout = divisible(grow(states.neighbors.layout, cells), mesh.shape.get(ATOMS, 1))
+            states = _lay_out(rebuild_all(states, layout), mesh)
+    # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
+    watch = dataclasses.replace(
+        watch,
+        alive=watch.alive & ~lost,
+        reason=jnp.where(lost, OVERFLOWED, watch.reason).astype(jnp.int32),
+        failed_step=jnp.where(lost, states.step, watch.failed_step).astype(jnp.int32),
+    )
+    return _with_regrow(attempt, states, watch, limits, mesh, processes)

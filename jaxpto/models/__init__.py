@@ -1,0 +1,1 @@
+"""Force fields: architectures, their catalogue, their checks."""

@@ -1,0 +1,1 @@
+"""What perovskites alone have: axes, polarization."""

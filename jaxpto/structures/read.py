@@ -1,0 +1,245 @@
+"""Structures: the gate that files pass, the built-in PbTiO3 cells, supercells."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import ase
+import ase.data
+import numpy as np
+
+from jaxpto.bounds import check_size
+from jaxpto.errors import InputError
+from jaxpto.structures.files import read_file
+from jaxpto.system import check_atoms, symbols
+
+BUILT_IN = ("PbTiO3-tetragonal", "PbTiO3-cubic")
+Use = Literal["dynamics", "relaxation", "vibrations", "evaluation"]
+MOVED_BY: dict[Use, str] = {
+    "dynamics": "molecular dynamics",
+    "relaxation": "a relaxation",
+    "vibrations": "vibrations, where every atom is displaced",
+}
+UNUSED = "are not used; a model sees elements and positions only"
+VACUUM = 6.0  # Angstrom, beyond the reach of most models; layers of crystals are 3 to 4 apart
+
+
+def builtin_structure(name: str) -> ase.Atoms:
+    """Five-atom PbTiO3 cell, order Pb, Ti, O (apical), O, O (equatorial).
+
+    `PbTiO3-tetragonal` is P4mm with a = 3.88, c = 4.19 Angstrom and the internal coordinates measured by Nelmes & Kuhs
+    (Solid State Commun. 54, 721 (1985)), turned so that the polarization points along +z; `PbTiO3-cubic` is Pm-3m with
+    a = 3.93 Angstrom.
+
+    Raises:
+        InputError: another name.
+    """
+    if name not in BUILT_IN:
+        raise InputError(f"unknown built-in structure '{name}'; choose one of {', '.join(BUILT_IN)}")
+    tetragonal = name == "PbTiO3-tetragonal"
+    a, c = (3.88, 4.19) if tetragonal else (3.93, 3.93)
+    titanium, apical, equatorial = (0.4623, -0.1118, 0.3826) if tetragonal else (0.5, 0.0, 0.5)
+    fractional = [
+        [0.0, 0.0, 0.0],
+        [0.5, 0.5, titanium],
+        [0.5, 0.5, apical],
+        [0.5, 0.0, equatorial],
+        [0.0, 0.5, equatorial],
+    ]
+    return ase.Atoms("PbTiO3", scaled_positions=fractional, cell=[a, a, c], pbc=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a command takes from a file.
+
+    Attributes:
+        frames: at least one structure, checked.
+        notes: a line on each thing that the file holds and the command does not use, or that was guessed.
+    """
+
+    frames: tuple[ase.Atoms, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def atoms(self) -> ase.Atoms:
+        """The last structure."""
+        return self.frames[-1]
+
+
+def read_input(
+    path: str | Path,
+    use: Use,
+    *,
+    every: bool = False,
+    format: str | None = None,
+    species: Sequence[str] | None = None,
+) -> Input:
+    """The structures of a file (or a built-in one by its name) for a use: the one gate that all commands pass.
+
+    Args:
+        path: file in any ASE format, or the name of a built-in structure.
+        use: what is to become of the structures.
+        every: take every structure of the file, otherwise the last one.
+        format: as ASE calls it; guessed if None.
+        species: element of each atom type, for files of LAMMPS that name none.
+
+    Raises:
+        InputError: a missing or unreadable file, or what `check_atoms` or `check_use` refuses, naming the frame.
+    """
+    if str(path) in BUILT_IN:
+        return Input((builtin_structure(str(path)),))
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"structure {path} does not exist; give a file in any ASE format, or one of {', '.join(BUILT_IN)}"
+        )
+    if path.is_dir() and not path.suffix:
+        raise InputError(f"structure {path} is a folder; give a file in any ASE format")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"structure {path} is an empty file; write it again")
+    frames, notes = read_file(path, every=every, format=format, species=species)
+    for index, atoms in enumerate(frames):
+        where = str(path) if len(frames) == 1 else f"{path} frame {index}"
+        check_atoms(atoms, where)
+        check_use(atoms, use, where)
+    return Input(tuple(frames), (*notes, *notes_on(frames, use, str(path))))
+
+
+def read_structure(path: str | Path, use: Use = "evaluation") -> ase.Atoms:
+    """The last structure of a file in any ASE format, or a built-in one by its name: `read_input` without its notes.
+
+    Raises:
+        InputError: what `read_input` refuses.
+    """
+    return read_input(path, use).atoms
+
+
+def read_frames(path: str | Path, use: Use = "evaluation") -> list[ase.Atoms]:
+    """Every structure of a file in any ASE format, or a built-in one by its name: `read_input` without its notes.
+
+    Raises:
+        InputError: what `read_input` refuses.
+    """
+    return list(read_input(path, use, every=True).frames)
+
+
+def check_use(atoms: ase.Atoms, use: Use, where: str = "structure") -> None:
+    """Refuse what a use would have to throw away although it changes the result.
+
+    Raises:
+        InputError: constraints, where atoms are to move.
+    """
+    if atoms.constraints and use in MOVED_BY:
+        raise InputError(
+            f"{where}: constraints ({_kinds_of_constraints(atoms)}) are not kept by {MOVED_BY[use]}; "
+            "remove them from the file"
+        )
+
+
+def notes_on(frames: Sequence[ase.Atoms], use: Use, where: str = "structure") -> list[str]:
+    """A line on each thing that these structures hold and the use does not take.
+
+    Args:
+        frames: checked structures.
+        use: what is to become of them.
+        where: what to call them all.
+    """
+
+    def note(found: Sequence[bool], what: str) -> list[str]:
+        frame = "" if len(frames) == 1 else f" ({sum(found)} of {len(frames)} structures)"
+        return [f"{where}{frame}: {what}"] if any(found) else []
+
+    gaps = [vacuum(atoms) for atoms in frames]
+    widest = max(gaps, key=lambda gap: gap[0], default=(0.0, 0))
+    image = f"{widest[0]:.1f} A of vacuum along lattice vector {widest[1] + 1}, with periodic images beyond it"
+    closing = "; a cell that may change its shape closes it" if use in ("dynamics", "relaxation") else ""
+    start = "each replica draws its own" if use == "dynamics" else "atoms start at rest"
+    moving = [use in MOVED_BY and _holds(atoms, "momenta") for atoms in frames]
+    return [
+        *note([gap > VACUUM for gap, _ in gaps], f"{image}{closing}"),
+        *note(moving, f"velocities are not used; {start}"),
+        *note([_holds(atoms, "initial_magmoms") for atoms in frames], f"magnetic moments {UNUSED}"),
+        *note([_holds(atoms, "initial_charges") for atoms in frames], f"charges {UNUSED}"),
+        *note(
+            [bool(atoms.constraints) for atoms in frames],
+            f"constraints ({', '.join(sorted({_kinds_of_constraints(a) for a in frames if a.constraints}))}) are left "
+            "out; forces are those of free atoms",
+        ),
+    ]
+
+
+def vacuum(atoms: ase.Atoms) -> tuple[float, int]:
+    """The widest empty layer along a lattice vector, Angstrom between its outermost atoms, and which vector it is."""
+    places = np.sort(atoms.get_scaled_positions(), axis=0)
+    gaps = np.diff(np.concatenate([places, places[:1] + 1.0]), axis=0).max(axis=0)
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
+    along = int(np.argmax(gaps * heights))
+    return float(gaps[along] * heights[along]), along
+
+
+def _holds(atoms: ase.Atoms, name: str) -> bool:
+    return name in atoms.arrays and bool(np.any(atoms.arrays[name]))
+
+
+def _kinds_of_constraints(atoms: ase.Atoms) -> str:
+    return ", ".join(sorted({type(constraint).__name__ for constraint in atoms.constraints}))
+
+
+def check_elements(atoms: ase.Atoms, elements: Sequence[int], model: str, where: str = "structure") -> None:
+    """Refuse atoms of elements that a model was not made for.
+
+    Args:
+        atoms: the structure.
+        elements: atomic numbers the model knows.
+        model: its name.
+        where: what to call the structure in the message.
+
+    Raises:
+        InputError: naming the unknown elements and those of the model.
+    """
+    unknown = symbols(atoms.numbers[~np.isin(atoms.numbers, elements)])
+    if unknown:
+        known = ", ".join(symbols(np.asarray(elements)))
+        raise InputError(
+            f"{where}: model {model} does not know {', '.join(unknown)}; it knows {known}; "
+            "choose another model or structure"
+        )
+
+
+def repeats_of(
+    structure: str, given: tuple[int, int, int] | None, builtin: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Repeats along the lattice vectors: those given, else a file is taken as it is.
+
+    Args:
+        structure: file, or the name of a built-in structure.
+        given: what was asked for, if anything.
+        builtin: of the five-atom cells that are built in.
+    """
+    if given is not None:
+        return given
+    return builtin if structure in BUILT_IN else (1, 1, 1)
+
+
+def make_supercell(atoms: ase.Atoms, repeats: Sequence[int | float]) -> ase.Atoms:
+    """Repeat a structure along its lattice vectors; the atoms of one cell stay together, the third vector runs fastest.
+
+    Args:
+        atoms: unit cell.
+        repeats: three counts of at least 1.
+
+    Raises:
+        InputError: other counts, or more atoms than fit into memory.
+    """
+    counts = list(repeats)
+    if len(counts) != 3 or any(int(count) != count or count < 1 for count in counts):
+        raise InputError(
+            f"supercell {' '.join(map(str, counts))}; give three whole numbers of at least 1, such as 4 4 4"
+        )
+    check_size(len(atoms) * math.prod(int(count) for count in counts), what=f"supercell {' '.join(map(str, counts))}")
+    return atoms.repeat(tuple(int(count) for count in counts))

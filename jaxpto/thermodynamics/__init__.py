@@ -1,1 +1,0 @@
-"""Free energies and their derivatives."""
