@@ -38,7 +38,7 @@ lint: $(VENV)/.complete ## ruff and ty
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/ty check --quiet jaxpto converters
 
 lock: ## renew the pinned requirements from pyproject.toml
-	@uv pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url \
+	@$$(command -v uv || echo "$(PYTHON) -m uv") pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --group dev pyproject.toml -o requirements.txt
 
 clean: ## remove the environment

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import ase
-import ase.io
 import numpy as np
 import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import output_column_format
 from rich.progress import track
 
 from jaxpto.calculator import JaxptoCalculator
@@ -29,9 +25,8 @@ from jaxpto.models.neighbor_bounds import crowding
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_file
 from jaxpto.structures import read_input
+from jaxpto.structures.write import check_suffix, write_frames
 from jaxpto.system import made_anew
-
-FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,30 +102,6 @@ def evaluate_frames(
     return [atoms for atoms in evaluated if atoms is not None]
 
 
-def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
-    """Write frames and their results to .extxyz, .traj or .json at full precision, all or nothing.
-
-    Arrays and `info` are written where they are numbers or words, not objects that a reader has put there. ASE's .traj
-    and .json have places for ASE's own arrays only (masses, tags, moments, charges, momenta).
-
-    Raises:
-        InputError: another suffix.
-    """
-    path = Path(path)
-    _check_suffix(path)
-    frames = [_writable(atoms) for atoms in frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        if path.suffix == ".extxyz":
-            temporary.write_text("".join(map(_extxyz, frames)))
-        else:
-            ase.io.write(temporary, list(frames), format=FORMATS[path.suffix])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     return run_command("jaxpto.evaluate", EvaluateConfig, run, argv)
@@ -143,48 +114,8 @@ def _single_point(atoms: ase.Atoms, calculator: JaxptoCalculator) -> ase.Atoms:
     return bare
 
 
-def _writable(atoms: ase.Atoms) -> ase.Atoms:
-    """The atoms without what not every format can hold; the results stay."""
-    plain = atoms.copy()
-    plain.calc = atoms.calc
-    for name, values in atoms.arrays.items():
-        words = values.dtype.kind == "U" and all(len(word.split()) == 1 for word in values.ravel())
-        if values.ndim > 2 or not (words or values.dtype.kind in "fib"):
-            del plain.arrays[name]
-    kinds = str | bool | int | float | np.bool_ | np.number
-    plain.info = {
-        key: value
-        for key, value in atoms.info.items()
-        if isinstance(value, kinds) or (isinstance(value, np.ndarray) and value.dtype.kind in "fib")
-    }
-    return plain
-
-
-def _extxyz(atoms: ase.Atoms) -> str:
-    """One frame as extended XYZ; ASE's own writer keeps only eight decimals of positions and forces."""
-    assert atoms.calc is not None
-    results = dict(atoms.calc.results)
-    per_atom = {name: results.pop(name) for name in ("forces", "energies", "magmoms") if name in results}
-    if "stress" in results:
-        results["stress"] = atoms.get_stress(voigt=False)
-    described = atoms.copy()
-    described.info |= results
-    arrays = {"symbols": np.array(atoms.get_chemical_symbols()), "positions": atoms.positions}
-    arrays |= {name: values for name, values in atoms.arrays.items() if name not in ("numbers", "positions")}
-    arrays |= per_atom
-    comment, _, _, row = output_column_format(described, list(arrays), arrays)
-    row = row.replace("%16.8f", "%24.17g")
-    columns = [column for values in arrays.values() for column in values.reshape(len(atoms), -1).T]
-    return f"{len(atoms)}\n{comment}\n" + "".join(row % values for values in zip(*columns, strict=True))
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in FORMATS:
-        raise InputError(f"output {path} has the suffix '{path.suffix}'; choose .extxyz, .traj or .json")
-
-
 def _check_output(path: Path, overwrite: bool) -> None:
-    _check_suffix(path)
+    check_suffix(path)
     check_output_file(path, overwrite=overwrite, remedy="add --overwrite to replace it")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -24,6 +25,10 @@ class Prediction:
     energy: Float[Leaf, "*batch"]
     forces: Float[Leaf, "*batch n 3"]
     stress: Float[Leaf, "*batch 3 3"]
+
+
+EvaluateFn = Callable[[System, Neighbors], Prediction]
+"""Energy, forces and stress of one system; `Potential.evaluate` is one, any function with this signature will do."""
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from jaxpto import calculator as calculator_module
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.switching import method
+from jaxpto.free_energy.switching.method import run_switching
 from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import allocate, build
@@ -239,7 +239,7 @@ def test_of_a_wrapped_calculator_it_is_not_known_whether_it_is_conservative(tmp_
     )  # fmt: skip
     console = Console(file=io.StringIO(), width=200)
     with pytest.raises(InputError, match="foreign"):  # it comes as far as the folder, where something else lies
-        method.run(config, console)
+        run_switching(config, console)
     assert "not known to be derivatives of its energy" in console.file.getvalue()
 
 

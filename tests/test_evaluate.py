@@ -8,9 +8,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from jaxpto.calculator import JaxptoCalculator
-from jaxpto.evaluate import EvaluateConfig, main, run, write_frames
+from jaxpto.evaluate import EvaluateConfig, main, run
 from jaxpto.models.catalogue import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.structures.write import write_frames
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_command_writes_and_reports(inputs, tmp_path, capsys):
 def test_failed_write_leaves_the_old_file(tmp_path, evaluated, monkeypatch):
     path = tmp_path / "out.extxyz"
     path.write_text("old")
-    monkeypatch.setattr("jaxpto.evaluate.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("jaxpto.structures.write.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_frames(evaluated, path)
     assert path.read_text() == "old"

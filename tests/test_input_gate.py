@@ -18,7 +18,6 @@ from jaxpto import evaluate, phonons, relax, sweep
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
-from jaxpto.evaluate import write_frames
 from jaxpto.free_energy.command import main as free_energy
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.md.config import SweepConfig, changed_fields, to_json
@@ -26,6 +25,7 @@ from jaxpto.md.preparation import prepare
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.relaxation.target import with_results
 from jaxpto.structures import builtin_structure, notes_on, read_input, read_structure, vacuum
+from jaxpto.structures.write import write_frames
 from jaxpto.system import made_anew, site_kinds
 from jaxpto.training.matching_options import MatchOptions
 

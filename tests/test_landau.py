@@ -287,18 +287,18 @@ def test_umbrella_integration_is_exact_for_a_parabola() -> None:
 
 def test_windows_that_do_not_overlap_are_refused_with_the_number_that_would_do() -> None:
     few = Windows(np.linspace(0.0, 1.0, 6), 60.0, True)
-    with pytest.raises(InputError, match=r"overlap by .* take --landscape.windows (\d+) with") as refused:
+    with pytest.raises(InputError, match=r"overlap by .* take --landau.windows (\d+) with") as refused:
         analyse([draw(few, 200, seed=1)], few)
-    number = int(str(refused.value).split("--landscape.windows ")[1].split()[0])
+    number = int(str(refused.value).split("--landau.windows ")[1].split()[0])
     enough = Windows(np.linspace(0.0, 1.0, number), 60.0, True)
     analyse([draw(enough, 200, seed=1)], enough, resamplings=2)
-    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take --landscape.windows 23,"):
+    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take --landau.windows 23,"):
         choose_windows(LandauOptions(windows=8, strength=50.0), 300.0, 8)
 
 
 def test_other_refusals() -> None:
     short = Windows(np.linspace(0.0, 0.5, 8), 60.0, True)
-    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take --landscape.range 0 0.65"):
+    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take --landau.range 0 0.65"):
         analyse([draw(short, 200, seed=1)], short, resamplings=2)
     series = [[np.random.default_rng(0).normal(size=9)] for _ in short.centers]
     with pytest.raises(InputError, match=r"window at 0 C/m\^2: 9 independent samples, at least 10"):
@@ -309,7 +309,7 @@ def test_other_refusals() -> None:
 
 TINY = (
     *("PbTiO3-cubic", "--method", "landau", "--supercell", "1", "1", "1", "--temperatures", "300", "600"),
-    *("--landscape.windows", "6", "--landscape.range", "0", "1.2", "--replicas", "2"),
+    *("--landau.windows", "6", "--landau.range", "0", "1.2", "--replicas", "2"),
     *("--steps", "1200", "--sample-every", "4"),
 )
 
@@ -379,23 +379,23 @@ def test_the_same_command_again_and_another(folder: pathlib.Path, capsys: pytest
     before = (folder / "profiles.csv").read_text()
     assert main([*TINY, "--out", str(folder)]) == 0
     assert (folder / "profiles.csv").read_text() == before
-    assert main([*TINY, "--landscape.strength", "2", "--out", str(folder)]) == 2
+    assert main([*TINY, "--landau.strength", "2", "--out", str(folder)]) == 2
     assert "was run with other settings: the windows' strength differ; name a new --out" in capsys.readouterr().err
 
 
 def test_bad_input(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none"
     for options, words in (
-        (("--landscape.range", "-1", "1"), "starts at 0 where F(P) = F(-P) is used; add --landscape.no-symmetric"),
-        (("--landscape.no-symmetric",), "must hold P = 0 within"),
-        (("--landscape.range", "1", "0"), "give the lowest and the highest centre"),
-        (("--landscape.windows", "2"), "at least 4 are needed"),
-        (("--landscape.strength", "-1"), "must be above 0"),
-        (("--landscape.transverse", "-1"), "must be 0 (free) or above"),
+        (("--landau.range", "-1", "1"), "starts at 0 where F(P) = F(-P) is used; add --landau.no-symmetric"),
+        (("--landau.no-symmetric",), "must hold P = 0 within"),
+        (("--landau.range", "1", "0"), "give the lowest and the highest centre"),
+        (("--landau.windows", "2"), "at least 4 are needed"),
+        (("--landau.strength", "-1"), "must be above 0"),
+        (("--landau.transverse", "-1"), "must be 0 (free) or above"),
         (("--temperatures", "0"), "must be above 0 K"),
     ):
         assert main(["--method", "landau", *options, "--out", str(out)]) == 2
         assert words in capsys.readouterr().err
-    assert main(["--method", "ladder", "--landscape.windows", "8", "--out", str(out)]) == 2
+    assert main(["--method", "ladder", "--landau.windows", "8", "--out", str(out)]) == 2
     assert "--method landau" in capsys.readouterr().err
     assert not out.exists()

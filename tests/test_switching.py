@@ -36,11 +36,11 @@ from jaxpto.free_energy.switching.analysis import (
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin, weights_at
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.integrators.nvt_langevin import nvt_langevin
-from jaxpto.integrators.state import EvaluateFn, MDState
+from jaxpto.integrators.state import MDState
 from jaxpto.models.catalogue import save_potential
 from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import EvaluateFn, Potential, Prediction
 from jaxpto.system import System
 from jaxpto.units import BOLTZMANN
 
@@ -366,7 +366,7 @@ def test_sites_and_springs_of_a_harmonic_trajectory(harmonic) -> None:
 
 COMMAND = ("--method", "switching", "--ensemble", "nvt", "--supercell", "1", "1", "1", "--replicas", "3")
 COMMAND += ("--steps", "800", "--timestep", "4", "--temperatures", "20", "30", "40", "--equilibration", "0.25")
-COMMAND += ("--paths.scaling", "--paths.relax", "cell")
+COMMAND += ("--switching.scaling", "--switching.relax", "cell")
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +420,7 @@ def test_files_of_the_command(given: pathlib.Path, tmp_path: pathlib.Path, capsy
         (("--ensemble", "npt", "--replicas", "4"), "--ensemble npt: switching is done at fixed cell"),
         (("--ensemble", "nvt"), "--replicas 1: errors come from independent switches"),
         (("--ensemble", "nvt", "--replicas", "4", "--steps", "100"), "70 of switching, at least 100 are needed"),
-        (("--ensemble", "nvt", "--replicas", "4", "--temperatures", "300", "--paths.scaling"), "at least two"),
+        (("--ensemble", "nvt", "--replicas", "4", "--temperatures", "300", "--switching.scaling"), "at least two"),
     ],
 )
 def test_bad_input(
@@ -432,5 +432,5 @@ def test_bad_input(
 
 
 def test_options_of_another_method(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--paths.scaling", "--out", str(tmp_path / "new")]) == 2
+    assert main(["--switching.scaling", "--out", str(tmp_path / "new")]) == 2
     assert "--method switching" in capsys.readouterr().err

@@ -7,9 +7,8 @@ import functools
 import jax
 from jax.custom_batching import sequential_vmap
 
-from jaxpto.integrators.state import EvaluateFn
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Prediction
+from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import System
 
 

@@ -5,7 +5,8 @@ from jaxpto.integrators.external_stress import hydrostatic_stress
 from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman, pto_test_parameters
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.potential import EvaluateFn
 
 __all__ = [
     "EvaluateFn",

@@ -27,8 +27,9 @@ from jaxpto.integrators.external_stress import (
     potential_work,
 )
 from jaxpto.integrators.nose_hoover import Chain, chain_at_rest, chain_energy, chain_half_step
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
 from jaxpto.neighbors import Neighbors
+from jaxpto.potential import EvaluateFn
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import FEMTOSECOND, GIGAPASCAL
 

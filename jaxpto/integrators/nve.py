@@ -9,8 +9,9 @@ from flax import struct
 from jaxtyping import Array, Float, UInt32
 
 from jaxpto.integrators.common import check_positive, check_thermal, kinetic_energy, maxwell_boltzmann, remove_drift
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
 from jaxpto.neighbors import Neighbors
+from jaxpto.potential import EvaluateFn
 from jaxpto.system import System
 from jaxpto.units import FEMTOSECOND
 

@@ -10,8 +10,9 @@ from flax import struct
 from jaxtyping import Array, Float, UInt32
 
 from jaxpto.integrators.common import check_positive, kinetic_energy, maxwell_boltzmann
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
 from jaxpto.neighbors import Neighbors
+from jaxpto.potential import EvaluateFn
 from jaxpto.system import Leaf, System
 from jaxpto.units import FEMTOSECOND
 

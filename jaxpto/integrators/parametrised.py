@@ -10,9 +10,9 @@ from typing import Any
 from flax import struct
 from jaxtyping import Array
 
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Prediction
+from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import System
 
 

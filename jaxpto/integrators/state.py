@@ -9,11 +9,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Prediction
+from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System
-
-EvaluateFn = Callable[[System, Neighbors], Prediction]
-"""Energy, forces and stress of one system; `Potential.evaluate` is one, any function with this signature will do."""
 
 
 @struct.dataclass

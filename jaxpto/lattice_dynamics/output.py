@@ -12,7 +12,6 @@ from phonopy import Phonopy
 from rich.console import Console
 
 from jaxpto.console.terminal import WholeTable
-from jaxpto.evaluate import write_frames
 from jaxpto.lattice_dynamics.figures import bands_figure, curves, dos_figure, thermal_figure
 from jaxpto.lattice_dynamics.harmonic import Difference, Harmonic
 from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY
@@ -20,6 +19,7 @@ from jaxpto.lattice_dynamics.phonopy_bridge import SYMMETRY_PRECISION
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.reporting.figures import png
 from jaxpto.storage.files import replacing, write_json_atomic
+from jaxpto.structures.write import write_frames
 
 AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth models
 INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger --supercell"

@@ -17,10 +17,10 @@ from rich import box
 from rich.console import Console
 
 from jaxpto.console.terminal import WholeTable
-from jaxpto.evaluate import write_frames
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
 from jaxpto.structures.space_group import SYMPREC, SpaceGroup, space_group
+from jaxpto.structures.write import write_frames
 
 COLUMNS = (
     "structure", "step", "energy_eV", "residual_eV_per_A", "residual_force_eV_per_A", "residual_stress_GPa",

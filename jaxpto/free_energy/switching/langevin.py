@@ -12,9 +12,9 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.paths import Weights, einstein_path, scaling_path, spring_energy
 from jaxpto.integrators.common import kinetic_energy
 from jaxpto.integrators.nvt_langevin import LangevinBath, nvt_langevin
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Prediction
+from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System
 
 

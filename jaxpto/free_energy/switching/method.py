@@ -20,7 +20,6 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.console.command import configure_devices
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
-from jaxpto.evaluate import write_frames
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching.analysis import (
@@ -49,6 +48,7 @@ from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures import make_supercell, read_input, read_structure
+from jaxpto.structures.write import write_frames
 from jaxpto.sweep import run as run_sweep
 from jaxpto.system import defining_arrays, site_kinds
 from jaxpto.units import BOLTZMANN

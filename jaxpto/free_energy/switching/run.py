@@ -21,13 +21,13 @@ from jaxpto.console.status_line import StatusLine
 from jaxpto.devices.sequential import in_turn
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
-from jaxpto.integrators.state import EvaluateFn, Integrator, MDState
+from jaxpto.integrators.state import Integrator, MDState
 from jaxpto.md.loop import Limits, Schedule, Watch, pad_replicas, replica_mesh, watch_init
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.md.progress import duration
 from jaxpto.neighbors import Layout, build
-from jaxpto.potential import Potential
+from jaxpto.potential import EvaluateFn, Potential
 from jaxpto.reporting.provenance import fingerprint
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic
