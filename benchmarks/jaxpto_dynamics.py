@@ -44,6 +44,7 @@ def begin(
     from jaxpto.console.command import configure_devices, set_up_jax
     from jaxpto.md import loop, preparation
     from jaxpto.md.config import SweepConfig
+    from jaxpto.perovskite.measurements import crystal_measurements
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -51,13 +52,13 @@ def begin(
         model=model, supercell=(cells,) * 3, temperatures=tuple(300.0 + 100.0 * r for r in range(replicas)),
         steps=10_000_000, sample_every=EVERY, timestep=timestep, skin=skin,
     )  # fmt: skip
-    setup = preparation.prepare(config)
+    setup = preparation.prepare(config, crystal_measurements)
     schedule = loop.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
     layout = preparation.first_layout(setup)
     mesh = loop.replica_mesh(replicas)
     states, watch, _ = preparation.begin(setup, layout)
     states, watch = loop.pad_replicas(states, watch, mesh)
-    chunks = loop.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
+    chunks = loop.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.observables, 1, mesh)
     return setup, chunks
 
 
@@ -97,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         paths = [Path(folder) / f"{r}.h5md" for r in range(replicas)]
         for path in paths:
             frames = 100 + 2_000_000 // len(setup.atoms)  # more than are written, and no more than a disk holds
-            create_trajectory(path, from_ase(setup.atoms), frames, stored_run.OBSERVABLES)
+            create_trajectory(path, from_ase(setup.atoms), frames, stored_run.quantities(setup.observables))
 
         def advance(written: int) -> Any:
             chunk = following(chunks)
@@ -109,8 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "position": own.positions,
                     "cell": own.cell,
                 }
-                frames |= {name: getattr(own, name) for name in stored_run.OBSERVABLES}
-                write_frames(path, written, frames)
+                write_frames(path, written, frames | own.values)
             return chunk
 
         times, processor = [], time.process_time()

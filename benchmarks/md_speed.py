@@ -45,6 +45,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     from jaxpto.md import loop, preparation
     from jaxpto.md.config import SweepConfig
     from jaxpto.neighbors import build, needs_rebuild
+    from jaxpto.perovskite.measurements import crystal_measurements
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -52,7 +53,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         model=model, supercell=supercell, temperatures=TEMPERATURES[:replicas] if replicas > 1 else (600.0,),
         steps=10 * steps, sample_every=steps,
     )  # fmt: skip
-    setup = preparation.prepare(config)
+    setup = preparation.prepare(config, crystal_measurements)
     schedule = loop.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
     potential = setup.potential
     layout = preparation.first_layout(setup)
@@ -61,7 +62,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
     states, watch = loop.pad_replicas(states, watch, mesh)
 
     begin = time.perf_counter()
-    chunks = loop.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
+    chunks = loop.run(potential, setup.method, states, watch, schedule, setup.limits, setup.observables, 1, mesh)
     chunk = next(chunks)  # compiles, and takes the atoms off their lattice sites
     compile_seconds = time.perf_counter() - begin
     times = []

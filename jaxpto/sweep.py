@@ -17,11 +17,13 @@ from jaxpto.console.command import FAILED, configure_devices, leave, run_command
 from jaxpto.devices.processes import Processes, connect
 from jaxpto.errors import InputError
 from jaxpto.md.config import PRESETS, SweepConfig, changed_fields, check, to_json
-from jaxpto.md.loop import Limits
+from jaxpto.md.health import Limits
 from jaxpto.md.preparation import Setup, prepare, usable_devices
 from jaxpto.md.stored_run import check_space, read_outcome, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.observables.observable import Observable
+from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
@@ -29,8 +31,12 @@ from jaxpto.system import defining_arrays
 from jaxpto.units import spell_kelvin
 
 
-def run(config: SweepConfig) -> Path:
+def run(config: SweepConfig, observables: tuple[Observable, ...] = ()) -> Path:
     """Run a sweep, or continue it, and write its output folder.
+
+    Args:
+        config: the settings.
+        observables: to be measured beside those that every sweep measures.
 
     Returns:
         The output folder: config.json, summary.csv and .json, trajectories/, checkpoints/, figures and report.html.
@@ -46,7 +52,7 @@ def run(config: SweepConfig) -> Path:
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)
-        setup = prepare(config)
+        setup = prepare(config, crystal_measurements, observables)
         if processes.count > len(setup.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.temperatures)} replica(s); start fewer")
         if processes.first:
@@ -57,7 +63,7 @@ def run(config: SweepConfig) -> Path:
             console.print(_headline(setup, processes))
             for note in (
                 *setup.notes,
-                setup.note,
+                setup.measurements.note,
                 crowding(setup.potential, [setup.atoms]),
                 _few_samples(setup.config),
             ):

@@ -180,7 +180,8 @@ states, watch, _ = preparation.begin(setup, layout)
 assert states.neighbors.packed_receivers.size == 0
 mesh = loop.replica_mesh(3, jax.local_devices()[:2])
 states, watch = loop.pad_replicas(states, watch, mesh)
-chunks = loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh)
+static = setup.schedule, setup.limits, setup.observables
+chunks = loop.run(setup.potential, setup.method, states, watch, *static, 1, mesh)
 next(chunks)
 compiled.clear()
 last = list(chunks)[-1]

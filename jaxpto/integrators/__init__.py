@@ -1,8 +1,8 @@
 """Integrators: one method a file, each returning `Integrator(init, move, finish, invariant)`."""
 
-from jaxpto.integrators.common import kinetic_energy, pressure_tensor, temperature
+from jaxpto.integrators.common import kinetic_energy, temperature, total_stress
 from jaxpto.integrators.external_stress import hydrostatic_stress
-from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman, pto_test_parameters
+from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
@@ -17,7 +17,6 @@ __all__ = [
     "npt_parrinello_rahman",
     "nve",
     "nvt_langevin",
-    "pressure_tensor",
-    "pto_test_parameters",
     "temperature",
+    "total_stress",
 ]

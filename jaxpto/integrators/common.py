@@ -84,7 +84,7 @@ def temperature(state: MDState) -> Float[Array, ""]:
     return 2.0 * kinetic_energy(state) / (state.bath.degrees_of_freedom * BOLTZMANN)
 
 
-def pressure_tensor(state: MDState) -> Float[Array, "3 3"]:
-    """Instantaneous pressure tensor (sum p p^T / m) / V - stress of one replica, [3, 3] eV/Angstrom^3."""
+def total_stress(state: MDState) -> Float[Array, "3 3"]:
+    """Stress of one replica, kinetic part included, [3, 3] eV/Angstrom^3: static stress - (sum p p^T / m) / V."""
     system = state.system
-    return kinetic_tensor(state.momenta, system.masses) / volume(system.cell) - state.prediction.stress
+    return state.prediction.stress - kinetic_tensor(state.momenta, system.masses) / volume(system.cell)

@@ -28,6 +28,7 @@ PLACE = frozenset(
         "species",
     }
 )
+Charges = Literal["auto", "authors", "lda", "nominal"]
 DEFAULT_TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0)
 
 
@@ -97,7 +98,7 @@ class SweepConfig:
     equilibration: float = 0.4
     sample_every: int = 50
     checkpoint_every: float = 20.0
-    charges: Literal["auto", "authors", "lda", "nominal"] = "auto"
+    charges: Charges = "auto"
     skin: float | None = None
     devices: int = 0
     devices_per_replica: int = 1
@@ -126,7 +127,8 @@ ACTS_IN = {
 
 PRESETS: dict[str | None, SweepConfig] = {
     None: SweepConfig(),
-    # Script values of the paper; pfactor holds fs to the first power, as published.
+    # Values of the scripts of doi 10.1021/acs.jpcc.5c07541. ASE expects a pfactor in eV/Angstrom^3 * time^2; the number
+    # 75**2 * units.fs = 552.5 is kept as published and acts as a barostat time of about 300 fs at a modulus of 100 GPa.
     "pto-test": SweepConfig(
         preset="pto-test",
         steps=50_000,

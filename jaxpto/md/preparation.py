@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ase
@@ -26,11 +27,12 @@ from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.md.config import SweepConfig, is_hydrostatic
-from jaxpto.md.loop import Limits, Sample, Schedule, Watch, sample, watch_init
+from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
+from jaxpto.md.health import Limits, Watch, begin_watch
+from jaxpto.md.loop import Schedule, sample
 from jaxpto.models.catalogue import check_supports, load_potential
 from jaxpto.neighbors import Layout, build, in_whole_vectors
-from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.observables.observable import Measurements, Observable, Sample, general_observables
 from jaxpto.potential import Potential
 from jaxpto.structures import make_supercell, read_input
 from jaxpto.structures.axes import held_shear
@@ -49,8 +51,8 @@ class Setup:
         config: the settings.
         potential: the force field in the precision of the run.
         atoms: the supercell every replica starts from.
-        topology: coefficients of the polarization, or None.
-        note: why there is no polarization, or "".
+        observables: what is measured at every sample, in the order of the trajectories.
+        measurements: what of that is measured in this crystal beside what every run measures.
         notes: what the structure's file holds and a simulation does not use.
         method, schedule, limits: what the compiled program depends on.
         temperatures: [replicas] target of each replica, K.
@@ -61,8 +63,8 @@ class Setup:
     config: SweepConfig
     potential: Potential
     atoms: ase.Atoms
-    topology: PolarizationTopology | None
-    note: str
+    observables: tuple[Observable, ...]
+    measurements: Measurements
     method: Method
     schedule: Schedule
     limits: Limits
@@ -72,8 +74,17 @@ class Setup:
     notes: tuple[str, ...] = ()
 
 
-def prepare(config: SweepConfig) -> Setup:
+Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype], Measurements]
+"""What is measured in a supercell of so many repeats, with Born charges of that kind, in that precision."""
+
+
+def prepare(config: SweepConfig, measure: Measure, further: tuple[Observable, ...] = ()) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
+
+    Args:
+        config: the settings, checked.
+        measure: gives what is measured in a crystal beside what every run measures.
+        further: observables of the caller, measured after those.
 
     Raises:
         InputError: what `read_input`, `check_dynamics`, `load_potential` or `check_supports` refuses.
@@ -90,7 +101,8 @@ def prepare(config: SweepConfig) -> Setup:
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
     if config.devices_per_replica > 1:
         check_sharing(config.devices_per_replica, len(usable_devices(config)), len(atoms), potential)
-    topology, note = build_topology(atoms, config.charges, dtype)
+    measurements, method = measure(atoms, config.repeats, config.charges, dtype), method_of(config)
+    observables = (*general_observables(method), *measurements.observables, *further)
     temperatures = np.repeat(np.asarray(config.temperatures), config.replicas)
     per_sample = len(temperatures) * len(atoms) * config.sample_every
     schedule = Schedule(
@@ -99,7 +111,7 @@ def prepare(config: SweepConfig) -> Setup:
         samples_per_chunk=int(np.clip(ATOM_STEPS_PER_CHUNK // per_sample, 1, 100)),
     )
     return Setup(
-        config, potential, atoms, topology, note, method_of(config), schedule, Limits(), temperatures,
+        config, potential, atoms, observables, measurements, method, schedule, Limits(), temperatures,
         notes=given.notes,
     )  # fmt: skip
 
@@ -195,7 +207,7 @@ def _start(
         further = [value for value in (given.stress, parameters) if value is not None]
         neighbors = build(system, layout) if mesh is None else constrain(build(system, layout), mesh)
         state = integrator.init(jax.random.fold_in(given.key, number), system, neighbors, target, *further)
-        return state, watch_init(system, target, given.nearest)
+        return state, begin_watch(system, target, given.nearest)
 
     each = (0, 0, 0 if given.systems.positions.ndim == 3 else None, 0)
     return jax.vmap(one, each)(given.numbers, given.kT, given.systems, given.parameters)
@@ -205,13 +217,13 @@ def begin(setup: Setup, layout: Layout, own: slice = slice(None)) -> tuple[MDSta
     """The batch at step 0, compiled: state and watch of the replicas `own`, and what is recorded of them."""
     mesh = _mesh_of_one(setup.config)
     first = functools.partial(_first, method=setup.method, layout=layout, mesh=mesh, own=own)
-    return kept(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
+    return kept(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.observables)
 
 
 def _first(
     potential: Potential,
     given: Beginning,
-    topology: PolarizationTopology | None,
+    observables: tuple[Observable, ...],
     *,
     method: Method,
     layout: Layout,
@@ -219,7 +231,7 @@ def _first(
     own: slice,
 ) -> tuple[MDState, Watch, Sample]:
     states, watch = jax.tree.map(lambda x: x[own], _start(potential, given, method, layout, mesh))
-    return states, watch, sample(potential, method, states, watch, topology)
+    return states, watch, sample(states, watch, observables)
 
 
 def first_layout(setup: Setup) -> Layout:

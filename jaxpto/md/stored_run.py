@@ -18,18 +18,18 @@ from jaxpto.devices.sharding import divisible
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState
 from jaxpto.md.config import SweepConfig
-from jaxpto.md.loop import Sample, Watch, pad_replicas, rebuild_all, replica_mesh
+from jaxpto.md.health import MOLTEN, Watch
+from jaxpto.md.loop import pad_replicas, rebuild_all, replica_mesh
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import Setup, begin, first_layout, start, usable_devices
-from jaxpto.md.progress import Progress
-from jaxpto.observables.lattice import lattice_parameters
-from jaxpto.perovskite.unit_cell import unit_cell
+from jaxpto.md.progress import ProgressLine
+from jaxpto.observables.observable import Observable, Sample
 from jaxpto.storage.checkpoint import Checkpoints, CheckpointWarning, layout_from_json, layout_to_json
 from jaxpto.storage.files import StorageError, write_json_atomic
 from jaxpto.storage.run_folder import OUTCOME_FILE, check_nothing_lost, mark_unsaved, remove_results, unmark_unsaved
 from jaxpto.storage.space import require_space
 from jaxpto.storage.trajectory import (
-    Observable,
+    Quantity,
     check_trajectory,
     create_trajectory,
     finalize_trajectory,
@@ -39,17 +39,6 @@ from jaxpto.storage.trajectory import (
 )
 from jaxpto.system import from_ase
 from jaxpto.units import spell_kelvin
-
-OBSERVABLES = {
-    "temperature": Observable((), "K"),
-    "potential_energy": Observable((), "eV"),
-    "kinetic_energy": Observable((), "eV"),
-    "conserved": Observable((), "eV"),
-    "stress": Observable((3, 3), "eV Angstrom-3"),
-    "static_stress": Observable((3, 3), "eV Angstrom-3"),
-    "volume": Observable((), "Angstrom3"),
-    "polarization": Observable((3,), "C m-2"),
-}
 
 CHECKPOINTS_AT_ONCE = 3  # the two that stay and the one being written
 BYTES_OF_AN_EDGE = 8  # sender and image
@@ -128,15 +117,16 @@ def simulate(
         return dataclasses.replace(at, pending=())
 
     chunks = run_chunks(
-        setup.potential, setup.method, states, watch, setup.schedule, setup.limits, setup.topology, at.done, mesh,
+        setup.potential, setup.method, states, watch, setup.schedule, setup.limits, setup.observables, at.done, mesh,
         processes,
     )  # fmt: skip
     first_step = min((at.done - 1) * config.sample_every, config.steps)
     labels = [spell_kelvin(t) for t in setup.temperatures]
-    unit = unit_cell(setup.atoms, config.repeats)
     ended = _Ended.of(at.watch, n_replicas, processes)
     try:
-        with Progress(console, config.steps, first_step, config.timestep, labels) as progress:
+        with ProgressLine(
+            console, config.steps, first_step, config.timestep, labels, setup.measurements.label
+        ) as progress:
             for chunk in chunks:
                 own = jax.tree.map(lambda x: x[:, :n_replicas], chunk.samples)
                 if chunk.regrown:
@@ -146,8 +136,9 @@ def simulate(
                     progress.say(line)
                 done = chunk.first_sample + own.step.shape[0]
                 at = Position(chunk.states, chunk.watch, done, (*at.pending, own))
-                step, valid, cells = processes.join((own.step[-1], own.valid[-1], own.cell[-1]))
-                progress.update(int(step.max()), valid, lattice_parameters(cells, unit).c_over_a)
+                last = jax.tree.map(lambda x: x[-1], own)
+                step, valid, shown = processes.join((last.step, last.valid, setup.measurements.shown(last)))
+                progress.update(int(step.max()), valid, shown)
                 # the clock of the first process counts for all
                 if processes.join(np.asarray([time.monotonic() - saved]))[0] > config.checkpoint_every:
                     at, saved = save(at), time.monotonic()
@@ -188,7 +179,7 @@ def _begin(
     if processes.first:
         mark_unsaved(paths[0].parent.parent)
     for path, origin in zip(paths, origins, strict=True):
-        create_trajectory(path, system, setup.schedule.n_samples, OBSERVABLES, origin)
+        create_trajectory(path, system, setup.schedule.n_samples, quantities(setup.observables), origin)
 
     states, watch, initial = begin(setup, layout, processes.own(len(setup.temperatures)))
     return Position(states, watch, 1, (jax.tree.map(lambda x: np.asarray(x)[None], initial),))
@@ -230,6 +221,11 @@ def _restore(
     return Position(states, watch, checkpoint.index, ()), float(checkpoint.metadata["seconds"])
 
 
+def quantities(observables: tuple[Observable, ...]) -> dict[str, Quantity]:
+    """What a trajectory stores of observables, in their order."""
+    return {one.name: Quantity(one.shape, one.unit) for one in observables}
+
+
 def _flush(paths: list[Path], at: Position, timestep_fs: float) -> list[int]:
     """Write the valid pending samples of each replica to its trajectory.
 
@@ -244,7 +240,7 @@ def _flush(paths: list[Path], at: Position, timestep_fs: float) -> list[int]:
             continue
         own = jax.tree.map(lambda x, r=replica, n=n_valid: x[:n, r], samples)
         frames = {"step": own.step, "time": own.step * timestep_fs, "position": own.positions, "cell": own.cell}
-        write_frames(path, first, frames | {name: getattr(own, name) for name in OBSERVABLES})
+        write_frames(path, first, frames | own.values)
     return [valid_frames(path) for path in paths]
 
 
@@ -288,7 +284,7 @@ def check_space(setup: Setup, folder: Path) -> None:
     """
     config, n_replicas = setup.config, len(setup.temperatures)
     system = from_ase(setup.atoms, np.dtype(config.dtype))
-    frames = n_replicas * trajectory_bytes(system, setup.schedule.n_samples, OBSERVABLES)
+    frames = n_replicas * trajectory_bytes(system, setup.schedule.n_samples, quantities(setup.observables))
     # Neighbours as the mean density gives them, and as much again: capacities are those of the densest atom.
     reach = setup.potential.cutoff + (config.skin or setup.potential.usual_skin)
     edges = 2 * len(setup.atoms) ** 2 / setup.atoms.get_volume() * 4 / 3 * np.pi * reach**3
@@ -318,7 +314,7 @@ def _write_outcome(setup: Setup, folder: Path, ended: _Ended, seconds: float) ->
             "temperature_K": float(temperature),
             "trajectory": path.name,
             "frames": valid_frames(path),
-            "status": "ok" if reasons[r] == 0 else "molten" if reasons[r] == 4 else "failed",
+            "status": "ok" if reasons[r] == 0 else "molten" if reasons[r] == MOLTEN else "failed",
             "reason": "" if reasons[r] == 0 else setup.limits.describe(int(reasons[r])),
             "step_failed": None if reasons[r] == 0 else int(steps[r]),
         }
@@ -326,5 +322,5 @@ def _write_outcome(setup: Setup, folder: Path, ended: _Ended, seconds: float) ->
             zip(setup.temperatures, trajectory_paths(folder, setup.config), strict=True)
         )
     ]
-    notes = {"polarization_note": setup.note, "caveat": setup.potential.caveat}
+    notes = {"polarization_note": setup.measurements.note, "caveat": setup.potential.caveat}
     write_json_atomic(folder / OUTCOME_FILE, {"replicas": replicas, **notes, "seconds": seconds})

@@ -38,7 +38,7 @@ _BLOCK = 1 << 22  # bytes of NaN written at a time
 _COPIED_FRAMES = 256
 
 
-class Observable(NamedTuple):
+class Quantity(NamedTuple):
     """A quantity stored with every frame: its shape in one frame, and its unit in H5MD spelling ("eV Angstrom-3").
 
     Shape [3] makes it a vector and [3, 3] a tensor: both are turned with the cell.
@@ -88,7 +88,7 @@ def create_trajectory(
     path: str | Path,
     system: System,
     n_samples: int,
-    observables: Mapping[str, Observable],
+    observables: Mapping[str, Quantity],
     origin: Mapping[str, str | int | float] | None = None,
 ) -> None:
     """Create the full-length file of one replica, without any valid frame yet; an existing file is replaced atomically.
@@ -196,7 +196,7 @@ def trajectory_origin(path: str | Path) -> dict[str, str | int | float]:
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
 
 
-def trajectory_bytes(system: System, n_samples: int, observables: Mapping[str, Observable]) -> int:
+def trajectory_bytes(system: System, n_samples: int, observables: Mapping[str, Quantity]) -> int:
     """Bytes of the frames that `create_trajectory` makes room for."""
     atoms = _Atoms(np.asarray(system.numbers), np.asarray(system.masses), np.dtype(system.positions.dtype))
     return _frame_bytes(atoms, observables) * n_samples
@@ -246,7 +246,7 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
             return
         data = dict(_time_dependent(source))
         observables = {
-            name: Observable(values.shape[1:], str(values.attrs.get("unit", "")))
+            name: Quantity(values.shape[1:], str(values.attrs.get("unit", "")))
             for name, values in data.items()
             if name not in RESERVED
         }
@@ -347,12 +347,12 @@ def _put(descriptor: int, offset: int, values: np.ndarray) -> None:
         rest, offset = rest[written:], offset + written
 
 
-def _frame_bytes(atoms: _Atoms, observables: Mapping[str, Observable]) -> int:
+def _frame_bytes(atoms: _Atoms, observables: Mapping[str, Quantity]) -> int:
     numbers = 3 * len(atoms.numbers) + 9 + sum(math.prod(observable.shape) for observable in observables.values())
     return numbers * atoms.dtype.itemsize + 16 + 72  # step and time, rotation
 
 
-def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str, Observable]) -> None:
+def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str, Quantity]) -> None:
     """Lay out the file and take the disk space of the whole run."""
     dtype = atoms.dtype.newbyteorder("<")
     try:

@@ -17,11 +17,14 @@ from jaxpto.devices.sequential import in_turn
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, check
-from jaxpto.md.loop import Limits, Sample, Schedule, Watch, pad_replicas, replica_mesh, watch_init
+from jaxpto.md.health import Limits, Watch, begin_watch
+from jaxpto.md.loop import Schedule, pad_replicas, replica_mesh
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
 from jaxpto.neighbors import Layout, build
 from jaxpto.observables.lattice import UnitCell
+from jaxpto.observables.observable import Sample
+from jaxpto.perovskite.measurements import polarization_observable
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
 from jaxpto.perovskite.unit_cell import unit_cell
 from jaxpto.potential import Potential
@@ -169,7 +172,7 @@ def simulate(
             stress = -pressure * jnp.eye(3, dtype=pressure.dtype)
             state = integrator.init(own_key, system, build(system, layout), kT, stress)
             # displacements count from the sites of the crystal, wherever a replica starts
-            return state, watch_init(ideal, kT, jnp.asarray(nearest, np.float32))
+            return state, begin_watch(ideal, kT, jnp.asarray(nearest, np.float32))
 
         keys = jax.vmap(lambda run: jax.random.fold_in(key, run))(jnp.arange(runs))
         kT = jnp.asarray(kelvin * units.BOLTZMANN, np.float32)
@@ -177,7 +180,8 @@ def simulate(
 
     states, watch = pad_replicas(*jax.jit(begin)(potential, starts, key), mesh)
     collected: list[Sample] = []
-    for chunk in run_chunks(potential, plan.method, states, watch, plan.schedule, plan.limits, plan.topology, 1, mesh):
+    observables = (polarization_observable(plan.topology),)
+    for chunk in run_chunks(potential, plan.method, states, watch, plan.schedule, plan.limits, observables, 1, mesh):
         layout = chunk.states.neighbors.layout
         reasons = np.asarray(chunk.watch.reason)[:runs]
         if reasons.any():
@@ -194,4 +198,4 @@ def simulate(
         by_run = np.swapaxes(np.asarray(values), 0, 1)
         return by_run.reshape(len(plan.conditions), plan.frames, *by_run.shape[2:])
 
-    return Frames(*map(arrange, (samples.positions, samples.cell, samples.polarization))), layout
+    return Frames(*map(arrange, (samples.positions, samples.cell, samples.values["polarization"]))), layout

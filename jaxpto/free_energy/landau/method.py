@@ -22,11 +22,15 @@ from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
+from jaxpto.integrators.state import Integrator
 from jaxpto.md.config import changed_fields, check, to_json
 from jaxpto.md.preparation import Setup, prepare
 from jaxpto.md.stored_run import check_space, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.perovskite.polarization import PolarizationTopology
+from jaxpto.observables.observable import general_observables
+from jaxpto.perovskite.measurements import crystal_measurements
+from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.potential import EvaluateFn
 from jaxpto.report import load_run
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.output import check_output_folder
@@ -51,12 +55,13 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
     check(sweep)
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)
-    plain = prepare(sweep)
-    if plain.topology is None:
-        raise InputError(f"{config.structure}: {plain.note}")
+    plain = prepare(sweep, crystal_measurements)
+    topology, why_not = build_topology(plain.atoms, sweep.charges, np.dtype(sweep.dtype))
+    if topology is None:
+        raise InputError(f"{config.structure}: {why_not}")
     units = len(plain.atoms) // 5
     windows = choose_windows(config.landau, min(config.temperatures), units)
-    setup = window_setup(config, plain, plain.topology, windows)
+    setup = window_setup(config, plain, topology, windows)
     run_of_windows = _claim(folder, setup, windows)
     for note in plain.notes:
         console.print(note)
@@ -131,7 +136,7 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     """The batch: at each temperature every window, each as often as --replicas says, started near its centre."""
     number = len(windows.centers) * config.replicas
     sweep = dataclasses.replace(plain.config, replicas=number)
-    setup = prepare(sweep)  # a chunk of as many replicas has fewer steps
+    setup = prepare(sweep, crystal_measurements)  # a chunk of as many replicas has fewer steps
     dtype = np.dtype(sweep.dtype)
     transverse = windows.strength if config.landau.transverse is None else config.landau.transverse
     z = np.zeros((len(windows.centers), 3), dtype)
@@ -147,9 +152,14 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     centers = jnp.asarray(z[place])
     strengths = jnp.broadcast_to(jnp.asarray([transverse, transverse, windows.strength], dtype), centers.shape)
     plain_method = setup.method
+
+    def method(evaluate: EvaluateFn) -> Integrator:
+        return parametrised(plain_method, biased(evaluate, topology))
+
     return dataclasses.replace(
         setup,
-        method=lambda evaluate: parametrised(plain_method, biased(evaluate, topology)),
+        method=method,
+        observables=(*general_observables(method), *setup.measurements.observables),
         systems=systems,
         parameters=Umbrella(centers, strengths),
     )

@@ -22,7 +22,8 @@ from jaxpto.devices.sequential import in_turn
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
 from jaxpto.integrators.state import Integrator, MDState
-from jaxpto.md.loop import Limits, Schedule, Watch, pad_replicas, replica_mesh, watch_init
+from jaxpto.md.health import Limits, Watch, begin_watch
+from jaxpto.md.loop import Schedule, pad_replicas, replica_mesh
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.md.progress import duration
@@ -151,7 +152,7 @@ def _simulate(
             metadata = {"layout": layout_to_json(own[0].neighbors.layout), "identity": identity}
             checkpoints.save(done, own, metadata)
 
-    chunks = run_chunks(potential, protocol.integrator, states, watch, schedule, limits, None, done, mesh)
+    chunks = run_chunks(potential, protocol.integrator, states, watch, schedule, limits, (), done, mesh)
     try:
         with StatusLine(console, "compiling (once; kept in the compilation cache) ...", f"{number} switches") as line:
             for chunk in chunks:
@@ -195,7 +196,7 @@ def _begin(
         moved = dataclasses.replace(system, positions=start)
         integrator = protocol.integrator(in_turn(potential.evaluate))
         state = integrator.init(jax.random.fold_in(key, number), moved, build(moved, layout), kT, switch)
-        return state, watch_init(system, kT, nearest)
+        return state, begin_watch(system, kT, nearest)
 
     starts = jnp.asarray(lanes.starts, dtype)
     every = jax.jit(jax.vmap(one, (None, 0, 0, 0, 0)))  # parameters as arguments, not as constants
