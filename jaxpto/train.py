@@ -412,7 +412,7 @@ def match(config: Config, resumed: bool) -> Potential:
 
     at = matching.match(problem, config.out, force_error, save, resume=resumed, console=console)
     matching_output.write_figure(config.out, targets, at.rows)
-    matching_output.show(targets, at.rows, at.met, config.out, console)
+    matching_output.print_matching(targets, at.rows, at.met, config.out, console)
     return load_potential(config.out)
 
 

@@ -1,4 +1,4 @@
-"""Output folder of the phonon command: phonopy's files, phonons.json, figures, and tables on the console."""
+"""Output folder of the phonon command: phonopy's files, phonons.json, figures, and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from phonopy import Phonopy
 from rich.console import Console
 
-from jaxpto.console.terminal import WholeTable
 from jaxpto.lattice_dynamics.figures import bands_figure, curves, dos_figure, thermal_figure
 from jaxpto.lattice_dynamics.harmonic import Difference, Harmonic
-from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY
+from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY, ImaginaryMode
 from jaxpto.lattice_dynamics.phonopy_bridge import SYMMETRY_PRECISION
 from jaxpto.relaxation.target import Relaxed
-from jaxpto.reporting.figures import png
+from jaxpto.reporting.columns import TEMPERATURE, Column, terminal_table
+from jaxpto.reporting.result import write_image
+from jaxpto.reporting.style import png
 from jaxpto.storage.files import replacing, write_json_atomic
 from jaxpto.structures.write import write_frames
 
@@ -25,6 +26,22 @@ AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth mo
 INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger --supercell"
 SHOWN_MODES = 12
 SHOWN_TEMPERATURES = (0.0, 300.0, 600.0, 1000.0)
+MODEL = Column("model", "model", words=True)
+MODE_COLUMNS = (
+    MODEL,
+    Column("point", "q", words=True),
+    Column("frequency", "THz"),
+    Column("degeneracy", "modes"),
+    Column("kind", "", words=True),
+    Column("motion", "atoms that move, with their share", words=True),
+)
+THERMAL_COLUMNS = (
+    MODEL,
+    TEMPERATURE,
+    Column("free_energy", "F", "eV", ".4f"),
+    Column("entropy", "S", "J/K/mol", ".2f"),
+    Column("heat_capacity", "Cv", "J/K/mol", ".2f"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +113,7 @@ def write_model(result: ModelResult, folder: Path) -> None:
                 write(temporary)
 
 
-def write_summary(results: list[ModelResult], folder: Path) -> None:
+def write_phonons(results: list[ModelResult], folder: Path) -> None:
     """Write phonons.json and the three figures.
 
     Args:
@@ -123,12 +140,10 @@ def write_summary(results: list[ModelResult], folder: Path) -> None:
         "thermal.png": thermal_figure(drawn, len(formula)),
     }
     for name, figure in figures.items():
-        image = png(figure)
-        with replacing(folder / name, len(image)) as temporary:
-            temporary.write_bytes(image)
+        write_image(folder / name, png(figure))
 
 
-def show(results: list[ModelResult], console: Console) -> None:
+def print_phonons(results: list[ModelResult], console: Console) -> None:
     """Print the lowest frequencies at the named points, the imaginary modes and the thermal properties."""
     several = any(len(result.calculations) > 1 for result in results)
     named = {
@@ -136,55 +151,63 @@ def show(results: list[ModelResult], console: Console) -> None:
         for result in results
         for method, calculation in result.calculations.items()
     }
-    _show_lowest(named, console)
-    _show_imaginary(named, console)
-    _show_thermal(named, console)
+    _print_lowest(named, console)
+    _print_imaginary(named, console)
+    _print_thermal(named, console)
 
 
-def _show_lowest(named: dict[str, Calculation], console: Console) -> None:
+def _print_lowest(named: dict[str, Calculation], console: Console) -> None:
     points = list(dict.fromkeys(name for c in named.values() for name in c.harmonic.bands.path.named_points))
-    table = WholeTable("model", *points, "highest", title="lowest frequency at each point but for translations (THz)")
-    for label, calculation in named.items():
-        lowest = calculation.harmonic.lowest
-        cells = [frequency_text(lowest[name]) if name in lowest else "" for name in points]
-        highest = max(float(f.max()) for f in calculation.harmonic.bands.frequencies)
-        table.add_row(label, *cells, frequency_text(highest))
-    console.print(table)
+    rows = [
+        {"model": label, "highest": frequency_text(max(float(f.max()) for f in found.harmonic.bands.frequencies))}
+        | dict.fromkeys(points, "")
+        | {name: frequency_text(found.harmonic.lowest[name]) for name in points if name in found.harmonic.lowest}
+        for label, found in named.items()
+    ]
+    columns = [MODEL, *(Column(name, name) for name in (*points, "highest"))]
+    console.print(terminal_table(columns, rows, "lowest frequency at each point but for translations (THz)"))
 
 
-def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
-    table = WholeTable("model", "q", "THz", "modes", "", "atoms that move, with their share", title="imaginary modes")
+def _print_imaginary(named: dict[str, Calculation], console: Console) -> None:
+    rows = []
     for label, calculation in named.items():
         modes = calculation.harmonic.imaginary
         if not modes:
             where = "at the named points and those that fit the supercell"
             console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz) {where}")
-        for mode in modes[:SHOWN_MODES]:
-            point = mode.point if mode.exact else f"{mode.point} (interpolated)"
-            kind = "polar" if mode.polar else ""
-            motion = mode.motions[-1].replace(" %", "\u00a0%")  # no line break there
-            table.add_row(label, point, frequency_text(mode.frequency), str(mode.degeneracy), kind, motion)
+        rows += [{"model": label, **_imaginary_row(mode)} for mode in modes[:SHOWN_MODES]]
         if len(modes) > SHOWN_MODES:
-            table.add_row(label, f"{len(modes) - SHOWN_MODES} more", "", "", "", "in phonons.json")
-    if table.row_count:
-        console.print(table)
+            rest = {"model": label, "point": f"{len(modes) - SHOWN_MODES} more", "motion": "in phonons.json"}
+            rows.append(dict.fromkeys((column.name for column in MODE_COLUMNS), "") | rest)
+    if rows:
+        console.print(terminal_table(MODE_COLUMNS, rows, "imaginary modes"))
     for label, calculation in named.items():
         if dips := calculation.harmonic.bands.dips():
             deepest = ", ".join(f"{frequency_text(dip.frequency)} THz on {dip.stretch}" for dip in dips)
             console.print(f"{label}: between the named points bands reach {deepest}; {INTERPOLATED}")
 
 
-def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
-    heads = "T (K)", "F (eV)", "S (J/K/mol)", "Cv (J/K/mol)"
-    table = WholeTable("model", *heads, title="thermal properties, formula unit")
+def _imaginary_row(mode: ImaginaryMode) -> dict[str, str]:
+    return {
+        "point": mode.point if mode.exact else f"{mode.point} (interpolated)",
+        "frequency": frequency_text(mode.frequency),
+        "degeneracy": str(mode.degeneracy),
+        "kind": "polar" if mode.polar else "",
+        "motion": mode.motions[-1].replace(" %", "\u00a0%"),  # no line break there
+    }
+
+
+def _print_thermal(named: dict[str, Calculation], console: Console) -> None:
+    rows = []
     for label, calculation in named.items():
         thermal = calculation.harmonic.thermal
-        for row, kelvin in enumerate(thermal.temperatures):
+        for k, kelvin in enumerate(thermal.temperatures):
             if kelvin in SHOWN_TEMPERATURES or len(thermal.temperatures) <= len(SHOWN_TEMPERATURES):
-                values = thermal.free_energy[row], thermal.entropy[row], thermal.heat_capacity[row]
-                table.add_row(label, f"{kelvin:g}", f"{values[0]:.4f}", *(f"{v:.2f}" for v in values[1:]))
-    if table.row_count:
-        console.print(table)
+                values = (float(v[k]) for v in (thermal.free_energy, thermal.entropy, thermal.heat_capacity))
+                row = dict(zip(("free_energy", "entropy", "heat_capacity"), values, strict=True))
+                rows.append({"model": label, "temperature_K": float(kelvin)} | row)
+    if rows:
+        console.print(terminal_table(THERMAL_COLUMNS, rows, "thermal properties, formula unit"))
     for label, calculation in named.items():
         thermal = calculation.harmonic.thermal
         if thermal.left_out:

@@ -24,14 +24,12 @@ from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching.analysis import (
     Crystal,
-    Scaled,
     Sites,
-    Switched,
     analyse_scaling,
     analyse_switches,
     sites_of,
 )
-from jaxpto.free_energy.switching.output import SwitchingSubject, write_switching
+from jaxpto.free_energy.switching.output import SwitchingResult, write_switching
 from jaxpto.free_energy.switching.paths import einstein_displacements
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.md.config import SweepConfig, check
@@ -43,8 +41,9 @@ from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.potential import Potential
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
-from jaxpto.report import load_run
 from jaxpto.reporting.provenance import fingerprint, provenance
+from jaxpto.reporting.stored_sweep import load_sweep
+from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures import make_supercell, read_input, read_structure
@@ -57,21 +56,6 @@ SLICES = 100  # of a switch, in which its work is recorded
 RELAXATION = Target(fmax=1e-4)
 SYMMETRY_PRECISION = 1e-3  # Angstrom, within which a translation maps the crystal onto itself
 OWN_FILES = ("sweep", "switching", "relaxed.extxyz")
-
-
-@dataclasses.dataclass(frozen=True)
-class SwitchingResult:
-    """What the method found.
-
-    Attributes:
-        switched: by switching to the Einstein crystal, by ascending temperature.
-        scaled: by reversible scaling, where that was asked for.
-        internal: [t] internal energy at the temperatures of `switched` and its standard error, eV.
-    """
-
-    switched: list[Switched]
-    scaled: Scaled | None
-    internal: list[tuple[float, float]]
 
 
 def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
@@ -106,7 +90,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
 
     atoms = make_supercell(cell, config.repeats)
     masses = atoms.get_masses()
-    records = load_run(Path(sweep.out)).records
+    records = load_sweep(Path(sweep.out)).records
     for record in records:
         if record.status != "ok":
             raise InputError(
@@ -144,14 +128,12 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
     ]
     result = SwitchingResult(switched, scaled, internal)
     formula, units = cell.symbols.formula.reduce()
-    subject = SwitchingSubject(formula.format("metal"), potential.name, math.prod(config.repeats) * units, crystal)
+    units *= math.prod(config.repeats)
+    subject = Subject(formula.format("metal"), potential.name, units, len(atoms), caveat=potential.caveat)
     shared = {name: value for name, value in vars(config).items() if not dataclasses.is_dataclass(value)}
     settings = shared | {"switching": dataclasses.asdict(config.switching)} | provenance()
-    if potential.caveat:
-        settings["caveat"] = f"the model's {potential.caveat}"
-    write_switching(
-        switched, scaled, internal, np.array(sorted(config.temperatures)), subject, config.out, settings, console
-    )
+    wanted = np.array(sorted(config.temperatures))
+    write_switching(result, wanted, subject, crystal, config.out, settings, console)
     return result
 
 
