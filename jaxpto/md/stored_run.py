@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 import warnings
 from pathlib import Path
@@ -28,6 +29,7 @@ from jaxpto.storage.checkpoint import Checkpoints, CheckpointWarning, layout_fro
 from jaxpto.storage.files import StorageError, write_json_atomic
 from jaxpto.storage.run_folder import OUTCOME_FILE, check_nothing_lost, mark_unsaved, remove_results, unmark_unsaved
 from jaxpto.storage.space import require_space
+from jaxpto.storage.thermo import BYTES_OF_A_NUMBER, write_thermo
 from jaxpto.storage.trajectory import (
     Quantity,
     check_trajectory,
@@ -154,6 +156,7 @@ def simulate(
     ended = _Ended.of(at.watch, n_replicas, processes)  # and all trajectories are complete
     if processes.first:
         _write_outcome(setup, folder, ended, spent + time.monotonic() - began)
+        write_thermo(folder)
 
 
 class _Ended(NamedTuple):
@@ -284,19 +287,22 @@ def check_space(setup: Setup, folder: Path) -> None:
     """
     config, n_replicas = setup.config, len(setup.temperatures)
     system = from_ase(setup.atoms, np.dtype(config.dtype))
-    frames = n_replicas * trajectory_bytes(system, setup.schedule.n_samples, quantities(setup.observables))
+    stored = quantities(setup.observables)
+    frames = n_replicas * trajectory_bytes(system, setup.schedule.n_samples, stored)
+    columns = 4 + sum(math.prod(one.shape) for one in stored.values())
+    table = n_replicas * setup.schedule.n_samples * columns * BYTES_OF_A_NUMBER
     # Neighbours as the mean density gives them, and as much again: capacities are those of the densest atom.
     reach = setup.potential.cutoff + (config.skin or setup.potential.usual_skin)
     edges = 2 * len(setup.atoms) ** 2 / setup.atoms.get_volume() * 4 / 3 * np.pi * reach**3
     state = n_replicas * (edges * BYTES_OF_AN_EDGE + len(setup.atoms) * BYTES_OF_AN_ATOM)
     paths = trajectory_paths(folder, config)
-    stored = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    saved = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
     require_space(
         folder,
-        int(frames + CHECKPOINTS_AT_ONCE * state),
+        int(frames + table + CHECKPOINTS_AT_ONCE * state),
         f"{frames / 1e6:.0f} MB for {setup.schedule.n_samples} frames of {n_replicas} replicas of {len(setup.atoms)} "
-        f"atoms, {CHECKPOINTS_AT_ONCE * state / 1e6:.0f} MB for checkpoints",
-        [*paths, *stored],
+        f"atoms, {table / 1e6:.0f} MB for time series, {CHECKPOINTS_AT_ONCE * state / 1e6:.0f} MB for checkpoints",
+        [*paths, *saved],
     )
 
 

@@ -14,8 +14,9 @@ from jaxpto.storage.trajectory import valid_frames
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
+THERMO_FILE = "thermo.csv"
 # what makes a folder look finished; a run that goes on takes them away first
-RESULTS = (OUTCOME_FILE, "summary.json", "summary.csv", "transition.json", "report.html")
+RESULTS = (OUTCOME_FILE, THERMO_FILE, "summary.json", "summary.csv", "transition.json", "report.html")
 # there from the first frame to the first checkpoint, while a run that was killed has to begin anew
 UNSAVED = ".no-checkpoint-yet"
 

@@ -47,6 +47,13 @@ class Quantity(NamedTuple):
     shape: tuple[int, ...]
     unit: str
 
+    def components(self, name: str) -> list[str]:
+        """Names of the components, row by row: `name` itself, or with _x, _y, _z, or with _xx, _xy, ..."""
+        if all(size == 3 for size in self.shape):
+            axes = ["".join("xyz"[k] for k in index) for index in np.ndindex(self.shape)]
+            return [f"{name}_{one}" if one else name for one in axes]
+        return ["_".join([name, *map(str, index)]) for index in np.ndindex(self.shape)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
@@ -244,12 +251,7 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
             raise ValueError(f"{path}: {stored} frames are valid, fewer than {n_valid}")
         if n_valid == capacity:
             return
-        data = dict(_time_dependent(source))
-        observables = {
-            name: Quantity(values.shape[1:], str(values.attrs.get("unit", "")))
-            for name, values in data.items()
-            if name not in RESERVED
-        }
+        data, observables = dict(_time_dependent(source)), _quantities(source)
         particles = _particles(source)
         atoms = _Atoms(particles["species"][()], particles["mass"][()], data["position"].dtype)
         with replacing(path, _frame_bytes(atoms, observables) * n_valid) as temporary:
@@ -287,6 +289,31 @@ def read_trajectory(path: str | Path) -> Trajectory:
             observables={name: element["value"][:valid] for name, element in elements.items()},
             units={name: str(element["value"].attrs.get("unit", "")) for name, element in elements.items()},
         )
+
+
+def stored_quantities(path: str | Path) -> dict[str, Quantity]:
+    """The observables of a trajectory by name, in alphabetical order.
+
+    Raises:
+        InputError: the file is missing or no trajectory of ours.
+    """
+    with _open(path) as file:
+        return _quantities(file)
+
+
+def observable_blocks(
+    path: str | Path, frames: int = _COPIED_FRAMES
+) -> Iterator[dict[str, Shaped[np.ndarray, "f ..."]]]:
+    """Step, time (fs) and observables of the valid frames, so many frames at a time.
+
+    Raises:
+        InputError: the file is missing or no trajectory of ours.
+    """
+    with _open(path) as file:
+        valid, data = int(file[VALID_FRAMES][()]), dict(_time_dependent(file))
+        wanted = {name: values for name, values in data.items() if name not in RESERVED - {"step", "time"}}
+        for first in range(0, valid, frames):
+            yield {name: values[first : min(first + frames, valid)] for name, values in wanted.items()}
 
 
 class _Atoms(NamedTuple):
@@ -327,6 +354,14 @@ def _time_dependent(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     yield "cell", particles["box/edges/value"]
     for name, element in file.get("observables", {}).items():
         yield name, element["value"]
+
+
+def _quantities(file: h5py.File) -> dict[str, Quantity]:
+    return {
+        name: Quantity(values.shape[1:], str(values.attrs.get("unit", "")))
+        for name, values in _time_dependent(file)
+        if name not in RESERVED
+    }
 
 
 def _targets(file: h5py.File) -> dict[str, _Target]:
