@@ -9,10 +9,12 @@ import pytest
 
 from jaxpto import units
 from jaxpto.md import loop, preparation
+from jaxpto.md.batch import Batch, Schedule
 from jaxpto.md.config import SweepConfig
 from jaxpto.md.health import Limits
+from jaxpto.md.initial import initial_state
 from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.observables.observable import Measurements, Sample, general_observables
+from jaxpto.observables.observable import Sample, general_observables
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
@@ -30,9 +32,7 @@ def argon_potential() -> Potential:
     return lennard_jones(["Ar"], [0.0103], [3.40], cutoff=6.0, onset=5.0, dtype=np.float64)
 
 
-def make(
-    ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0
-) -> preparation.Setup:
+def make(ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0) -> Batch:
     config = SweepConfig(
         temperatures=temperatures,
         steps=steps,
@@ -42,32 +42,32 @@ def make(
         seed=3,
         mask="full",
     )
-    return preparation.Setup(
-        config=config,
+    atoms, method = argon(), preparation.method_of(config)
+    return Batch(
         potential=argon_potential(),
-        atoms=argon(),
-        observables=general_observables(preparation.method_of(config)),
-        measurements=Measurements((), "", "kT", lambda sample: sample.values["temperature"]),
-        method=preparation.method_of(config),
-        schedule=loop.Schedule(steps, sample_every, per_chunk),
-        limits=LIMITS,
+        atoms=atoms,
         temperatures=np.asarray(temperatures),
+        start=preparation.start_of(config, atoms, np.asarray(temperatures)),
+        method=method,
+        schedule=Schedule(steps, sample_every, per_chunk),
+        limits=LIMITS,
+        observables=general_observables(method),
+        timestep=timestep,
+        skin=0.4,
     )
 
 
-def begin(setup: preparation.Setup, headroom: float = 1.5):
+def begin(setup: Batch, headroom: float = 1.5):
     system = from_ase(setup.atoms, np.float64)
     layout = setup.potential.allocate([system], 0.4, headroom)
-    return jax.jit(lambda: preparation.start(setup, layout))()
+    return jax.jit(lambda: initial_state(setup, layout))()
 
 
-def go(setup: preparation.Setup, states, watch, devices=1) -> tuple[Sample, list[loop.Chunk]]:
+def go(setup: Batch, states, watch, devices=1) -> tuple[Sample, list[loop.Chunk]]:
     """Run to the end: samples [samples, replicas, ...] and the chunks."""
     mesh = loop.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices])
     states, watch = loop.pad_replicas(states, watch, mesh)
-    chunks = list(
-        loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, setup.observables, 1, mesh)
-    )
+    chunks = list(loop.run(setup, states, watch, 1, mesh))
     samples = jax.tree.map(
         lambda *parts: np.concatenate(parts)[:, : len(setup.temperatures)], *[c.samples for c in chunks]
     )

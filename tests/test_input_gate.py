@@ -378,9 +378,9 @@ def test_kinds_are_elements_and_masses() -> None:
 def test_files_are_not_multiplied(tmp_path) -> None:
     path = str(tmp_path / "pto.vasp")
     ase.io.write(path, builtin_structure("PbTiO3-cubic"))
-    assert len(prepare(SweepConfig(path), crystal_measurements).atoms) == 5
-    assert len(prepare(SweepConfig(path, supercell=(2, 1, 1)), crystal_measurements).atoms) == 10
-    assert len(prepare(SweepConfig("PbTiO3-cubic"), crystal_measurements).atoms) == 625
+    assert len(prepare(SweepConfig(path), crystal_measurements).batch.atoms) == 5
+    assert len(prepare(SweepConfig(path, supercell=(2, 1, 1)), crystal_measurements).batch.atoms) == 10
+    assert len(prepare(SweepConfig("PbTiO3-cubic"), crystal_measurements).batch.atoms) == 625
     assert FreeEnergyConfig(path).repeats == (1, 1, 1)
     assert FreeEnergyConfig().repeats == MatchOptions().repeats == (3, 3, 3)
     assert MatchOptions(structure=path).repeats == (1, 1, 1)

@@ -21,32 +21,13 @@ from jaxpto.devices.processes import Processes
 from jaxpto.devices.sequential import in_turn
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.integrators.state import MDState, Method
+from jaxpto.md.batch import Batch, Schedule
 from jaxpto.md.health import OVERFLOWED, Limits, Watch, diagnose, mark_lost
 from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
 from jaxpto.observables.observable import Observable, Sample, measure
 from jaxpto.potential import Potential
 
 REPLICAS = "replicas"
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How long a run is and how often it is looked at.
-
-    Attributes:
-        steps: number of time steps in all.
-        sample_every: steps between two samples.
-        samples_per_chunk: samples taken by one call of the compiled program.
-    """
-
-    steps: int
-    sample_every: int
-    samples_per_chunk: int
-
-    @property
-    def n_samples(self) -> int:
-        """Samples in all, the initial state and the last step included."""
-        return 1 + -(-self.steps // self.sample_every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,25 +177,18 @@ def rebuild_all(states: MDState, layout: Layout) -> MDState:
 
 
 def run(
-    potential: Potential,
-    method: Method,
+    batch: Batch,
     states: MDState,
     watch: Watch,
-    schedule: Schedule,
-    limits: Limits,
-    observables: tuple[Observable, ...],
     first_sample: int,
     mesh: Mesh,
     processes: Processes = Processes(),  # noqa: B008
 ) -> Iterator[Chunk]:
-    """Advance a batch of replicas to the end of the schedule, one chunk at a time.
+    """Advance a batch of replicas to the end of its schedule, one chunk at a time.
 
     Args:
-        potential: the force field.
-        method: integrator and its temperature.
-        states, watch: batched, as `pad_replicas` returns them.
-        schedule, limits: static.
-        observables: what is measured at every sample.
+        batch: the replicas and how they are advanced.
+        states, watch: where they are, as `pad_replicas` returns them.
         first_sample: samples already taken (the initial state is sample 0, taken by the caller).
         mesh: devices to spread the replicas over.
         processes: those that advance the other replicas of the run; all have the same capacities at all times.
@@ -222,13 +196,14 @@ def run(
     Yields:
         A `Chunk` after each call of the compiled program; iteration ends early once no replica of any process is alive.
     """
-    advance = compile_advance(method, schedule, limits, mesh)
+    schedule, limits = batch.schedule, batch.limits
+    advance = compile_advance(batch.method, schedule, limits, mesh)
     done = first_sample
     while done < schedule.n_samples and processes.any(np.any(jax.device_get(watch.alive))):
         n_samples = min(schedule.samples_per_chunk, schedule.n_samples - done)
 
         def attempt(states: MDState, watch: Watch, n_samples: int = n_samples) -> tuple[MDState, Watch, Sample]:
-            return advance(potential, states, watch, observables, n_samples, schedule.steps)
+            return advance(batch.potential, states, watch, batch.observables, n_samples, schedule.steps)
 
         states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits, mesh, processes)
         # where XLA leaves an array without elements is its choice, and arrays elsewhere ask for another program

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from jaxpto.observables.observable import Measurements, Sample
+
 SECONDS_PER_DAY = 86400.0
 PLAIN_INTERVAL = 20.0  # seconds between lines where the output is not a terminal
 MOST_SHOWN = 32  # replicas whose number is shown
@@ -39,13 +41,19 @@ class ProgressLine:
         first_step: steps already done when the run was resumed.
         timestep_fs: fs.
         labels: one short label a replica (its temperature).
-        shown: name of the number that is shown of every replica, as in "c/a".
+        measurements: which number of every replica is shown, and its name.
     """
 
     def __init__(
-        self, console: Console, total_steps: int, first_step: int, timestep_fs: float, labels: list[str], shown: str
+        self,
+        console: Console,
+        total_steps: int,
+        first_step: int,
+        timestep_fs: float,
+        labels: list[str],
+        measurements: Measurements,
     ):
-        self._console, self._shown = console, shown
+        self._console, self._measurements = console, measurements
         self._total, self._first, self._timestep, self._labels = total_steps, first_step, timestep_fs, labels
         self._start: float | None = None
         self._start_step = first_step
@@ -64,13 +72,17 @@ class ProgressLine:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, step: int, alive: Bool[np.ndarray, " r"], shown: Float[np.ndarray, " r"]) -> None:
+    def number(self, sample: Sample) -> Float[np.ndarray, " r"]:
+        """The number that is shown of every replica, from a sample of the batch."""
+        return self._measurements.shown(sample)
+
+    def update(self, step: int, alive: Bool[np.ndarray, " r"], numbers: Float[np.ndarray, " r"]) -> None:
         """Show the state after `step` steps.
 
         Args:
             step: steps done.
             alive: [replicas] whether each still runs.
-            shown: [replicas] the number of each.
+            numbers: [replicas] from `number`.
         """
         now = time.monotonic()
         if self._start is None:  # the first chunk holds the compilation: the rate is counted from its end
@@ -78,7 +90,7 @@ class ProgressLine:
             rate = 0.0
         else:
             rate = (step - self._start_step) / max(now - self._start, 1e-9)
-        line = self._line(step, rate, alive, shown)
+        line = self._line(step, rate, alive, numbers)
         if self._live is not None:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
         elif now - self._last_plain > PLAIN_INTERVAL or step >= self._total:
@@ -89,7 +101,7 @@ class ProgressLine:
         """Write a line that stays, above the live one."""
         self._console.print(line)
 
-    def _line(self, step: int, rate: float, alive: np.ndarray, shown: np.ndarray) -> str:
+    def _line(self, step: int, rate: float, alive: np.ndarray, numbers: np.ndarray) -> str:
         head = f"step {step}/{self._total} ({100 * step // self._total} %)"
         if rate > 0:
             each = ns_per_day(rate, self._timestep)
@@ -98,8 +110,8 @@ class ProgressLine:
         if len(self._labels) > MOST_SHOWN:
             lost = f"  {int((~alive).sum())} lost" if not alive.all() else ""
             return f"{head}  {len(self._labels)} replicas{lost}"
-        numbers = " ".join(
+        each = " ".join(
             f"{label}:{number:.3f}" if ok else f"{label}:lost"
-            for label, number, ok in zip(self._labels, shown, alive, strict=True)
+            for label, number, ok in zip(self._labels, numbers, alive, strict=True)
         )
-        return f"{head}  {self._shown} {numbers}"
+        return f"{head}  {self._measurements.label} {each}"

@@ -209,16 +209,23 @@ def trajectory_bytes(system: System, n_samples: int, observables: Mapping[str, Q
     return _frame_bytes(atoms, observables) * n_samples
 
 
-def check_trajectory(path: str | Path, n_valid: int, origin: Mapping[str, str | int | float] | None = None) -> None:
+def check_trajectory(
+    path: str | Path,
+    n_valid: int,
+    origin: Mapping[str, str | int | float] | None = None,
+    observables: Mapping[str, Quantity] | None = None,
+) -> None:
     """Check before a resumed run that its trajectory is the right one and holds every frame the checkpoint counts.
 
     Args:
         path: the replica's file.
         n_valid: frames that the checkpoint knows of.
         origin: what the file was created with; what an earlier version did not store is not compared.
+        observables: those that the run goes on to write; None where only the frames matter.
 
     Raises:
-        InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames.
+        InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames or other
+            observables.
     """
     remedy = "restore it from a copy, or remove the run (or name a new --out) to begin anew"
     if not Path(path).exists():
@@ -232,6 +239,11 @@ def check_trajectory(path: str | Path, n_valid: int, origin: Mapping[str, str | 
             raise InputError(f"{path} belongs elsewhere: its {name} is {value}, not {origin[name]}; {remedy}")
     if stored < n_valid:
         raise InputError(f"{path}: it holds {stored} frames but the checkpoint counts {n_valid}; {remedy}")
+    if observables is not None and (other := set(stored_quantities(path)) ^ set(observables)):
+        raise InputError(
+            f"{path} was begun with other observables ({', '.join(sorted(other))}); "
+            "go on with those it holds, or name a new folder"
+        )
 
 
 def finalize_trajectory(path: str | Path, n_valid: int) -> None:
