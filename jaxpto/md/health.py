@@ -110,7 +110,7 @@ def diagnose(state: MDState, watch: Watch, limits: Limits) -> Int[Array, ""]:
     return reason.astype(jnp.int32)
 
 
-def mark_lost(watch: Watch, lost: Bool[Leaf, " r"], reason: Int[Array, " r"] | int, step: Int[Array, " r"]) -> Watch:
+def mark_lost(watch: Watch, lost: Bool[Array, " r"], reason: Int[Array, " r"] | int, step: Int[Array, " r"]) -> Watch:
     """The watch of a batch after some of its replicas were lost.
 
     Args:

@@ -248,5 +248,5 @@ def _with_regrow(
     except NeighborOverflowError as error:
         # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
         gone, states = lost(error.result), begun(error.layout)
-    watch = mark_lost(watch, gone, OVERFLOWED, states.step)
+    watch = mark_lost(watch, jnp.asarray(gone), OVERFLOWED, states.step)
     return _with_regrow(attempt, states, watch, limits, mesh, processes)
