@@ -110,8 +110,8 @@ class ProgressLine:
         if len(self._labels) > MOST_SHOWN:
             lost = f"  {int((~alive).sum())} lost" if not alive.all() else ""
             return f"{head}  {len(self._labels)} replicas{lost}"
-        each = " ".join(
+        shown = " ".join(
             f"{label}:{number:.3f}" if ok else f"{label}:lost"
             for label, number, ok in zip(self._labels, numbers, alive, strict=True)
         )
-        return f"{head}  {self._measurements.label} {each}"
+        return f"{head}  {self._measurements.label} {shown}"
