@@ -27,7 +27,7 @@ CONVERGENCE = (
 STRUCTURE = Column("structure", "structure", words=True)
 COURSE = (
     STRUCTURE,
-    Column("steps", "steps", form="d"),
+    Column("steps", "steps", form=".0f"),
     Column("force", "force", "eV/A", ".1e"),
     Column("stress", "stress", "GPa", ".1e"),
     Column("outcome", "outcome", words=True),
