@@ -118,13 +118,8 @@ def _against_temperature(sweeps: list[Sweep], curves: Sequence[_Curve], order_pa
             place = (index if curve.color is None else curve.color) % len(COLORS)
             values = sweep.values(curve.name)
             label = f"{curve.label}, {_literal(sweep.name)}" if several else curve.label
-            style: dict[str, Any] = {
-                "color": COLORS[place],
-                "marker": MARKERS[place],
-                "capsize": 2.5,
-                "elinewidth": 0.9,
-            }
-            style |= {"mec": COLORS[place], "mfc": COLORS[place] if curve.filled else "white", "label": label}
+            style: dict[str, Any] = {"color": COLORS[place], "marker": MARKERS[place], "label": label}
+            style |= {"mec": COLORS[place], "mfc": COLORS[place] if curve.filled else "white"}
             errors = np.nan_to_num(sweep.values(curve.error))
             axes.errorbar(temperatures + shift, np.abs(values) if curve.size else values, errors, **BARS, **style)
     for index, sweep in enumerate(sweeps):
