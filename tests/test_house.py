@@ -16,11 +16,11 @@ PACKAGE = ROOT / "jaxpto"
 # still to be done; goes when both are empty
 SHARED_NAMES = (
     *("Bonds", "Crystal", "Estimate", "Frames", "Landscape"),
-    *("Position", "Subject", "Target", "Thermal", "Transition"),
+    *("Position", "Target", "Thermal", "Transition"),
 )
 UNREAD = (
-    *("models", "free_energy", "training", "devices", "lattice_dynamics", "md", "integrators", "observables", "pto"),
-    *("storage", "neighbors", "relaxation", "reporting", "structures"),
+    *("models", "free_energy", "training", "devices", "lattice_dynamics", "md", "integrators", "observables"),
+    *("storage", "neighbors", "relaxation", "structures"),
     *("bounds.py", "calculator.py", "sweep.py", "train.py"),
 )
 

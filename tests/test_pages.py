@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from test_report import CELLS, LADDER, Tags, a_run, record, store
 
 from jaxpto.console.terminal import console
@@ -84,7 +83,7 @@ def test_title() -> None:
 
 def test_report_of_a_sweep(tmp_path: Path) -> None:
     run = dataclasses.replace(a_run(LADDER), formula=EVIL, notes=(EVIL,))
-    write_sweep_report(tmp_path, run, Console(quiet=True))
+    write_sweep_report(tmp_path, run, console(quiet=True))
     check((tmp_path / "report.html").read_text())
 
 

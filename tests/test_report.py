@@ -165,8 +165,7 @@ def test_page_tells_the_result_and_embeds_the_figures(sweep: Path) -> None:
 
 
 def test_summary_survives_the_disk(tmp_path: Path) -> None:
-    rows = summarize(LADDER, CELLS, 0.3)
-    assert write_sweep_report(tmp_path, a_run(LADDER), Console(quiet=True)) == rows
+    rows = write_sweep_report(tmp_path, a_run(LADDER), Console(quiet=True))
     for stored, row in zip(read_summary(tmp_path), rows, strict=True):
         for name, value in dataclasses.asdict(row).items():
             found = getattr(stored, name)

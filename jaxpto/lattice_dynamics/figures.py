@@ -37,7 +37,7 @@ def curves(named: list[tuple[str, str, Harmonic]]) -> list[Curve]:
     """Curves of (model, method, phonons), a colour for each model; of two methods, the second is dashed on the first.
 
     Args:
-        named: of all models, one after the other.
+        named: one after the other, model by model.
     """
     models = list(dict.fromkeys(model for model, _, _ in named))
     methods = list(dict.fromkeys(method for _, method, _ in named))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxpto.lattice_dynamics.figures import bands_figure, curves, dos_figure, thermal_figure
 from jaxpto.lattice_dynamics.harmonic import Difference, Harmonic
-from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY, ImaginaryMode
+from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY
 from jaxpto.lattice_dynamics.phonopy_bridge import SYMMETRY_PRECISION
 from jaxpto.relaxation.target import Relaxed
 from jaxpto.reporting.columns import TEMPERATURE, Column, terminal_table
@@ -29,11 +29,17 @@ SHOWN_TEMPERATURES = (0.0, 300.0, 600.0, 1000.0)
 MODEL = Column("model", "model", words=True)
 MODE_COLUMNS = (
     MODEL,
-    Column("point", "q", words=True),
-    Column("frequency", "THz"),
-    Column("degeneracy", "modes"),
-    Column("kind", "", words=True),
-    Column("motion", "atoms that move, with their share", words=True),
+    Column("point", "q", spell=lambda row: row["point"] + ("" if row["exact"] else " (interpolated)"), words=True),
+    Column("frequency_THz", "THz", spell=lambda row: frequency_text(row["frequency_THz"])),
+    Column("degeneracy", "modes", form=".0f"),
+    Column("polar", "", spell=lambda row: "polar" if row["polar"] else "", words=True),
+    # no line break before a percent sign
+    Column(
+        "motions",
+        "atoms that move, with their share",
+        words=True,
+        spell=lambda row: row["motions"][-1].replace(" %", "\u00a0%"),
+    ),
 )
 THERMAL_COLUMNS = (
     MODEL,
@@ -50,9 +56,9 @@ class Calculation:
 
     Attributes:
         phonon: phonopy's object with force constants, bands, mesh and thermal properties.
-        harmonic: what is derived from them.
-        sum_rule: residual of the acoustic sum rule, of the force constants as computed, eV/Angstrom^2.
-        symmetrized: whether phonopy then made them obey it.
+        harmonic: frequencies and thermal properties that follow from them.
+        sum_rule: residual of the acoustic sum rule before it was imposed, eV/Angstrom^2.
+        symmetrized: whether phonopy then made the force constants obey it.
     """
 
     phonon: Phonopy
@@ -68,7 +74,7 @@ class ModelResult:
     Attributes:
         model: its name, made unique among those of the run.
         conservative: whether its forces are derivatives of its energy; None where that is not known.
-        atoms: the structure they are of, with energy and forces.
+        atoms: the structure with its energy and forces.
         relaxed: how it was relaxed; None if it was not.
         supercell_force: largest force in the undisplaced supercell, eV/Angstrom.
         calculations: by method.
@@ -93,7 +99,7 @@ def write_model(result: ModelResult, folder: Path) -> None:
     """Write the structure and, for each method, phonopy's own files.
 
     Args:
-        result: of one model.
+        result: phonons of one model.
         folder: created; with two methods each has a folder of its own inside.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +123,7 @@ def write_phonons(results: list[ModelResult], folder: Path) -> None:
     """Write phonons.json and the three figures.
 
     Args:
-        results: of all models.
+        results: one for each model.
         folder: exists.
     """
     document = {
@@ -147,7 +153,7 @@ def print_phonons(results: list[ModelResult], console: Console) -> None:
     """Print the lowest frequencies at the named points, the imaginary modes and the thermal properties."""
     several = any(len(result.calculations) > 1 for result in results)
     named = {
-        f"{result.model}, {method}" if several else result.model: calculation
+        f"{result.model}, {method}" if several else result.model: calculation.harmonic
         for result in results
         for method, calculation in result.calculations.items()
     }
@@ -156,71 +162,57 @@ def print_phonons(results: list[ModelResult], console: Console) -> None:
     _print_thermal(named, console)
 
 
-def _print_lowest(named: dict[str, Calculation], console: Console) -> None:
-    points = list(dict.fromkeys(name for c in named.values() for name in c.harmonic.bands.path.named_points))
-    rows = [
-        {"model": label, "highest": frequency_text(max(float(f.max()) for f in found.harmonic.bands.frequencies))}
-        | dict.fromkeys(points, "")
-        | {name: frequency_text(found.harmonic.lowest[name]) for name in points if name in found.harmonic.lowest}
-        for label, found in named.items()
-    ]
-    columns = [MODEL, *(Column(name, name) for name in (*points, "highest"))]
+def _print_lowest(named: dict[str, Harmonic], console: Console) -> None:
+    points = list(dict.fromkeys(name for found in named.values() for name in found.bands.path.named_points))
+    rows = []
+    for label, found in named.items():
+        frequencies = found.lowest | {"highest": max(float(f.max()) for f in found.bands.frequencies)}
+        rows.append({"model": label} | {name: frequency_text(value) for name, value in frequencies.items()})
+    columns = [MODEL, *(Column(name, name, spell=lambda row, n=name: row.get(n, "")) for name in (*points, "highest"))]
     console.print(terminal_table(columns, rows, "lowest frequency at each point but for translations (THz)"))
 
 
-def _print_imaginary(named: dict[str, Calculation], console: Console) -> None:
-    rows = []
-    for label, calculation in named.items():
-        modes = calculation.harmonic.imaginary
-        if not modes:
+def _print_imaginary(named: dict[str, Harmonic], console: Console) -> None:
+    for label, found in named.items():
+        if not found.imaginary:
             where = "at the named points and those that fit the supercell"
             console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz) {where}")
-        rows += [{"model": label, **_imaginary_row(mode)} for mode in modes[:SHOWN_MODES]]
-        if len(modes) > SHOWN_MODES:
-            rest = {"model": label, "point": f"{len(modes) - SHOWN_MODES} more", "motion": "in phonons.json"}
-            rows.append(dict.fromkeys((column.name for column in MODE_COLUMNS), "") | rest)
-    if rows:
+    shown = [(label, mode) for label, found in named.items() for mode in found.imaginary[:SHOWN_MODES]]
+    if shown:
+        rows = [{"model": label, **mode.as_json()} for label, mode in shown]
         console.print(terminal_table(MODE_COLUMNS, rows, "imaginary modes"))
-    for label, calculation in named.items():
-        if dips := calculation.harmonic.bands.dips():
+    for label, found in named.items():
+        if len(found.imaginary) > SHOWN_MODES:
+            console.print(f"{label}: {len(found.imaginary) - SHOWN_MODES} more imaginary modes in phonons.json")
+        if dips := found.bands.dips():
             deepest = ", ".join(f"{frequency_text(dip.frequency)} THz on {dip.stretch}" for dip in dips)
             console.print(f"{label}: between the named points bands reach {deepest}; {INTERPOLATED}")
 
 
-def _imaginary_row(mode: ImaginaryMode) -> dict[str, str]:
-    return {
-        "point": mode.point if mode.exact else f"{mode.point} (interpolated)",
-        "frequency": frequency_text(mode.frequency),
-        "degeneracy": str(mode.degeneracy),
-        "kind": "polar" if mode.polar else "",
-        "motion": mode.motions[-1].replace(" %", "\u00a0%"),  # no line break there
-    }
-
-
-def _print_thermal(named: dict[str, Calculation], console: Console) -> None:
+def _print_thermal(named: dict[str, Harmonic], console: Console) -> None:
     rows = []
-    for label, calculation in named.items():
-        thermal = calculation.harmonic.thermal
-        for k, kelvin in enumerate(thermal.temperatures):
-            if kelvin in SHOWN_TEMPERATURES or len(thermal.temperatures) <= len(SHOWN_TEMPERATURES):
-                values = (float(v[k]) for v in (thermal.free_energy, thermal.entropy, thermal.heat_capacity))
-                row = dict(zip(("free_energy", "entropy", "heat_capacity"), values, strict=True))
-                rows.append({"model": label, "temperature_K": float(kelvin)} | row)
+    for label, found in named.items():
+        values = found.thermal
+        for kelvin, *three in zip(
+            values.temperatures, values.free_energy, values.entropy, values.heat_capacity, strict=True
+        ):
+            if kelvin in SHOWN_TEMPERATURES or len(values.temperatures) <= len(SHOWN_TEMPERATURES):
+                names = (column.name for column in THERMAL_COLUMNS)
+                rows.append(dict(zip(names, (label, kelvin, *three), strict=True)))
     if rows:
         console.print(terminal_table(THERMAL_COLUMNS, rows, "thermal properties, formula unit"))
-    for label, calculation in named.items():
-        thermal = calculation.harmonic.thermal
-        if thermal.left_out:
-            share = 100.0 * thermal.left_out / thermal.modes
+    for label, found in named.items():
+        if found.thermal.left_out:
+            left_out, modes = found.thermal.left_out, found.thermal.modes
             reason = "; all are weak, as errors of the acoustic sum rule make them (see --symmetrize)"
-            if calculation.harmonic.imaginary:
+            if found.imaginary:
                 reason = ", which are not those of a stable crystal"
-            elif thermal.lowest < IMAGINARY:
-                reason = f"; they reach {frequency_text(thermal.lowest)} THz; {INTERPOLATED}"
+            elif found.thermal.lowest < IMAGINARY:
+                reason = f"; they reach {frequency_text(found.thermal.lowest)} THz; {INTERPOLATED}"
             console.print(
-                f"{label}: {share:.2g} % of modes ({thermal.left_out} of {thermal.modes}) on the mesh are imaginary "
-                f"and left out of the thermal properties{reason}",
-            )  # fmt: skip
+                f"{label}: {100.0 * left_out / modes:.2g} % of modes ({left_out} of {modes}) on the mesh are imaginary "
+                f"and left out of the thermal properties{reason}"
+            )
 
 
 def _model_json(result: ModelResult) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class ZeroKelvinConfig:
     models: tuple[str, ...] = ()
     """Names of models or model folders; all installed ones if not given."""
     supercell: tuple[int, int, int] = (2, 2, 2)
-    """Of the phonons; the paper's by default."""
+    """Supercell of the phonons; the paper's by default."""
 
 
 def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:

@@ -14,7 +14,7 @@ import ase.io
 from rich.console import Console
 
 from jaxpto.relaxation.target import Relaxed
-from jaxpto.reporting.columns import Column, terminal_table
+from jaxpto.reporting.columns import Column, Row, terminal_table
 from jaxpto.reporting.result import write_csv
 from jaxpto.storage.files import replacing, write_json_atomic
 from jaxpto.structures.space_group import SYMPREC, SpaceGroup, space_group
@@ -24,20 +24,31 @@ CONVERGENCE = (
     "structure", "step", "energy_eV", "residual_eV_per_A", "residual_force_eV_per_A", "residual_stress_GPa",
     "volume_A3",
 )  # fmt: skip
-STRUCTURE = Column("structure", "structure", words=True)
+NAME = Column("name", "structure", words=True)
+
+
+def _outcome(row: Row) -> str:
+    return "converged" if row["converged"] else f"NOT converged: {row['reason']}"
+
+
+def _space_groups(row: Row) -> str:
+    before, after = SpaceGroup(**row["space_group_before"]), SpaceGroup(**row["space_group_after"])
+    return str(after) if before == after else f"{before} -> {after}"
+
+
 COURSE = (
-    STRUCTURE,
-    Column("steps", "steps", form="d"),
-    Column("force", "force", "eV/A", ".1e"),
-    Column("stress", "stress", "GPa", ".1e"),
-    Column("outcome", "outcome", words=True),
+    NAME,
+    Column("steps", "steps", form=".0f"),
+    Column("residual_force_eV_per_A", "force", "eV/A", ".1e"),
+    Column("residual_stress_GPa", "stress", "GPa", ".1e"),
+    Column("reason", "outcome", spell=_outcome, words=True),
 )
 CRYSTAL = (
-    STRUCTURE,
+    NAME,
     *(Column(axis, axis, "A", ".4f") for axis in "abc"),
-    Column("energy", "eV/atom", form=".6f"),
-    Column("difference", "meV/f.u.", form=".2f"),
-    Column("group", "space group", words=True),
+    Column("energy_eV_per_atom", "eV/atom", form=".6f"),
+    Column("difference_meV_per_formula_unit", "meV/f.u.", form=".2f"),
+    Column("space_group_after", "space group", spell=_space_groups, words=True),
 )
 
 
@@ -121,26 +132,11 @@ def write_folder(folder: Path, entries: Sequence[Entry], about: dict[str, Any]) 
 
 def print_relaxations(entries: Sequence[Entry], title: str, console: Console) -> None:
     """Print how each relaxation went, and what came out."""
-    rows = [_row(entry) for entry in entries]
+    rows = [_describe(entry) for entry in entries]
     console.print(terminal_table(COURSE, rows, title))
     compared = any(entry.difference is not None for entry in entries)
-    shown = [column for column in CRYSTAL if compared or column.name != "difference"]
+    shown = [column for column in CRYSTAL if compared or not column.name.startswith("difference")]
     console.print(terminal_table(shown, rows, "relaxed structures"))
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    relaxed = entry.relaxed
-    return {
-        "structure": entry.name,
-        "steps": relaxed.steps,
-        "force": relaxed.residual_force,
-        "stress": relaxed.residual_stress,
-        "outcome": "converged" if relaxed.converged else f"NOT converged: {relaxed.reason}",
-        **dict(zip("abc", relaxed.atoms.cell.lengths().tolist(), strict=True)),
-        "energy": relaxed.energy / len(relaxed.atoms),
-        "difference": "" if entry.difference is None else entry.difference,
-        "group": str(entry.after) if entry.before == entry.after else f"{entry.before} -> {entry.after}",
-    }
 
 
 def _describe(entry: Entry) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
+import numpy as np
+from jaxtyping import Float
 from rich import box
 from rich.cells import cell_len
 
@@ -15,6 +17,7 @@ from jaxpto.units import spell_kelvin
 
 Row = Mapping[str, Any]  # a value for each name; NAME_error or NAME_sem is the standard error of NAME
 MISSING = "\N{EN DASH}"
+UNITS = {"A": "Å", "A^2": "Å²", "A^3": "Å³", "C/m^2": "C/m²"}  # as pages and figures write them
 USUAL_WIDTH = 80  # characters of a terminal
 
 
@@ -75,6 +78,19 @@ class Column:
             return format(self.factor * value, self.form)
         error = row.get(f"{self.name}_error", row.get(f"{self.name}_sem"))
         return uncertain(self.factor * value, math.nan if error is None else self.factor * error)
+
+    @property
+    def label(self) -> str:
+        """Heading and unit, for the axis of a figure."""
+        return f"{self.heading} ({UNITS.get(self.unit, self.unit)})" if self.unit else self.heading
+
+    def values(self, rows: Sequence[Row]) -> Float[np.ndarray, " r"]:
+        """[r] values of all rows, in `unit`."""
+        return self.factor * np.array([row[self.name] for row in rows], np.float64)
+
+    def errors(self, rows: Sequence[Row]) -> Float[np.ndarray, " r"]:
+        """[r] their standard errors, in `unit`."""
+        return self.factor * np.array([row[f"{self.name}_error"] for row in rows], np.float64)
 
 
 TEMPERATURE = Column("temperature_K", "T", "K", spell=lambda row: spell_kelvin(row["temperature_K"]))

@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxpto.reporting.columns import Column
+from jaxpto.reporting.columns import UNITS, Column
 from jaxpto.reporting.sections import Finding, Items, Picture, ResultTable, Section, Settings
 
-UNITS = {"A": "Å", "A^2": "Å²", "A^3": "Å³", "C/m^2": "C/m²"}  # as pages write them
 SYMBOL = re.compile(r"([A-Za-z])_([A-Za-z])")
 STYLE = """
 :root { color-scheme: light; }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxpto.reporting.style import DASHED, GREY
+from jaxpto.reporting.columns import TEMPERATURE, Column, Row
+from jaxpto.reporting.style import COLORS, DASHED, GREY
 from jaxpto.reporting.subject import Subject
 
 
@@ -21,6 +23,19 @@ def four_panels(labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
     for axes in panels[2:]:
         axes.set_xlabel("temperature (K)")
     return figure, panels
+
+
+def band(axes: Axes, rows: Sequence[Row], column: Column, label: str) -> None:
+    """A curve with a shade of two standard errors."""
+    kelvin, value, error = TEMPERATURE.values(rows), column.values(rows), column.errors(rows)
+    axes.fill_between(kelvin, value - 2 * error, value + 2 * error, color=COLORS[0], alpha=0.2, lw=0)
+    axes.plot(kelvin, value, color=COLORS[0], label=label)
+
+
+def bars(axes: Axes, rows: Sequence[Row], column: Column, label: str, color: str = COLORS[0]) -> None:
+    """Points with bars of one standard error."""
+    style: dict[str, Any] = {"fmt": "o", "ms": 4.5, "capsize": 2, "lw": 1, "zorder": 3}
+    axes.errorbar(TEMPERATURE.values(rows), column.values(rows), column.errors(rows), color=color, label=label, **style)
 
 
 def dulong_petit(axes: Axes, subject: Subject) -> None:

@@ -42,9 +42,9 @@ POLARIZATION_CAPTION = "Polarization from Born charges. Error bars: standard dev
 TIMESERIES_CAPTION = "Lattice parameters of every replica; the shaded part is left out of the averages."
 LOST_COLUMNS = (
     TEMPERATURE,
-    Column("replica", "replica", form="d"),
+    Column("replica", "replica", form=".0f"),
     Column("status", "status", words=True),
-    Column("step_failed", "stopped at step", form="d"),
+    Column("step_failed", "stopped at step", form=".0f"),
     Column("last_ps", "last sample", "ps", ".3g"),
     Column("reason", "reason", words=True),
 )

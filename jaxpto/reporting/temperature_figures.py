@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxpto.observables.summary import TemperatureSummary, transitions
-from jaxpto.observables.transition import Transition
 from jaxpto.perovskite.literature import Experiment
 from jaxpto.reporting.style import COLORS, GREY, MARKERS, styled
 from jaxpto.units import spell_kelvin
@@ -31,6 +31,29 @@ class Sweep:
     name: str
     rows: list[TemperatureSummary]
 
+    def values(self, name: str) -> Float[np.ndarray, " t"]:
+        """[t] one field of all rows."""
+        return np.array([getattr(row, name) for row in self.rows], np.float64)
+
+
+class _Curve(NamedTuple):
+    name: str  # field of `TemperatureSummary`
+    error: str  # field that gives the error bars
+    label: str
+    color: int | None = None  # place in the palette; None: that of its sweep
+    filled: bool = True
+    size: bool = False  # whether the absolute value is drawn
+
+
+BARS: Any = {"capsize": 2.5, "elinewidth": 0.9}
+LATTICE = (_Curve("c_polar", "c_polar_std", "c"), _Curve("a_plane", "a_plane_std", "a", filled=False))
+LENGTH = (_Curve("P", "P_sem", "|P|"),)
+COMPONENTS = (
+    _Curve("Pz", "Pz_std", "$P_z$", 0),
+    _Curve("Px", "Px_std", "$|P_x|$", 1, filled=False, size=True),
+    _Curve("Py", "Py_std", "$|P_y|$", 2, filled=False, size=True),
+)
+
 
 @styled()
 def lattice_figure(sweeps: list[Sweep], experiment: Experiment | None = None) -> Figure:
@@ -42,18 +65,12 @@ def lattice_figure(sweeps: list[Sweep], experiment: Experiment | None = None) ->
         sweeps: ladders to draw in one figure.
         experiment: grey marks to compare with, or None.
     """
-
-    def draw(axes: Axes, sweep: Sweep, index: int, kelvin: np.ndarray, label: str) -> None:
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        for name, fill, text in (("c_polar", color, "c"), ("a_plane", "white", "a")):
-            _curve(axes, kelvin, _column(sweep, name), _column(sweep, f"{name}_std"), color, marker, fill, label % text)
-
-    figure, axes = _against_temperature(sweeps, draw, lambda found: found.order_parameter == "lattice")
+    figure, axes = _against_temperature(sweeps, LATTICE, "lattice")
     axes.set_ylabel("lattice parameter (Å)")
     if experiment is not None:
         _draw_experiment(axes, experiment)
     _draw_failures(axes, sweeps)
-    _legend(axes)
+    _legend(figure, axes)
     return figure
 
 
@@ -63,48 +80,28 @@ def polarization_figure(sweeps: list[Sweep]) -> Figure | None:
 
     Of several sweeps, only the length of the mean vector, |P|, with its standard error.
     """
-    known = [sweep for sweep in sweeps if np.isfinite(_column(sweep, "P")).any()]
+    known = [sweep for sweep in sweeps if np.isfinite(sweep.values("P")).any()]
     if not known:
         return None
+    figure, axes = _against_temperature(known, COMPONENTS if len(known) == 1 else LENGTH, "polarization")
     # where the polar axis is not z everywhere, the length of the mean vector tells more than its components
-    show_length = any(row.polar_axis in ("a", "b", "mixed") for sweep in known for row in sweep.rows) or any(
-        abs(row.P - abs(row.Pz)) > 0.1 * row.P for sweep in known for row in sweep.rows if row.P > 0.2
-    )
-
-    def draw(axes: Axes, sweep: Sweep, index: int, kelvin: np.ndarray, label: str) -> None:
-        if len(known) > 1:
-            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-            _curve(axes, kelvin, _column(sweep, "P"), _column(sweep, "P_sem"), color, marker, color, label % "|P|")
-            return
-        components = [("Pz", "$P_z$", lambda p: p), ("Px", "$|P_x|$", np.abs), ("Py", "$|P_y|$", np.abs)]
-        for (name, text, transform), color, marker in zip(components, COLORS, MARKERS, strict=False):
-            fill = color if name == "Pz" else "white"
-            values, errors = transform(_column(sweep, name)), _column(sweep, f"{name}_std")
-            _curve(axes, kelvin, values, errors, color, marker, fill, text)
-        if show_length:
-            axes.plot(kelvin, _column(sweep, "P"), color=GREY, ls=":", lw=2.2, zorder=1.5, label="|P|")
-
-    figure, axes = _against_temperature(known, draw, lambda found: found.order_parameter == "polarization")
+    rows = known[0].rows
+    turned = any(row.polar_axis in ("a", "b", "mixed") for row in rows)
+    if len(known) == 1 and (turned or any(abs(row.P - abs(row.Pz)) > 0.1 * row.P for row in rows if row.P > 0.2)):
+        length, kelvin = known[0].values("P"), known[0].values("temperature_K")
+        axes.plot(kelvin, length, color=GREY, ls=":", lw=2.2, zorder=1.5, label="|P|")
     axes.axhline(0.0, color=GREY, lw=0.8, zorder=0)
     axes.set_ylabel("polarization (C/m$^2$)")
     _draw_failures(axes, known)
-    _legend(axes)
+    _legend(figure, axes)
     return figure
 
 
-def _column(sweep: Sweep, name: str) -> np.ndarray:
-    return np.array([getattr(row, name) for row in sweep.rows], np.float64)
-
-
-def _against_temperature(
-    sweeps: list[Sweep],
-    draw: Callable[[Axes, Sweep, int, np.ndarray, str], None],
-    wanted: Callable[[Transition], bool],
-) -> tuple[Figure, Axes]:
-    """A frame with temperature on its x axis, the curves, the transitions' brackets, and a cross for what failed."""
+def _against_temperature(sweeps: list[Sweep], curves: Sequence[_Curve], order_parameter: str) -> tuple[Figure, Axes]:
+    """A frame with temperature on its x axis, the curves, and the brackets of the transitions."""
     figure = Figure(figsize=(6.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    kelvin = [_column(sweep, "temperature_K") for sweep in sweeps]
+    kelvin = [sweep.values("temperature_K") for sweep in sweeps]
     everything = np.concatenate(kelvin)
     low, high = float(everything.min()), float(everything.max())
     spacing = min((float(np.min(np.diff(np.unique(k)))) for k in kelvin if len(np.unique(k)) > 1), default=100.0)
@@ -113,76 +110,49 @@ def _against_temperature(
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("temperature (K)")
     axes.grid(axis="y", color="#ececec", lw=0.7)
-    brackets = []
+    several = len(sweeps) > 1
     for index, (sweep, temperatures) in enumerate(zip(sweeps, kelvin, strict=True)):
         # error bars of several sweeps side by side instead of on top of each other
-        shift = 0.0 if len(sweeps) == 1 else 0.1 * spacing * (index - 0.5 * (len(sweeps) - 1))
-        draw(axes, sweep, index, temperatures + shift, "%s" if len(sweeps) == 1 else f"%s, {_literal(sweep.name)}")
-        color = GREY if len(sweeps) == 1 else COLORS[index % len(COLORS)]
-        for found in filter(wanted, transitions(sweep.rows)):
-            if found.temperature_K is not None and found.lower_K is not None and found.upper_K is not None:
-                text = f"transition, {spell_kelvin(found.lower_K)} to {spell_kelvin(found.upper_K)} K"
-                brackets.append((found.lower_K, found.upper_K, color, text))
-    for lower, upper, color, text in brackets:
-        axes.axvspan(lower, upper, color=color, alpha=0.13, lw=0, zorder=0, label=text)
+        shift = 0.1 * spacing * (index - 0.5 * (len(sweeps) - 1))
+        for curve in curves:
+            place = (index if curve.color is None else curve.color) % len(COLORS)
+            values = sweep.values(curve.name)
+            label = f"{curve.label}, {_literal(sweep.name)}" if several else curve.label
+            style: dict[str, Any] = {"color": COLORS[place], "marker": MARKERS[place], "label": label}
+            style |= {"mec": COLORS[place], "mfc": COLORS[place] if curve.filled else "white"}
+            errors = np.nan_to_num(sweep.values(curve.error))
+            axes.errorbar(temperatures + shift, np.abs(values) if curve.size else values, errors, **BARS, **style)
+    for index, sweep in enumerate(sweeps):
+        color = COLORS[index % len(COLORS)] if several else GREY
+        for found in transitions(sweep.rows):
+            lower, upper = found.lower_K, found.upper_K
+            bracketed = found.temperature_K is not None and found.order_parameter == order_parameter
+            if bracketed and lower is not None and upper is not None:
+                text = f"transition, {spell_kelvin(lower)} to {spell_kelvin(upper)} K"
+                axes.axvspan(lower, upper, color=color, alpha=0.13, lw=0, zorder=0, label=text)
     return figure, axes
-
-
-def _curve(
-    axes: Axes,
-    kelvin: np.ndarray,
-    values: np.ndarray,
-    errors: np.ndarray,
-    color: str,
-    marker: str,
-    fill: str,
-    label: str,
-) -> None:
-    axes.errorbar(
-        kelvin,
-        values,
-        yerr=np.nan_to_num(errors),
-        color=color,
-        marker=marker,
-        markerfacecolor=fill,
-        markeredgecolor=color,
-        capsize=2.5,
-        elinewidth=0.9,
-        label=label,
-    )
 
 
 def _draw_failures(axes: Axes, sweeps: list[Sweep]) -> None:
     """A cross for every temperature that lost replicas, in a strip of its own below the data."""
-    lost = [[row for row in sweep.rows if row.n_ok < row.n_replicas] for sweep in sweeps]
-    strips = [index for index, rows in enumerate(lost) if rows]
-    if not strips:
+    lost = {k: rows for k, sweep in enumerate(sweeps) if (rows := [r for r in sweep.rows if r.n_ok < r.n_replicas])}
+    if not lost:
         return
     low, high = axes.get_ylim()
-    axes.set_ylim(low - (high - low) * (0.16 + 0.06 * len(strips)), high)
-    for strip, index in enumerate(strips):
+    axes.set_ylim(low - (high - low) * (0.16 + 0.06 * len(lost)), high)
+    place = axes.get_xaxis_transform()
+    cross: dict[str, Any] = {"marker": "x", "ms": 6.5, "mew": 1.7, "ls": ""}
+    words: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "rotation": 90, "fontsize": 7.5}
+    for strip, (index, rows) in enumerate(lost.items()):
         color = COLORS[index % len(COLORS)] if len(sweeps) > 1 else "black"
         height = 0.05 + 0.055 * strip
-        for row in lost[index]:
-            axes.plot(
-                row.temperature_K, height, "x", color=color, ms=6.5, mew=1.7, transform=axes.get_xaxis_transform()
-            )
-            if len(strips) == 1:
-                what = _loss(row)
-                axes.annotate(
-                    what,
-                    (row.temperature_K, height),
-                    xycoords=axes.get_xaxis_transform(),
-                    xytext=(0, 7),
-                    textcoords="offset points",
-                    rotation=90,
-                    ha="center",
-                    va="bottom",
-                    fontsize=7.5,
-                    color=color,
-                )
-    if len(strips) > 1:
-        axes.plot([], [], "x", color="black", ms=6.5, mew=1.7, ls="", label="molten or failed")
+        for row in rows:
+            axes.plot(row.temperature_K, height, color=color, transform=place, **cross)
+            if len(lost) == 1:
+                at = (row.temperature_K, height)
+                axes.annotate(_loss(row), at, xycoords=place, ha="center", va="bottom", color=color, **words)
+    if len(lost) > 1:
+        axes.plot([], [], color="black", label="molten or failed", **cross)
 
 
 def _loss(row: TemperatureSummary) -> str:
@@ -205,18 +175,16 @@ def _draw_experiment(axes: Axes, experiment: Experiment) -> None:
         axes.axvline(experiment.transition_K, color=GREY, ls="--", lw=1.0, zorder=0.5, label=text)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(handles)), key=lambda i: not isinstance(handles[i], ErrorbarContainer))  # curves first
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
     if len(handles) <= 6:
         axes.legend(handles, labels, loc="best")
     else:
-        figure = axes.get_figure(root=True)
-        assert figure is not None
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def _literal(text: str) -> str:
-    """Text that matplotlib shows as it is: dollar signs and percent signs in names are no markup."""
-    return text.replace("$", r"\$").replace("%", "%%")
+    """Text that matplotlib shows as it is: a dollar sign in a name is no markup."""
+    return text.replace("$", r"\$")

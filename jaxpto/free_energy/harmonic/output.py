@@ -22,7 +22,10 @@ from jaxpto.reporting.subject import Subject
 
 FIGURE = "harmonic.png"
 UNSETTLED = 1e-3  # eV/Angstrom; a structure with larger forces on its atoms is reported as not at rest
-CAPTION = "Free energy and energy of the vibrations (without the static energy), their entropy and heat capacity."
+CAPTION = (
+    "Free energy and energy of the vibrations (without the static energy), their entropy and heat capacity, per "
+    "formula unit."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,7 @@ def write_harmonic(
         remarks=remarks,
         table=ResultTable(columns, rows),
         about=about_vibrations("harmonic", subject, treatment) | about,
-        pictures={FIGURE: picture(harmonic_figure(rows, subject), CAPTION)},
+        pictures={FIGURE: picture(harmonic_figure(columns[2:], rows, subject), CAPTION)},
         settings=settings,
         caveat=subject.caveat,
     )
@@ -140,18 +143,11 @@ def about_vibrations(method: str, subject: Subject, treatment: Treatment) -> dic
 
 
 @styled()
-def harmonic_figure(rows: Sequence[Row], subject: Subject) -> Figure:
-    """Free energy, energy, entropy and heat capacity of the vibrations against temperature."""
-    labels = {
-        "vibrational_meV": "F$_\\mathrm{vib}$ (meV per formula unit)",
-        "vibrational_energy_meV": "U$_\\mathrm{vib}$ (meV per formula unit)",
-        "entropy_J_per_K_mol": "S (J K$^{-1}$ mol$^{-1}$)",
-        "heat_capacity_J_per_K_mol": "C$_\\mathrm{v}$ (J K$^{-1}$ mol$^{-1}$)",
-    }
-    kelvin = [row["temperature_K"] for row in rows]
-    figure, panels = four_panels(list(labels.values()))
-    for axes, name in zip(panels, labels, strict=True):
-        axes.plot(kelvin, [row[name] for row in rows], marker="o", ms=3.5, color=COLORS[0])
+def harmonic_figure(columns: Sequence[Column], rows: Sequence[Row], subject: Subject) -> Figure:
+    """Four columns against temperature, the last of them the heat capacity."""
+    figure, panels = four_panels([column.label for column in columns])
+    for axes, column in zip(panels, columns, strict=True):
+        axes.plot(TEMPERATURE.values(rows), column.values(rows), marker="o", ms=3.5, color=COLORS[0])
     dulong_petit(panels[3], subject)
     return figure
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxpto.free_energy.ladder.analysis import LadderResult
 from jaxpto.reporting.columns import TEMPERATURE, Column, Row, measured, uncertain
-from jaxpto.reporting.panels import dulong_petit, four_panels
+from jaxpto.reporting.panels import band, bars, dulong_petit, four_panels
 from jaxpto.reporting.result import Result, write_result
 from jaxpto.reporting.sections import ResultTable, picture
 from jaxpto.reporting.style import COLORS, styled
@@ -24,7 +24,7 @@ FIGURE = "free_energy.png"
 FEW_SAMPLES = 50  # effective ones; a temperature with fewer is marked
 CAPTION = (
     "Curves and shades: MBAR with twice its bootstrap standard error. Points: Gibbs-Helmholtz integration (free "
-    "energy), averages (enthalpy) and fluctuations (heat capacity) at the temperatures of the ladder."
+    "energy), averages (enthalpy) and fluctuations (heat capacity) at the temperatures of the ladder. Per formula unit."
 )
 
 
@@ -42,7 +42,7 @@ def write_ladder(
         Column("effective_samples", "samples", spell=_samples),
     )
     rows = _rows(result, subject)
-    taken = _transition(result, subject)
+    ladder, taken = _ladder(result, subject), _transition(result, subject)
     headline, *remarks = _sentences(result, subject, taken)
     document = Result(
         title=f"Thermodynamics of {subject.name}",
@@ -54,11 +54,11 @@ def write_ladder(
             "reference_temperature_K": float(result.samples.temperatures[0]),
             "formula": subject.formula,
             "formula_units": subject.units,
-            "ladder": _ladder(result, subject),
+            "ladder": ladder,
             "overlap": np.round(result.overlap, 6).tolist(),
             "transition": taken,
         },
-        pictures={FIGURE: picture(ladder_figure(result, subject), CAPTION)},
+        pictures={FIGURE: picture(ladder_figure(result, subject, columns[1:5], rows, ladder), CAPTION)},
         settings=settings,
         caveat=subject.caveat,
     )
@@ -66,35 +66,32 @@ def write_ladder(
 
 
 @styled()
-def ladder_figure(result: LadderResult, subject: Subject) -> Figure:
-    """Free energy, enthalpy, entropy and heat capacity against temperature; MBAR as curves, other roads as points."""
-    energy, molar = 1000.0 / subject.units, subject.molar
-    free, enthalpy, kelvin = subject.free_energy, subject.enthalpy, result.samples.temperatures
+def ladder_figure(
+    result: LadderResult, subject: Subject, columns: Sequence[Column], rows: Sequence[Row], ladder: Sequence[Row]
+) -> Figure:
+    """Free energy, enthalpy, entropy and heat capacity against temperature; MBAR as curves, other roads as points.
+
+    Args:
+        result: samples and averages.
+        subject: crystal and model.
+        columns: the four quantities.
+        rows: MBAR's values.
+        ladder: what the ladder's own temperatures say.
+    """
+    kelvin = result.samples.temperatures
     means = np.array([values.mean() for values in result.samples.enthalpies])
     freedom = 3 * subject.atoms - (3 if subject.flexible else 0)
-    kinetic = 0.5 * freedom * BOLTZMANN * (kelvin - kelvin[0])
-    fields = {
-        "gibbs": (energy, f"{free} $-$ {free}$_0$ (meV per formula unit)"),
-        "enthalpy": (energy, f"{enthalpy} $-$ {enthalpy}$_0$ (meV per formula unit)"),
-        "entropy": (molar, "S $-$ S$_0$ (J K$^{-1}$ mol$^{-1}$)"),
-        "heat_capacity": (molar, f"C$_\\mathrm{{{subject.heat_capacity[1]}}}$ (J K$^{{-1}}$ mol$^{{-1}}$)"),
-    }
-    points: dict[str, tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"] | None, str]] = {
-        "gibbs": (result.integrated, result.integrated_errors, "Gibbs-Helmholtz integration"),
-        "enthalpy": (means - means[0] + kinetic, None, "averages"),
-        "heat_capacity": (result.fluctuations, result.fluctuations_errors, "fluctuations"),
-    }
-    figure, panels = four_panels([text for _, text in fields.values()])
-    for axes, (name, (factor, _)) in zip(panels, fields.items(), strict=True):
-        value, error = factor * getattr(result.values, name), factor * getattr(result.errors, name)
-        axes.fill_between(result.wanted, value - 2 * error, value + 2 * error, color=COLORS[0], alpha=0.2, lw=0)
-        axes.plot(result.wanted, value, color=COLORS[0], label="MBAR")
-        if name in points:
-            found, spread, road = points[name]
-            bars = None if spread is None else factor * spread
-            marks: dict[str, Any] = {"fmt": "o", "ms": 4, "color": COLORS[1], "capsize": 2, "lw": 1, "zorder": 3}
-            axes.errorbar(kelvin, factor * found, bars, label=road, **marks)
-            axes.legend(loc="best")
+    averages = means - means[0] + 0.5 * freedom * BOLTZMANN * (kelvin - kelvin[0])
+    figure, panels = four_panels([column.label for column in columns])
+    for axes, column in zip(panels, columns, strict=True):
+        band(axes, rows, column, "MBAR")
+    integrated = dataclasses.replace(columns[0], name="free_energy_integrated_eV")
+    bars(panels[0], ladder, integrated, "Gibbs-Helmholtz integration", COLORS[1])
+    panels[1].plot(kelvin, 1000.0 * averages / subject.units, "o", ms=4.5, color=COLORS[1], label="averages")
+    fluctuations = dataclasses.replace(columns[3], name="heat_capacity_fluctuations_J_per_K_mol")
+    bars(panels[3], ladder, fluctuations, "fluctuations", COLORS[1])
+    for axes in panels[:2]:
+        axes.legend(loc="best")
     panels[3].margins(x=0.03, y=0.25)  # room for a legend that hides no error bar
     dulong_petit(panels[3], subject)
     return figure

@@ -65,7 +65,7 @@ def write_landau(
             "literature": None if known is None else dataclasses.asdict(known),
             "windows": [_windows(row) for row in result.rows],
         },
-        pictures={FIGURE: picture(landau_figure(result, subject, known), CAPTION)},
+        pictures={FIGURE: picture(landau_figure(result, subject, COLUMNS[1:6], rows, known), CAPTION)},
         settings=settings,
         caveat=subject.caveat,
     )

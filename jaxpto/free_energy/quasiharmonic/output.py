@@ -23,9 +23,12 @@ from jaxpto.reporting.subject import Subject
 from jaxpto.units import GIGAPASCAL
 
 SAME = 1e-5  # relative difference of lengths that count as one
+GIBBS = Column("free_energy_eV", "G", "eV", ".4f")
+ENTROPY = Column("entropy_J_per_K_mol", "S", "J/K/mol", ".2f")
+HEAT_CAPACITIES = tuple(Column(f"heat_capacity_{x}_J_per_K_mol", f"C{x}", "J/K/mol", ".2f") for x in "vp")
 CAPTION = (
     "Lattice parameters (dotted: at 0 K without vibrations), Gibbs energy, entropy, and heat capacities at constant "
-    "pressure and at constant volume, at the cell that minimises the free energy."
+    "pressure and at constant volume, per formula unit, at the cell that minimises the free energy."
 )
 
 
@@ -64,10 +67,7 @@ def write_quasiharmonic(
         TEMPERATURE,
         *(Column(f"{axis}_A", axis, "A", ".4f") for axis, _ in lattice_names(result.cells)),
         Column("expansion_volume_ppm_per_K", "dlnV/dT", "1e-6/K", ".1f"),
-        Column("free_energy_eV", "G", "eV", ".4f"),
-        Column("entropy_J_per_K_mol", "S", "J/K/mol", ".2f"),
-        Column("heat_capacity_v_J_per_K_mol", "Cv", "J/K/mol", ".2f"),
-        Column("heat_capacity_p_J_per_K_mol", "Cp", "J/K/mol", ".2f"),
+        *(GIBBS, ENTROPY, *HEAT_CAPACITIES),
     )
     lost = None if result.lost is None else dataclasses.asdict(result.lost)
     about = {"internal": result.internal, "lost": lost, "static_lattice_A": np.linalg.norm(result.start, axis=1)}
@@ -101,24 +101,18 @@ def lattice_names(cells: Sequence[Float[np.ndarray, "3 3"]]) -> list[tuple[str, 
 @styled()
 def quasiharmonic_figure(result: QuasiharmonicResult, rows: Sequence[Row], subject: Subject) -> Figure:
     """Lattice parameters, Gibbs energy, entropy and heat capacities against temperature."""
-    kelvin = [row["temperature_K"] for row in rows]
-    labels = ("lattice parameters ($\\mathrm{\\AA}$)", "G (eV per formula unit)")
-    labels = (*labels, "S (J K$^{-1}$ mol$^{-1}$)", "heat capacity (J K$^{-1}$ mol$^{-1}$)")
-    figure, panels = four_panels(labels)
-    curves = [
-        (0, f"{axis}_A", label, color)
-        for (axis, label), color in zip(lattice_names(result.cells), COLORS, strict=False)
-    ]
-    for number, (axis, _) in enumerate(lattice_names(result.cells)):
-        static = float(np.linalg.norm(result.start["abc".index(axis)]))
-        panels[0].axhline(static, color=COLORS[number], lw=0.9, ls=":", zorder=1)
-    curves += [(1, "free_energy_eV", "", COLORS[0]), (2, "entropy_J_per_K_mol", "", COLORS[0])]
-    curves += [(3, "heat_capacity_p_J_per_K_mol", "C$_\\mathrm{p}$", COLORS[0])]
-    curves += [(3, "heat_capacity_v_J_per_K_mol", "C$_\\mathrm{v}$", COLORS[1])]
-    for panel, name, label, color in curves:
-        panels[panel].plot(kelvin, [row[name] for row in rows], color=color, label=label, marker="o", ms=3.5)
-    for axes in panels:
+    named = lattice_names(result.cells)
+    lattice = [Column(f"{axis}_A", label, "A") for axis, label in named]
+    curves = (lattice, [GIBBS], [ENTROPY], HEAT_CAPACITIES)
+    figure, panels = four_panels(["lattice parameters (Å)", GIBBS.label, ENTROPY.label, "heat capacity (J/K/mol)"])
+    for axes, columns in zip(panels, curves, strict=True):
+        for column, color in zip(columns, COLORS, strict=False):
+            kelvin, values = TEMPERATURE.values(rows), column.values(rows)
+            axes.plot(kelvin, values, color=color, label=column.heading, marker="o", ms=3.5)
         axes.ticklabel_format(axis="y", useOffset=False)
+    for (axis, _), color in zip(named, COLORS, strict=False):
+        static = float(np.linalg.norm(result.start["abc".index(axis)]))
+        panels[0].axhline(static, color=color, lw=0.9, ls=":", zorder=1)
     panels[0].legend(loc="best")
     dulong_petit(panels[3], subject)
     return figure
