@@ -15,11 +15,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
 from jaxpto.models.catalogue import check_known, load_potential
-from jaxpto.neighbors import Layout, Neighbors, build, needs_rebuild
+from jaxpto.neighbors import Layout, Neighbors, build, grow_until_it_fits, needs_rebuild
 from jaxpto.potential import Potential, Prediction, SiteModel
-from jaxpto.system import System, check_cell, from_ase
+from jaxpto.system import System, check_atoms, check_cell, from_ase
 
-_MAXIMUM_REGROWS = 3
 _build = jax.jit(build, static_argnames="layout")
 
 
@@ -124,21 +123,19 @@ class JaxptoCalculator(Calculator):
 
     def _rebuild(self, atoms: ase.Atoms, system: System) -> Neighbors:
         layout = self._layout if self._neighbors is None else self._neighbors.layout
-        if layout is not None:
-            neighbors = _build(system, layout)
-            if not neighbors.overflow:
-                return neighbors
-        from_ase(atoms, np.float64)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
-        headroom = 1.25
-        for _ in range(_MAXIMUM_REGROWS):
-            layout = self.potential.allocate([system], self.skin, headroom)
-            neighbors = _build(system, layout)
-            if not neighbors.overflow:
-                return neighbors
-            headroom *= 1.5
-        raise RuntimeError(
-            f"the neighbour list still overflows after {_MAXIMUM_REGROWS} regrows; check the structure's density"
-        )
+
+        def enlarge(layout: Layout, _: Neighbors) -> Layout:
+            check_atoms(atoms)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
+            # counted anew: the structure may have nothing in common with the one before
+            return self.potential.allocate([system], self.skin)
+
+        return grow_until_it_fits(
+            lambda layout: _build(system, layout),
+            layout or self.potential.allocate([system], self.skin),
+            overflowed=lambda neighbors: bool(neighbors.overflow),
+            enlarge=enlarge,
+            enlargements=1,
+        ).result
 
     def _cast(self, leaf: Any) -> jax.Array:
         array = np.asarray(leaf)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
+from jaxpto.platform import platform_of
 from jaxpto.system import Leaf, System, volume
 
 
@@ -107,7 +108,7 @@ class BoundedModel(Protocol):
 class LocalModel(Protocol):
     """A model with dense lists whose energy is a sum over atoms, each of its own edges: some can go at a time."""
 
-    def atoms_at_a_time(self, n: int) -> Int[Array, "i m"] | None:
+    def atoms_at_a_time(self, n: int, layout: Layout) -> Int[Array, "i m"] | None:
         """Which of n atoms to evaluate at a time, where the edges of all would not fit the caches; None: all at once.
 
         Each atom once, in slices of one length; indices from n on are padding.
@@ -188,7 +189,7 @@ class Potential:
             skin: Angstrom.
             headroom: factor on the largest counts found.
         """
-        return allocate(
+        layout = allocate(
             systems,
             self.cutoff,
             skin,
@@ -197,6 +198,7 @@ class Potential:
             angle_cutoff=self.model.angle_cutoff if isinstance(self.model, AngularModel) else 0.0,
             headroom=headroom,
         )
+        return dataclasses.replace(layout, platform=platform_of((self.params, systems)))
 
     def energy(self, system: System, neighbors: Neighbors) -> Float[Array, ""]:
         """Energy of one system, eV; differentiable in positions, cell and params.
@@ -220,9 +222,12 @@ class Potential:
         if isinstance(self.model, DirectModel):
             return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
-        if isinstance(self.model, LocalModel) and jax.sharding.get_abstract_mesh().auto_axes:
+        if isinstance(self.model, LocalModel) and neighbors.layout.devices > 1:
             energy, forces, virial = self._over_devices(self.model, system, neighbors)
-        elif isinstance(self.model, LocalModel) and (slices := self.model.atoms_at_a_time(n)) is not None:
+        elif (
+            isinstance(self.model, LocalModel)
+            and (slices := self.model.atoms_at_a_time(n, neighbors.layout)) is not None
+        ):
             energy, forces, virial = self._in_slices(self.model, slices, system, neighbors)
         else:
             energy, forces, virial = self._at_once(system, neighbors)
@@ -249,8 +254,9 @@ class Potential:
         n_rows = system.positions.shape[0] // math.prod(mesh.shape[axis] for axis in axes)
 
         def own(potential: Potential, system: System, wraps: Array, senders: Array, images: Array) -> Any:
-            held = dataclasses.replace(neighbors, senders=senders, images=images, wraps=wraps)
-            slices = model.atoms_at_a_time(n_rows)
+            layout = dataclasses.replace(neighbors.layout, devices=1)
+            held = dataclasses.replace(neighbors, senders=senders, images=images, wraps=wraps, layout=layout)
+            slices = model.atoms_at_a_time(n_rows, layout)
             slices = jnp.arange(n_rows, dtype=jnp.int32)[None, :] if slices is None else slices
             first = n_rows * jax.lax.axis_index(axes)
             return jax.lax.psum(potential._in_slices(model, slices, system, held, first), axes)

@@ -415,7 +415,7 @@ def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     known = [model.elements.index(z) for z in batch.species]
     own = jnp.asarray(one_hot(batch.numbers, batch.species, np.float64))
     energy, forces, virial = predict(
-        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.slots
+        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.layout
     )
     atoms = ase.Atoms(numbers=found.numbers, positions=found.positions[1], cell=found.cells[1], pbc=True)
     expected = contract.predict(Potential(params, model, "x"), atoms)

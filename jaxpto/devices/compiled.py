@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxpto.devices.tree_text import UnknownStructureError, describe, structure
+from jaxpto.platform import platform_of
 from jaxpto.storage.files import StorageError, replacing
 from jaxpto.storage.own_folder import own_folder
 
@@ -42,7 +43,9 @@ _DIGEST = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
 
-def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[str, Any] = WIDE) -> Callable[..., Any]:
+def cached_jit(
+    function: Callable[..., Any], made_from: Any, compiler_options: dict[str, Any] = WIDE
+) -> Callable[..., Any]:
     """The function compiled, as by `jax.jit`, with its traced form kept on disk where JAX has a compilation cache.
 
     Where that cannot be, because there is no cache, or the program depends on something that no file name can stand for
@@ -61,7 +64,7 @@ def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[st
         leaves, given = jax.tree.flatten(arguments)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         shapes = tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
-        signature = given, shapes, _settings()
+        signature = given, shapes, platform_of(leaves), _settings()
         if signature not in programs:
             path = _path((made_from, compiler_options, *signature), leaves)
             found = None if path is None else _of_file(path, function, given, leaves, compiler_options)
@@ -91,8 +94,11 @@ def _of_file(
                 raise UnknownStructureError("the results have another structure than their description")
             return jax.tree.leaves(results)
 
+        platform = platform_of(leaves)
+        # JAX has other names for GPUs here, of their makers; its default, where there is one, is the right one
+        platforms = None if platform == "gpu" else (platform,)
         try:
-            program = bytes(export.export(jax.jit(flat))(*leaves).serialize())
+            program = bytes(export.export(jax.jit(flat), platforms=platforms)(*leaves).serialize())
         # a call back to Python, or to a library that promises nothing, or a result of an unknown kind
         except (NotImplementedError, ValueError):
             return None
@@ -136,7 +142,8 @@ def _path(content: tuple[Any, ...], leaves: list[jax.Array]) -> Path | None:
     folder = Path(cache) / FOLDER
     if not _usable(folder):
         return None
-    devices = jax.default_backend(), jax.local_devices()[0].device_kind, [str(leaf.sharding) for leaf in leaves]
+    kinds = sorted({device.device_kind for leaf in leaves for device in leaf.devices()})
+    devices = kinds, [str(leaf.sharding) for leaf in leaves]
     name = io.BytesIO()
     try:
         _Content(name).dump((_code(), devices, content))

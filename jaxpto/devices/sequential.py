@@ -12,7 +12,7 @@ from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import System
 
 
-def in_turn(evaluate: EvaluateFn) -> EvaluateFn:
+def sequential_over_replicas(evaluate: EvaluateFn) -> EvaluateFn:
     """An evaluate function that the replicas of a batch (`jax.vmap`) go through one after another on a CPU.
 
     Side by side they would crowd each other out of the caches: twice the time at 625 atoms, and the memory of all of
@@ -23,10 +23,10 @@ def in_turn(evaluate: EvaluateFn) -> EvaluateFn:
     Args:
         evaluate: of one system, such as `potential.evaluate`.
     """
-    if jax.default_backend() != "cpu":
-        return evaluate
 
     def one_after_another(system: System, neighbors: Neighbors) -> Prediction:
+        if neighbors.layout.platform != "cpu":
+            return evaluate(system, neighbors)
         arrays, structure = jax.tree.flatten((system, neighbors))
 
         # of bare arrays: JAX would put its marks of what is batched into a System, which takes arrays only

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpto.errors import InputError
 from jaxpto.neighbors import Layout, Neighbors
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential, Prediction
 from jaxpto.system import System
 
@@ -26,8 +27,8 @@ _OF_EDGES = ("senders", "images", "packed_receivers")
 
 
 def atom_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh of all local devices (or the given ones) for one system."""
-    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), (ATOMS,))
+    """Mesh of all local devices (or the given ones) to share one system."""
+    return Mesh(np.asarray(local_devices() if devices is None else devices), (ATOMS,))
 
 
 def check_sharing(wanted: int, available: int, n_atoms: int, potential: Potential) -> None:
@@ -91,9 +92,11 @@ def sharded(
     """
 
     def dealt_out(system: System, neighbors: Neighbors) -> Prediction:
-        # the model learns of the mesh by the context, as inside of `jax.shard_map`; see `layers.divided`
+        # `jax.shard_map` in the model finds the mesh in the context, as it does inside of another `jax.shard_map`
         known = contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
         with known:
-            return evaluate(system, constrain(neighbors, mesh))
+            devices = jax.sharding.get_abstract_mesh().shape[ATOMS]
+            layout = dataclasses.replace(neighbors.layout, devices=devices)
+            return evaluate(system, dataclasses.replace(constrain(neighbors, mesh), layout=layout))
 
     return dealt_out

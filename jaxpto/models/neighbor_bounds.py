@@ -11,7 +11,7 @@ from ase.neighborlist import neighbor_list
 from jaxpto.potential import BoundedModel, Potential
 
 
-def crowding(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
+def neighbor_bound_warning(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
     """One line for the user if atoms of these structures have more neighbours than the model counts, else "".
 
     Args:

@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from jaxpto.platform import default_platform
+
 WORD = 32
 VECTOR = 8  # numbers that a processor's vector units take at once
 _SHRINKAGE = 0.975  # a cell's heights may shrink by this factor before the stencil is too short
@@ -15,7 +17,7 @@ _SHRINKAGE = 0.975  # a cell's heights may shrink by this factor before the sten
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Static sizes of a neighbour list.
+    """Static sizes of a neighbour list, and the devices it is for.
 
     Attributes:
         cutoff: the model's cutoff, Angstrom.
@@ -29,6 +31,8 @@ class Layout:
         edges: 0 for a dense list; otherwise the edges are packed to the front of arrays of this length.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for no angles.
         bonds, angles: capacities for bonds and for angles.
+        platform: kind of device that computes with the list; it decides how many atoms or edges are taken at a time.
+        devices: number of devices over which XLA spreads the edges of one system; `devices.sharding.sharded` sets it.
     """
 
     cutoff: float
@@ -42,6 +46,8 @@ class Layout:
     angle_cutoff: float = 0.0
     bonds: int = 0
     angles: int = 0
+    platform: str = dataclasses.field(default_factory=default_platform)
+    devices: int = 1
 
 
 def heights(cell: np.ndarray) -> np.ndarray:
@@ -49,18 +55,17 @@ def heights(cell: np.ndarray) -> np.ndarray:
     return np.abs(np.linalg.det(cell)) / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1)
 
 
-def grow(layout: Layout, cells: np.ndarray | None = None, factor: float = 1.3) -> Layout:
+def grow(layout: Layout, cells: np.ndarray, factor: float = 1.3) -> Layout:
     """Enlarge every capacity of a layout that overflowed; slots to whole vectors.
 
     Args:
-        layout: what overflowed.
+        layout: the sizes that were too small.
         cells: [..., 3, 3] cells that the list must serve, Angstrom; the stencil changes only if one of them needs it.
-            Without them it is made to serve a cell with heights smaller by another 5 percent.
-        factor: on the capacities.
+        factor: factor on the capacities.
     """
     reach = layout.cutoff + layout.skin
     smallest = reach * np.asarray(layout.bins) / np.asarray(layout.stencil)  # heights served by the present stencil
-    needed = smallest / 1.05 if cells is None else _smallest_heights(cells) * _SHRINKAGE
+    needed = _smallest_heights(cells) * _SHRINKAGE
     bins, stencil = layout.bins, layout.stencil
     if (needed < smallest).any():
         bins, stencil = choose_bins(np.diag(np.minimum(needed, smallest) / _SHRINKAGE), reach)

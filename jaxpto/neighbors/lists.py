@@ -16,6 +16,7 @@ from jaxpto.neighbors import search
 from jaxpto.neighbors.angles import Angles, build_angles
 from jaxpto.neighbors.layout import WORD, Layout, choose_bins, image_vectors, whole_words
 from jaxpto.neighbors.search import matmul
+from jaxpto.platform import platform_of
 from jaxpto.system import Leaf, System
 
 
@@ -88,7 +89,7 @@ def allocate(
         raise ValueError(f"angles up to {angle_cutoff} A need packed=True and a cutoff ({cutoff} A) at least as long")
     bins, stencil = choose_bins(np.stack([np.asarray(s.cell) for s in systems]), cutoff + skin)
     species = tuple(dict.fromkeys(np.asarray(systems[0].numbers).tolist())) if by_species else ()
-    layout = Layout(float(cutoff), float(skin), bins, stencil, (), species, ())
+    layout = Layout(float(cutoff), float(skin), bins, stencil, (), species, (), platform=platform_of(systems))
     n_candidates = np.max([jax.device_get(_count_candidates(s, layout)) for s in systems], axis=0)
     # When the stencil covers the cell a whole number of times every bin has the same candidates, for good.
     fixed = all((2 * s + 1) % b == 0 for b, s in zip(bins, stencil, strict=True))
@@ -114,14 +115,15 @@ def build(system: System, layout: Layout) -> Neighbors:
         word = words[receivers, word_index]
     else:
         slots = [
-            search.dense_slots(b, s) for b, s in zip(search.split_blocks(words, layout), layout.slots, strict=True)
+            search.dense_slots(b, s, layout.platform)
+            for b, s in zip(search.split_blocks(words, layout), layout.slots, strict=True)
         ]
         overflow |= jnp.stack([c.max() > s for c, s in zip(counts, layout.slots, strict=True)]).any()
         first_words = np.cumsum([0, *layout.candidates]) // WORD
         word_index = jnp.concatenate([s[0] + int(first) for s, first in zip(slots, first_words, strict=False)], axis=1)
         rank, word, filled = (jnp.concatenate([s[part] for s in slots], axis=1) for part in (1, 2, 3))
         receivers = jnp.arange(n, dtype=jnp.int32)[:, None]
-    bit = search.select_bit(word, rank)
+    bit = search.select_bit(word, rank, layout.platform)
     code = codes.at[bit, bin_of[receivers], word_index].get(mode="promise_in_bounds")
     neighbors = Neighbors(
         senders=jnp.where(filled, code % n, n).reshape(-1),

@@ -42,13 +42,15 @@ def inverse(cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     return reciprocal.T / jnp.dot(cell[0], reciprocal[0])
 
 
-def _loop(step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...], at_once: int = 1) -> Any:
+def _loop(
+    step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...], platform: str, at_once: int = 1
+) -> Any:
     """The carry after all turns of a loop over the first axis, and what the turns gave; unrolled on an accelerator.
 
     On a CPU so many turns `at_once` are one kernel; where a turn looks something up, more than one take longer.
     """
     turns = jax.tree.leaves(inputs)[0].shape[0]
-    return jax.lax.scan(step, start, inputs, unroll=min(at_once, turns) if jax.default_backend() == "cpu" else turns)
+    return jax.lax.scan(step, start, inputs, unroll=min(at_once, turns) if platform == "cpu" else turns)
 
 
 def sort_into_bins(
@@ -118,7 +120,7 @@ def adjacency(
         return (words | jnp.where(is_edge, bit, jnp.uint32(0)), bit << 1), None
 
     nothing = jnp.zeros((n, code.shape[2]), jnp.uint32)
-    (words, _), _ = _loop(add_bit, (nothing, jnp.uint32(1)), (x, y, z, code))
+    (words, _), _ = _loop(add_bit, (nothing, jnp.uint32(1)), (x, y, z, code), layout.platform)
     return words, code, bin_of, wraps, overflow
 
 
@@ -149,7 +151,7 @@ def _join_runs(
     return code, jnp.where(exists[..., None], position, jnp.inf), end[:, -1].max()
 
 
-def dense_slots(words: UInt32[Array, "n w"], slots: int) -> tuple[Array, Array, Array, Array]:
+def dense_slots(words: UInt32[Array, "n w"], slots: int, platform: str) -> tuple[Array, Array, Array, Array]:
     """For each slot: index of the word with its bit, the bit's rank among its set bits, the word, and if it exists."""
     n = words.shape[0]
     slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
@@ -161,8 +163,8 @@ def dense_slots(words: UInt32[Array, "n w"], slots: int) -> tuple[Array, Array, 
     def find(index: Array, first: Array) -> tuple[Array, None]:
         return index + (first[:, None] <= slot).astype(jnp.int32), None
 
-    total, first = _loop(accumulate, jnp.zeros(n, jnp.int32), number.T)
-    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first, at_once=4)
+    total, first = _loop(accumulate, jnp.zeros(n, jnp.int32), number.T, platform)
+    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first, platform, at_once=4)
     rows = jnp.arange(n)[:, None]
     rank = slot - first.at[index, rows].get(mode="promise_in_bounds")
     return index, rank, words.at[rows, index].get(mode="promise_in_bounds"), slot < total[:, None]
@@ -177,7 +179,7 @@ def packed_slots(words: UInt32[Array, "n w"], edges: int) -> tuple[Array, Array,
     return index // words.shape[1], index % words.shape[1], edge - first[index], edge < number.sum()
 
 
-def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"]) -> Int32[Array, "*s"]:
+def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"], platform: str) -> Int32[Array, "*s"]:
     """Position of the set bit of each word that has `rank` set bits below it, by bisection."""
 
     def halve(carry: tuple[Array, Array, Array], width: Array) -> tuple[tuple[Array, Array, Array], None]:
@@ -194,5 +196,5 @@ def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"]) -> Int32[Ar
     widths = jnp.asarray([16, 8, 4, 2, 1], jnp.uint32)
     # between barriers one kernel from words to bits; fused with what uses them it would be computed for each of those
     start = jax.lax.optimization_barrier((words, rank, jnp.zeros_like(rank)))
-    (_, _, bit), _ = _loop(halve, start, widths, at_once=len(widths))
+    (_, _, bit), _ = _loop(halve, start, widths, platform, at_once=len(widths))
     return jax.lax.optimization_barrier(bit)

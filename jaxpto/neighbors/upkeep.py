@@ -52,7 +52,7 @@ def refresh(
         return jnp.any(carry[1])
 
     # A CPU builds one list after another, so that only those in need cost anything; others build all at once.
-    rebuild = _rebuild_first if jax.default_backend() == "cpu" else _rebuild_all
+    rebuild = _rebuild_first if neighbors.layout.platform == "cpu" else _rebuild_all
 
     def turn(carry: tuple[Neighbors, Array]) -> tuple[Neighbors, Array]:
         # Tied to what a turn changes: XLA takes everything else out of the loop, where it runs though no turn does.
