@@ -18,7 +18,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
-from jaxpto.lattice_dynamics.harmonic import analyse, largest_difference
+from jaxpto.lattice_dynamics.harmonic import harmonic_properties, largest_difference
 from jaxpto.lattice_dynamics.output import AGREEMENT, Calculation, ModelResult, show, write_model, write_summary
 from jaxpto.lattice_dynamics.paths import PathName, band_path
 from jaxpto.lattice_dynamics.phonopy_bridge import (
@@ -150,7 +150,9 @@ def _run_model(
             if config.symmetrize:
                 phonon.symmetrize_force_constants()
             path = band_path(config.path, phonon.primitive, SYMMETRY_PRECISION)
-            harmonic = analyse(phonon, path, sorted(set(config.temperatures or DEFAULT_TEMPERATURES)), config.mesh)
+            harmonic = harmonic_properties(
+                phonon, path, sorted(set(config.temperatures or DEFAULT_TEMPERATURES)), config.mesh
+            )
         residual = sum_rule_residual(phonon, constants)
         calculations[method] = Calculation(phonon, harmonic, residual, config.symmetrize)
         effort = f"{_count(len(phonon.displacements), 'displacement')}, " if method == "displacement" else ""

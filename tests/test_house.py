@@ -25,10 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxpto"
 
 # still to be done; goes when both are empty
-SHARED_NAMES = (
-    *("Bonds", "Crystal", "Estimate", "Frames", "Landscape"),
-    *("Position", "Subject", "Target", "Thermal", "Transition"),
-)
+SHARED_NAMES = ("Position", "Subject")
 UNREAD = (
     *("models", "free_energy", "training", "devices", "lattice_dynamics", "md", "integrators", "observables", "pto"),
     *("storage", "neighbors", "relaxation", "reporting", "structures"),

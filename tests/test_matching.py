@@ -24,7 +24,7 @@ from jaxpto.structures import builtin_structure
 from jaxpto.training import deviation, ensembles, matching
 from jaxpto.training.checkpoint import checkpoint
 from jaxpto.training.matching_options import MatchOptions, plan_of
-from jaxpto.training.targets import Target, conditions, observe, parse_target, parse_targets
+from jaxpto.training.targets import MeasuredAverage, conditions, observe, parse_target, parse_targets
 
 NOISE = 0.05  # eV/Angstrom, of the labels
 KELVIN = 100.0
@@ -155,7 +155,7 @@ def test_gradient_is_that_of_finite_differences() -> None:
     )
     potential = lambda params: shipped.replace(params=params)  # noqa: E731
     params = deviation.double(shipped.params)
-    sampled = deviation.prepare(plan, targets, frames, potential, params, [])
+    sampled = deviation.sampled_ensembles(plan, targets, frames, potential, params, [])
     look = deviation.make_look(targets, potential, plan.replicas, 1.0, 0.01)
     direction = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape)) * jnp.std(leaf), params)
     direction |= {name: jnp.zeros_like(params[name]) for name in ("trusted", "wall")}
@@ -173,8 +173,8 @@ def test_gradient_is_that_of_finite_differences() -> None:
 
 
 def test_targets_are_read() -> None:
-    assert parse_target("c_over_a@300K=1.063") == Target("c_over_a", 300.0, 0.0, 1.063)
-    assert parse_target(" volume @ 3.5e2 K , -2.5 GPa = 61.5 ") == Target("volume", 350.0, -2.5, 61.5)
+    assert parse_target("c_over_a@300K=1.063") == MeasuredAverage("c_over_a", 300.0, 0.0, 1.063)
+    assert parse_target(" volume @ 3.5e2 K , -2.5 GPa = 61.5 ") == MeasuredAverage("volume", 350.0, -2.5, 61.5)
     targets = parse_targets(("a@300K=3.9", "c@300K=4.1", "a@300K,2GPa=3.88", "polarization@400K=0.7"))
     assert conditions(targets) == [(300.0, 0.0), (300.0, 2.0), (400.0, 0.0)]
     assert [target.name for target in targets] == ["a@300K", "c@300K", "a@300K,2GPa", "polarization@400K"]

@@ -10,7 +10,7 @@ from jaxpto.errors import InputError, settings_of
 from jaxpto.md.config import SweepConfig
 from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
-from jaxpto.training.targets import Target, conditions
+from jaxpto.training.targets import MeasuredAverage, conditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MatchOptions:
         return repeats_of(self.structure, self.supercell, (3, 3, 3))
 
 
-def check_options(options: MatchOptions) -> None:
+def check_matching(options: MatchOptions) -> None:
     """Refuse options that cannot run; those of the simulation are checked by `make_plan`.
 
     Raises:
@@ -73,7 +73,7 @@ def check_options(options: MatchOptions) -> None:
         raise InputError(f"`effective={options.effective:g}`: it must lie in (0, 1)")
 
 
-def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Plan:
+def plan_of(options: MatchOptions, targets: tuple[MeasuredAverage, ...], seed: int) -> Plan:
     """The simulations that targets need.
 
     Raises:

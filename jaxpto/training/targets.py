@@ -20,7 +20,7 @@ _TARGET = re.compile(rf"\s*(\w+)\s*@\s*({_NUMBER})\s*K\s*(?:,\s*({_NUMBER})\s*GP
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class MeasuredAverage:
     """A measured average.
 
     Attributes:
@@ -47,7 +47,7 @@ class Target:
         return f"{self.observable}@{spell_kelvin(self.temperature)}K{squeezed}"
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> MeasuredAverage:
     """Read a target such as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5".
 
     Raises:
@@ -65,10 +65,10 @@ def parse_target(text: str) -> Target:
         raise InputError(f"`match` {text!r}: {pressure:g} GPa; the pressure must be finite")
     if not 0.0 < value < math.inf:
         raise InputError(f"`match` {text!r}: {value:g}; the value must be above 0")
-    return Target(observable, temperature, pressure, value)
+    return MeasuredAverage(observable, temperature, pressure, value)
 
 
-def parse_targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
+def parse_targets(texts: tuple[str, ...]) -> tuple[MeasuredAverage, ...]:
     """Read all targets of a run.
 
     Raises:
@@ -82,7 +82,7 @@ def parse_targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
     return targets
 
 
-def conditions(targets: tuple[Target, ...]) -> list[tuple[float, float]]:
+def conditions(targets: tuple[MeasuredAverage, ...]) -> list[tuple[float, float]]:
     """Temperatures (K) and pressures (GPa) that have to be simulated, in the order of the targets."""
     return list(dict.fromkeys(target.condition for target in targets))
 

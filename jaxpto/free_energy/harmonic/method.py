@@ -23,13 +23,13 @@ from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.spectral import ModeFunction, frequencies
 from jaxpto.free_energy.harmonic.output import HarmonicResult, Subject, write_harmonic
 from jaxpto.free_energy.harmonic.vibrations import (
-    Crystal,
-    Thermal,
+    VibratingCrystal,
+    VibrationalThermodynamics,
     dynamical_matrices,
-    free_energy,
     make_crystal,
-    thermal,
     usual_mesh,
+    vibrational_free_energy,
+    vibrational_thermodynamics,
     without_translations,
 )
 from jaxpto.free_energy.quasiharmonic.landscape import imaginary_text
@@ -65,7 +65,7 @@ class Prepared:
     calculator: JaxptoCalculator
     atoms: ase.Atoms
     phonon: Phonopy
-    crystal: Crystal
+    crystal: VibratingCrystal
     mesh: tuple[int, int, int]
     subject: Subject
 
@@ -78,14 +78,14 @@ def run_harmonic(config: FreeEnergyConfig, console: Console) -> HarmonicResult:
             refused; nothing is written then.
     """
     with jax.enable_x64(True):
-        check(config)
-        prepared = prepare(config, console)
+        check_harmonic(config)
+        prepared = prepare_crystal(config, console)
         result = _analyse(config, prepared, console)
     write_harmonic(result, prepared.subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
 
 
-def check(config: FreeEnergyConfig) -> None:
+def check_harmonic(config: FreeEnergyConfig) -> None:
     """Refuse settings that neither harmonic nor qha can use, and an output folder that holds something else.
 
     Raises:
@@ -104,7 +104,7 @@ def check(config: FreeEnergyConfig) -> None:
     check_output_folder(config.out, resume=_method_of(config.out) == config.method)
 
 
-def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
+def prepare_crystal(config: FreeEnergyConfig, console: Console) -> Prepared:
     """Load the model and the structure, relax it if wanted, and set its supercell and wave vectors up.
 
     Raises:
@@ -176,7 +176,9 @@ def _analyse(config: FreeEnergyConfig, prepared: Prepared, console: Console) -> 
         function = ModeFunction(config.harmonic.statistics, config.harmonic.imaginary)
         kelvin = np.unique(config.temperatures)
         values = jax.device_get(_thermal(function, crystal, matrices, jnp.asarray(kelvin)))
-        zero = free_energy(dataclasses.replace(function, statistics="quantum"), crystal, matrices, jnp.asarray(COLD))
+        zero = vibrational_free_energy(
+            dataclasses.replace(function, statistics="quantum"), crystal, matrices, jnp.asarray(COLD)
+        )
     single = prepared.atoms.copy()
     single.calc = prepared.calculator
     cells = len(single) / prepared.subject.atoms
@@ -197,9 +199,12 @@ def _analyse(config: FreeEnergyConfig, prepared: Prepared, console: Console) -> 
 
 @functools.partial(jax.jit, static_argnames="function")
 def _thermal(
-    function: ModeFunction, crystal: Crystal, matrices: Complex[Array, "q m m"], temperatures: Float[Array, " t"]
-) -> Thermal:
-    return jax.vmap(lambda kelvin: thermal(function, crystal, matrices, kelvin))(temperatures)
+    function: ModeFunction,
+    crystal: VibratingCrystal,
+    matrices: Complex[Array, "q m m"],
+    temperatures: Float[Array, " t"],
+) -> VibrationalThermodynamics:
+    return jax.vmap(lambda kelvin: vibrational_thermodynamics(function, crystal, matrices, kelvin))(temperatures)
 
 
 def _method_of(out: Path) -> str | None:

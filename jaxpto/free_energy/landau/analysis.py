@@ -15,10 +15,10 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import FEWEST
 from jaxpto.free_energy.ladder.analysis import LEAST_OVERLAP
-from jaxpto.free_energy.landau.landscape import (
-    Landscape,
+from jaxpto.free_energy.landau.profile import (
+    FreeEnergyProfile,
     curie_weiss,
-    landscape,
+    free_energy_profile,
     reduced_bias,
     umbrella_integration,
 )
@@ -82,8 +82,8 @@ class TemperatureResult:
     """
 
     samples: WindowSamples
-    values: Landscape
-    errors: Landscape
+    values: FreeEnergyProfile
+    errors: FreeEnergyProfile
     overlap: Float[np.ndarray, "k k"]
     integrated: Float[np.ndarray, " e"]
 
@@ -137,7 +137,9 @@ def thinned(
     return WindowSamples(temperature, tuple(kept_p), tuple(kept_v), np.array(inefficiencies))
 
 
-def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0) -> LandauResult:
+def analyse_windows(
+    sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0
+) -> LandauResult:
     """Landscapes at all temperatures, with errors by bootstrap over the samples of each window.
 
     Args:
@@ -151,7 +153,7 @@ def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int 
     """
     generator = np.random.default_rng(seed)
     with jax.enable_x64(True):
-        trusts = [check_overlap(samples, windows) for samples in sampled]
+        trusts = [check_window_overlap(samples, windows) for samples in sampled]
         rows = [
             _temperature(samples, windows, overlap, generator, resamplings)
             for samples, overlap in zip(sampled, trusts, strict=True)
@@ -169,7 +171,7 @@ def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int 
     return LandauResult(windows, rows, law, spread)
 
 
-def check_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
+def check_window_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
     """Overlap matrix of the windows; refuses those that hardly share configurations (in 64-bit mode).
 
     Raises:
@@ -228,9 +230,9 @@ def _temperature(
     ends = np.cumsum(samples.counts).astype(int)
     starts = np.concatenate([[0], ends[:-1]])
 
-    def one(both: tuple[Float[Array, " n"], Float[Array, " n"]]) -> Landscape:
+    def one(both: tuple[Float[Array, " n"], Float[Array, " n"]]) -> FreeEnergyProfile:
         shape = (counts, centers, strength, kT, jnp.asarray(windows.edges))
-        return landscape(*both, *shape, symmetric=windows.symmetric)
+        return free_energy_profile(*both, *shape, symmetric=windows.symmetric)
 
     chosen = np.stack(
         [

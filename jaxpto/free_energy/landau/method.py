@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxpto.console.command import configure_devices
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig, LandauOptions
-from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamples, analyse, thinned
+from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamples, analyse_windows, thinned
 from jaxpto.free_energy.landau.literature import Subject
 from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
@@ -45,7 +45,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
         InputError: settings that cannot be used, a structure without polarization, or windows that do not overlap or
             were sampled too little; what was simulated is kept.
     """
-    check_options(config.landau)
+    check_landau(config.landau)
     folder = config.out / "windows"
     check_output_folder(config.out, resume=folder.exists())
     sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
@@ -70,13 +70,13 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     simulate(setup, folder, console, run=run_of_windows)
     sampled = read_windows(folder, windows, config)
     console.print("MBAR and bootstrap ...")
-    result = analyse(sampled, windows, seed=config.seed)
+    result = analyse_windows(sampled, windows, seed=config.seed)
     subject = Subject(formula, config.model, units, config.ensemble == "npt")
     write_landau(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
 
 
-def check_options(options: LandauOptions) -> None:
+def check_landau(options: LandauOptions) -> None:
     """Refuse windows that cannot be.
 
     Raises:

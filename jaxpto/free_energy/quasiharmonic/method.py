@@ -15,7 +15,7 @@ from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.spectral import ModeFunction
-from jaxpto.free_energy.harmonic.method import check, prepare
+from jaxpto.free_energy.harmonic.method import check_harmonic, prepare_crystal
 from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Point
 from jaxpto.free_energy.quasiharmonic.output import QuasiharmonicResult, write_quasiharmonic
 from jaxpto.free_energy.quasiharmonic.path import Equilibrium, Lost, follow
@@ -37,7 +37,7 @@ def run_quasiharmonic(config: FreeEnergyConfig, console: Console) -> Quasiharmon
         InputError: settings, structure, model or output folder that cannot be used, or no minimum at any temperature.
     """
     with jax.enable_x64(True):
-        check(config)
+        check_harmonic(config)
         if config.harmonic.relax != "cell":
             raise InputError(f"`harmonic.relax={config.harmonic.relax}`: qha moves the cell; leave it at cell")
         if config.harmonic.imaginary != "refuse":
@@ -45,7 +45,7 @@ def run_quasiharmonic(config: FreeEnergyConfig, console: Console) -> Quasiharmon
                 f"`imaginary={config.harmonic.imaginary}`: a minimum over the cell needs every mode; with qha "
                 "leave it at refuse"
             )
-        prepared = prepare(config, console)
+        prepared = prepare_crystal(config, console)
         potential, primitive = prepared.calculator.potential, prepared.phonon.primitive
         if not potential.conservative:
             raise InputError(

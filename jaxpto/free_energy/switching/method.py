@@ -23,10 +23,10 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.free_energy.switching.analysis import (
-    Crystal,
     Scaled,
     Sites,
     Switched,
+    SwitchedCrystal,
     analyse_scaling,
     analyse_switches,
     sites_of,
@@ -119,7 +119,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
         sites_of(map(partial(_frames, config.equilibration), paths[mine]), atoms.positions, masses, len(cell), kelvin)
         for mine, kelvin in zip(own, kelvins, strict=True)
     ]
-    crystal = Crystal(
+    crystal = SwitchedCrystal(
         masses,
         atoms.get_volume(),
         math.prod(config.repeats) * _translations(cell),
@@ -219,7 +219,7 @@ def _translations(cell: ase.Atoms) -> int:
     return int((found["rotations"] == np.eye(3, dtype=int)).all(axis=(1, 2)).sum())
 
 
-def _lanes(config: FreeEnergyConfig, kelvins: list[float], sites: list[Sites], crystal: Crystal) -> Lanes:
+def _lanes(config: FreeEnergyConfig, kelvins: list[float], sites: list[Sites], crystal: SwitchedCrystal) -> Lanes:
     """For each temperature the replicas that go to the Einstein crystal and those that come back, then scaling."""
     number = config.replicas
     pairs = [(place, kelvin, 0.0) for place, kelvin in zip(sites, kelvins, strict=True)]

@@ -21,7 +21,7 @@ from rich.console import Console
 from jaxpto.console.options import as_typed
 from jaxpto.console.terminal import WholeTable
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.switching.analysis import Crystal, Scaled, Switched, agreement, at_temperatures
+from jaxpto.free_energy.switching.analysis import Scaled, Switched, SwitchedCrystal, agreement, at_temperatures
 from jaxpto.free_energy.switching.paths import PLANCK
 from jaxpto.reporting import page
 from jaxpto.reporting.figures import COLORS, GREY, STYLE, png
@@ -49,7 +49,7 @@ class SwitchingSubject:
     formula: str
     model: str
     units: int
-    crystal: Crystal
+    crystal: SwitchedCrystal
 
     @property
     def atoms(self) -> int:
