@@ -106,7 +106,7 @@ def convert(checkpoint: Checkpoint, name: str, version: Version) -> Potential:
             f"checkpoint {path} holds no ORB: {type(error).__name__} {error}; give one of the orb-models package"
         ) from None
     architecture = OrbConservative if conservative else OrbDirect
-    return Potential(params, architecture(_ELEMENTS, _NEAREST[version], cutoff), name, conservative)
+    return Potential(params, architecture(_ELEMENTS, _NEAREST[version], cutoff), name)
 
 
 def parameters(state: Mapping[str, np.ndarray], *, conservative: bool) -> dict[str, Any]:

@@ -32,10 +32,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxpto.errors import InputError
+from jaxpto.model_interface import SelectiveModel
 from jaxpto.models import ase_calculator
 from jaxpto.models.check import MisfitError, build_model, check_cutoff, check_model, check_shapes, check_values
 from jaxpto.models.manifest import read_manifest
-from jaxpto.potential import Potential, SelectiveModel
+from jaxpto.potential import Potential
 from jaxpto.storage.alone import tree_checkpointer
 from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import check_elements
@@ -213,9 +214,9 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
     if str(name).startswith(ase_calculator.PREFIX):
         return ase_calculator.load(str(name))
     folder = find_model(name)
-    header, model, arrays = _read(folder, dtype)
+    _, model, arrays = _read(folder, dtype)
     cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
-    return Potential(jax.tree.map(cast, arrays), model, folder.name, header["conservative"])
+    return Potential(jax.tree.map(cast, arrays), model, folder.name)
 
 
 def examined(info: ModelInfo) -> ModelInfo:

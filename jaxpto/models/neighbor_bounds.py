@@ -8,7 +8,8 @@ import ase
 import numpy as np
 from ase.neighborlist import neighbor_list
 
-from jaxpto.potential import BoundedModel, Potential
+from jaxpto.model_interface import BoundedModel
+from jaxpto.potential import Potential
 
 
 def crowding(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
