@@ -137,7 +137,7 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, note
         span = f"{min(energies):.6f}" if len(members) == 1 else f"{min(energies):.6f} to {max(energies):.6f}"
         force = max(np.linalg.norm(atoms.get_forces(), axis=1).max() for atoms in members)
         table.add_row(formula, str(len(members)), str(len(members[0])), span, f"{force:.4f}")
-    console = terminal.console()
+    console = terminal.console(EvaluateConfig)
     console.print(table)
     for note in filter(None, notes):
         console.print(note)

@@ -87,7 +87,7 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
     """
-    console = terminal.console()
+    console = terminal.console(PhononsConfig)
     _check(config)
     given = read_input(config.structure, "vibrations", format=config.format, species=config.species)
     atoms = given.atoms

@@ -85,7 +85,7 @@ def run(config: RelaxConfig) -> list[Entry]:
 
 
 def _relax(config: RelaxConfig, begun: bool) -> list[Entry]:
-    console = terminal.console()
+    console = terminal.console(RelaxConfig)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
     files, frames, notes = _read(config)
     if config.method == "batched":

@@ -42,7 +42,7 @@ def run(config: SweepConfig) -> Path:
     """
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)
-    console = terminal.console(quiet=not processes.first)
+    console = terminal.console(SweepConfig, quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)

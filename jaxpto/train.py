@@ -376,7 +376,7 @@ def match(config: Config, resumed: bool) -> Potential:
     """
     settled = dataclasses.replace(config.matching, supercell=config.matching.repeats)
     config = dataclasses.replace(config, matching=settled)
-    targets, options, console = parse_targets(config.match), config.matching, terminal.console()
+    targets, options, console = parse_targets(config.match), config.matching, terminal.console(Config)
     configure_devices()
     plan = plan_of(options, targets, config.seed)
     check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)

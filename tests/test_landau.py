@@ -287,18 +287,18 @@ def test_umbrella_integration_is_exact_for_a_parabola() -> None:
 
 def test_windows_that_do_not_overlap_are_refused_with_the_number_that_would_do() -> None:
     few = Windows(np.linspace(0.0, 1.0, 6), 60.0, True)
-    with pytest.raises(InputError, match=r"overlap by .* take --landau.windows (\d+) with") as refused:
+    with pytest.raises(InputError, match=r"overlap by .* take `windows=(\d+)` with") as refused:
         analyse([draw(few, 200, seed=1)], few)
-    number = int(str(refused.value).split("--landau.windows ")[1].split()[0])
+    number = int(str(refused.value).split("`windows=")[1].split("`")[0])
     enough = Windows(np.linspace(0.0, 1.0, number), 60.0, True)
     analyse([draw(enough, 200, seed=1)], enough, resamplings=2)
-    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take --landau.windows 23,"):
+    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take `windows=23`,"):
         choose_windows(LandauOptions(windows=8, strength=50.0), 300.0, 8)
 
 
 def test_other_refusals() -> None:
     short = Windows(np.linspace(0.0, 0.5, 8), 60.0, True)
-    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take --landau.range 0 0.65"):
+    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take `range=\(0, 0.65\)`"):
         analyse([draw(short, 200, seed=1)], short, resamplings=2)
     series = [[np.random.default_rng(0).normal(size=9)] for _ in short.centers]
     with pytest.raises(InputError, match=r"window at 0 C/m\^2: 9 independent samples, at least 10"):

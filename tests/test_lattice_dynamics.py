@@ -235,7 +235,7 @@ def test_pto_test_path() -> None:
     assert [len(segment.points) for segment in path.segments] == [101] * 7
     np.testing.assert_allclose(path.segments[4].points[[0, 50, 100]], [[0, 0, 0.5], [0, 0.25, 0.5], [0, 0.5, 0.5]])
     fcc = make_phonopy(ase.build.bulk("Ar", "fcc", 5.3), (1, 1, 1))
-    with pytest.raises(InputError, match=r"30\.0 degrees off; use --path auto"):
+    with pytest.raises(InputError, match=r"30\.0 degrees off; use `path=auto`"):
         pto_test_path(fcc.primitive)
 
 

@@ -248,7 +248,7 @@ def test_polarization_of_what_has_none_is_refused(data: Path, tmp_path: Path) ->
     cell = ase.Atoms("PbO", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=[2.9, 2.9, 2.9], pbc=True)
     ase.io.write(tmp_path / "PbO.cif", cell)
     options = dataclasses.replace(SMALL, structure=str(tmp_path / "PbO.cif"))
-    with pytest.raises(InputError, match="--match polarization: no polarization"):
+    with pytest.raises(InputError, match="`match` polarization: no polarization"):
         train.run(dataclasses.replace(config(data, tmp_path / "out"), match=("polarization@9K=1",), matching=options))
 
 

@@ -82,8 +82,8 @@ def prepare(config: SweepConfig) -> Setup:
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
     given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
-    number, spelled = len(given.atoms) * math.prod(config.repeats), " ".join(map(str, config.repeats))
-    check_size(number, config.replicas * len(config.temperatures), f"--supercell {spelled}")
+    number = len(given.atoms) * math.prod(config.repeats)
+    check_size(number, config.replicas * len(config.temperatures), f"`supercell={config.repeats}`")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
     potential = load_potential(config.model, dtype)
@@ -113,7 +113,7 @@ def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
     if config.ensemble != "nvt":
         check_thermal(len(atoms), config.ensemble)
     if config.ensemble == "npt" and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
-        raise InputError(f"--mask diag: {held}; use full (any strain), or iso (volume only)")
+        raise InputError(f"`mask=diag`: {held}; use full (any strain), or iso (volume only)")
 
 
 def method_of(config: SweepConfig) -> Method:

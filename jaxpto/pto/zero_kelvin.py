@@ -59,7 +59,7 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
         InputError: no model, an unknown one, or a folder of other settings.
         RuntimeError: a model failed; it is said once everything else is written.
     """
-    console = terminal.console()
+    console = terminal.console(ZeroKelvinConfig)
     check_output_folder(config.out, resume=True)
     models = config.models or tuple(info.name for info in list_models() if not info.problem)
     if not models:

@@ -154,7 +154,7 @@ def match(
         loss, gradient = dft_gradient(at.raw, at.iteration)
         row = _row(problem, at, look, loss, validate(at.raw))
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower --matching.rate")
+            raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower `rate`")
         met = at.fresh and _met(problem, look)
         at = dataclasses.replace(at, rows=(*at.rows, row), iteration=at.iteration + 1, met=met)
         console.print(progress_line(problem, at))

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from jaxpto.errors import InputError
+from jaxpto.errors import InputError, settings_of
 from jaxpto.md.config import SweepConfig
 from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
@@ -66,11 +66,11 @@ def check_options(options: MatchOptions) -> None:
     for name in ("iterations", "rate", "tolerance", "frames"):
         value = getattr(options, name)
         if not 0 < value < math.inf:
-            raise InputError(f"--matching.{name} {value:g}: it must be above 0")
+            raise InputError(f"`{name}={value:g}`: it must be above 0")
     if not 0 <= options.weight < math.inf:
-        raise InputError(f"--matching.weight {options.weight:g}: it must be 0 or more")
+        raise InputError(f"`weight={options.weight:g}`: it must be 0 or more")
     if not 0 < options.effective < 1:
-        raise InputError(f"--matching.effective {options.effective:g}: it must lie in (0, 1)")
+        raise InputError(f"`effective={options.effective:g}`: it must lie in (0, 1)")
 
 
 def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Plan:
@@ -92,10 +92,8 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
         format=options.format,
         species=options.species,
     )
-    try:
+    with settings_of("matching"):
         plan = make_plan(settings, conditions(targets))
-    except InputError as error:
-        raise InputError(str(error).replace("--", "--matching.", 1)) from None
     if plan.topology is None and any(target.observable == "polarization" for target in targets):
-        raise InputError(f"--match polarization: {plan.note}")
+        raise InputError(f"`match` polarization: {plan.note}")
     return plan

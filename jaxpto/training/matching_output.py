@@ -86,7 +86,7 @@ def show(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path, console:
     if np.isfinite(before):
         table.add_row("force error on held-out DFT data, meV/A", "", f"{1e3 * before:.1f}", f"{1e3 * after:.1f}")
     console.print(table)
-    verdict = "all targets are met" if met else "not all targets are met: give more --matching.iterations and --resume"
+    verdict = "all targets are met" if met else "not all targets are met: give more `iterations` and `resume=True`"
     change = f", force errors changed by {100 * (after / before - 1):+.1f} %" if np.isfinite(before) else ""
     console.print(f"after {last['iteration']} iterations {verdict}{change}")
     console.print(f"model, match.csv, match.json, match.png: {out}")

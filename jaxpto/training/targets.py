@@ -55,16 +55,16 @@ def parse_target(text: str) -> Target:
     """
     found = _TARGET.fullmatch(text)
     if found is None:
-        raise InputError(f"--match {text!r} cannot be read; {FORM}")
+        raise InputError(f"`match` {text!r} cannot be read; {FORM}")
     observable, temperature, pressure, value = found[1], float(found[2]), float(found[3] or 0.0), float(found[4])
     if observable not in UNITS:
-        raise InputError(f"--match {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
+        raise InputError(f"`match` {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
     if not 0.0 < temperature < math.inf:
-        raise InputError(f"--match {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
+        raise InputError(f"`match` {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
     if not math.isfinite(pressure):
-        raise InputError(f"--match {text!r}: {pressure:g} GPa; the pressure must be finite")
+        raise InputError(f"`match` {text!r}: {pressure:g} GPa; the pressure must be finite")
     if not 0.0 < value < math.inf:
-        raise InputError(f"--match {text!r}: {value:g}; the value must be above 0")
+        raise InputError(f"`match` {text!r}: {value:g}; the value must be above 0")
     return Target(observable, temperature, pressure, value)
 
 
@@ -78,7 +78,7 @@ def parse_targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
     names = [target.name for target in targets]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise InputError(f"--match {twice[0]} is given twice; give one value for it")
+        raise InputError(f"`match={twice[0]}` is given twice; give one value for it")
     return targets
 
 

@@ -92,15 +92,15 @@ def check(config: FreeEnergyConfig) -> None:
         InputError: one line with the value, the limit and the remedy.
     """
     if not config.temperatures:
-        raise InputError("--temperatures (none): give at least one temperature in K")
+        raise InputError("`temperatures` (none): give at least one temperature in K")
     for kelvin in config.temperatures:
         if not (math.isfinite(kelvin) and kelvin > 0.0):
-            raise InputError(f"--temperatures {kelvin:g}: must be above 0 K; 1 K is as good as 0 K")
+            raise InputError(f"`temperatures={kelvin:g}`: must be above 0 K; 1 K is as good as 0 K")
     if not math.isfinite(config.pressure):
-        raise InputError(f"--pressure {config.pressure}: must be a finite number of GPa")
+        raise InputError(f"`pressure={config.pressure}`: must be a finite number of GPa")
     mesh = config.harmonic.mesh
     if mesh is not None and min(mesh) < 1:
-        raise InputError(f"--harmonic.mesh {' '.join(map(str, mesh))}: must be three counts of at least 1")
+        raise InputError(f"`mesh={mesh}`: must be three counts of at least 1")
     check_output_folder(config.out, resume=_method_of(config.out) == config.method)
 
 
@@ -117,8 +117,8 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
     check_supports(potential, given, config.structure)
     if isinstance(potential.model, HostCalculator):
         raise InputError(
-            f"--method {config.method}: model {potential.name} runs in Python, where JAX has no derivatives; "
-            "use python -m jaxpto.phonons --method displacement"
+            f"`method={config.method}`: model {potential.name} runs in Python, where JAX has no derivatives; "
+            "use python -m jaxpto.phonons `method=displacement`"
         )
     make_phonopy(given, config.repeats)  # refuses what are no counts, before any time is spent
     for note in read.notes:
@@ -127,7 +127,7 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
     if config.harmonic.relax != "none":
         fixed = config.harmonic.relax == "positions"
         if not fixed and config.mask == "diag" and (held := held_shear(given.cell.array)):
-            console.print(f"{config.structure}: {held}; --mask full relaxes it")
+            console.print(f"{config.structure}: {held}; `mask=full` relaxes it")
         target = Target(FMAX, "fixed" if fixed else config.mask, 0.0 if fixed else config.pressure)
         with StatusLine(console, "relaxing ...") as line:
             relaxed = relax_with_ase(
@@ -136,7 +136,7 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
         if not relaxed.converged:
             raise InputError(
                 f"{config.structure} does not relax to {FMAX:g} eV/A ({relaxed.reason}); start from a structure nearer "
-                "to equilibrium, or take it as it is with --harmonic.relax none"
+                "to equilibrium, or take it as it is with `harmonic.relax=none`"
             )
         atoms = relaxed.atoms
     phonon = make_phonopy(atoms, config.repeats)
@@ -170,8 +170,8 @@ def _analyse(config: FreeEnergyConfig, prepared: Prepared, console: Console) -> 
             worst = np.unravel_index(found.argmin(), found.shape)[0]
             raise InputError(
                 f"{imaginary_text(float(found.min()), np.asarray(crystal.points)[worst])}: a harmonic free energy is "
-                "that of a stable crystal; take another phase or a larger --supercell, or say what is to become of "
-                "such modes with --harmonic.imaginary omit or absolute"
+                "that of a stable crystal; take another phase or a larger `supercell`, or say what is to become of "
+                "such modes with `imaginary=omit` or absolute"
             )
         function = ModeFunction(config.harmonic.statistics, config.harmonic.imaginary)
         kelvin = np.unique(config.temperatures)

@@ -138,7 +138,7 @@ def check_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -
     spacing = GOOD_SPACING * BOLTZMANN * first * second / deviation
     raise InputError(
         f"{first:g} and {second:g} K overlap by {shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; "
-        f"give a ladder with steps of {spacing:.2g} K there, or a smaller --supercell"
+        f"give a ladder with steps of {spacing:.2g} K there, or a smaller `supercell`"
     )
 
 

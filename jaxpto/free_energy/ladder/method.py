@@ -31,7 +31,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
             replicas, too few samples; the sweep itself is kept.
     """
     if len(config.temperatures) < 2:
-        raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
+        raise InputError(f"`temperatures` {len(config.temperatures)} value: a ladder needs at least two")
     cell = read_input(config.structure, "dynamics", format=config.format, species=config.species).atoms
     folder = config.out / "sweep"
     check_output_folder(config.out, resume=folder.exists())

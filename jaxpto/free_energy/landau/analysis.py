@@ -132,7 +132,7 @@ def thinned(
         if len(kept_p[-1]) < FEWEST:
             raise InputError(
                 f"{temperature:g} K, window at {center:.3g} C/m^2: {len(kept_p[-1])} independent samples, at least "
-                f"{FEWEST} are needed; take more --steps or --replicas"
+                f"{FEWEST} are needed; take more `steps` or `replicas`"
             )
     return WindowSamples(temperature, tuple(kept_p), tuple(kept_v), np.array(inefficiencies))
 
@@ -196,8 +196,8 @@ def check_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray,
     first, second = windows.centers[worst : worst + 2]
     raise InputError(
         f"{samples.temperature:g} K: the windows at {first:.3g} and {second:.3g} C/m^2 overlap by "
-        f"{shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; take --landau.windows {enough} with "
-        f"--landau.strength {windows.strength:.3g} in a new folder"
+        f"{shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; take `windows={enough}` with "
+        f"`strength={windows.strength:.3g}` in a new folder"
     )
 
 
@@ -286,5 +286,5 @@ def _check_range(row: TemperatureResult, windows: Windows) -> None:
     low = windows.centers[0] if windows.symmetric else -1.3 * last
     raise InputError(
         f"{row.samples.temperature:g} K: the free energy is lowest at the end of the range, {last:g} C/m^2; "
-        f"take --landau.range {low:g} {1.3 * last:.2g} in a new folder"
+        f"take `range=({low:g}, {1.3 * last:.2g})` in a new folder"
     )

@@ -111,7 +111,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
         if record.status != "ok":
             raise InputError(
                 f"{record.temperature_K:g} K: replica {record.replica} is {record.status} ({record.reason}); "
-                "leave this temperature out of --temperatures"
+                "leave this temperature out of `temperatures`"
             )
     paths = trajectory_paths(Path(sweep.out), sweep)
     own = [slice(t * config.replicas, (t + 1) * config.replicas) for t in range(len(kelvins))]
@@ -157,16 +157,16 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
 
 def _check(config: FreeEnergyConfig) -> None:
     if config.ensemble != "nvt":
-        raise InputError(f"--ensemble {config.ensemble}: switching is done at fixed cell; give --ensemble nvt")
+        raise InputError(f"`ensemble={config.ensemble}`: switching is done at fixed cell; give `ensemble=nvt`")
     if config.replicas < 2:
         raise InputError(
-            f"--replicas {config.replicas}: errors come from independent switches; give at least 2, better 8"
+            f"`replicas={config.replicas}`: errors come from independent switches; give at least 2, better 8"
         )
     if config.switching.scaling and len(config.temperatures) < 2:
-        raise InputError(f"--temperatures {len(config.temperatures)} value: scaling needs at least two")
+        raise InputError(f"`temperatures` {len(config.temperatures)} value: scaling needs at least two")
     held = math.ceil(config.equilibration * config.steps)
     if config.steps - held < SLICES:
-        raise InputError(f"--steps {config.steps}: {config.steps - held} of switching, at least {SLICES} are needed")
+        raise InputError(f"`steps={config.steps}`: {config.steps - held} of switching, at least {SLICES} are needed")
 
 
 def _protocol(config: FreeEnergyConfig) -> Protocol:
@@ -194,7 +194,7 @@ def _relaxed(config: FreeEnergyConfig, start: ase.Atoms, potential: Potential, c
     origin = f"relaxed from {source.hexdigest()[:16]}"
     if path.exists():
         if read_structure(path).info.get("comment") != origin:
-            raise InputError(f"{path} is that of another structure or model; name a new --out")
+            raise InputError(f"{path} is that of another structure or model; name a new `out`")
         return path
     with StatusLine(console, "relaxing positions and cell ...", config.model) as line:
         relaxed = relax_with_ase(
@@ -204,7 +204,7 @@ def _relaxed(config: FreeEnergyConfig, start: ase.Atoms, potential: Potential, c
             on_step=lambda step, residual: line.update(f"step {step}, {residual:.1e} eV/A"),
         )
     if not relaxed.converged:
-        raise InputError(f"--switching.relax cell: not converged ({relaxed.reason}); relax with python -m jaxpto.relax")
+        raise InputError(f"`switching.relax=cell`: not converged ({relaxed.reason}); relax with python -m jaxpto.relax")
     relaxed.atoms.info["comment"] = origin
     write_frames([relaxed.atoms], path)
     return path

@@ -123,8 +123,8 @@ def run_lanes(
     for kelvin, reason in zip(lanes.temperatures, document["reasons"], strict=True):
         if reason:
             raise InputError(
-                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of --temperatures, or take a "
-                "shorter --timestep"
+                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of `temperatures`, or take a "
+                "shorter `timestep`"
             )
     return np.asarray(document["work"], np.float64)
 
@@ -242,4 +242,4 @@ def _identity(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Pr
 
 def _check_identity(stored: str, now: str, folder: Path) -> None:
     if stored != now:
-        raise InputError(f"{folder} holds switches with other settings; name a new --out")
+        raise InputError(f"{folder} holds switches with other settings; name a new `out`")
