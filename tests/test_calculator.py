@@ -24,8 +24,9 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.switching.method import run_switching
 from jaxpto.model_interface import caveat
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import allocate, build
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint

@@ -13,9 +13,12 @@ import pytest
 
 from jaxpto.__main__ import main
 from jaxpto.errors import InputError
-from jaxpto.models import catalogue
-from jaxpto.models.catalogue import find_model, list_models, load_potential, read_header, save_potential
+from jaxpto.models import catalogue, manifest
+from jaxpto.models import folder as model_folder
+from jaxpto.models.catalogue import find_model, list_models, load_potential
+from jaxpto.models.folder import read_header, save_potential
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
+from jaxpto.models.manifest import Architecture
 from jaxpto.potential import Potential
 from jaxpto.storage.alone import tree_checkpointer
 
@@ -87,7 +90,7 @@ class Nested:
 def test_nested_parameters_and_integers(models, monkeypatch):
     layers = {"1": {"weight": np.ones((4, 3)), "bias": np.arange(4)}, "2": {"weight": np.ones((1, 4))}}
     nested = Potential({"layers": layers, "shift": np.float64(2.5)}, Nested((18,), 6.0), "nested")
-    monkeypatch.setitem(catalogue.ARCHITECTURES, "nested", (__name__, "Nested"))
+    monkeypatch.setitem(manifest.architectures(), "nested", Architecture("nested", f"{__name__}:Nested", {}))
     save_potential(nested, models / "nested")
     loaded = load_potential("nested", np.float32).params
     assert np.issubdtype(loaded["layers"]["1"]["bias"].dtype, np.integer)
@@ -115,7 +118,7 @@ def test_interrupted_save_leaves_the_old_model(models, monkeypatch):
             raise OSError("power cut")
         replace(source, target)
 
-    monkeypatch.setattr(catalogue.os, "replace", fail_at_the_header)
+    monkeypatch.setattr(model_folder.os, "replace", fail_at_the_header)
     with pytest.raises(OSError, match="power cut"):
         save_potential(noble(2.0), models / "noble")
     monkeypatch.undo()
@@ -163,13 +166,13 @@ def saved_so(params=None, *, version=2, **changes):
         shutil.rmtree(folder / header["params"])
         with tree_checkpointer() as checkpointer:
             checkpointer.save(folder / header["params"], args=ocp.args.PyTreeSave(arrays))
-        header["params_digest"] = header["digest"] = catalogue._digest(arrays)
+        header["params_digest"] = header["digest"] = model_folder._digest(arrays)
         header["n_parameters"] = sum(np.size(leaf) for leaf in jax.tree.leaves(arrays))
         header["format_version"] = version
         if version == 1:
             del header["params_digest"]
         else:
-            header["digest"] = catalogue._header_digest(header)
+            header["digest"] = model_folder._header_digest(header)
         (folder / "model.json").write_text(json.dumps(header))
 
     return damage
@@ -281,7 +284,7 @@ def test_the_same_parameters_are_never_away_while_they_are_saved_again(models, m
         assert load_potential(models / "noble").cutoff == 6.0
         replace(source, target)
 
-    monkeypatch.setattr(catalogue.os, "replace", only_the_header)
+    monkeypatch.setattr(model_folder.os, "replace", only_the_header)
     save_potential(noble().replace(model=LennardJones((18, 36), 6.5, 5.0)), models / "noble")
     assert load_potential(models / "noble").cutoff == 6.5
 

@@ -38,7 +38,7 @@ from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState
 from jaxpto.model_interface import EvaluateFn, Prediction
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
 from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Potential

@@ -23,7 +23,7 @@ from jaxpto.errors import InputError
 from jaxpto.md.loop import REPLICAS, replica_mesh
 from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_known
+from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import grow
 from jaxpto.potential import Potential
 from jaxpto.relaxation import lanes as device
