@@ -20,8 +20,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.console.terminal import WholeTable
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports
-from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.models.suitability import check_supports, crowding
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_file
 from jaxpto.structures import read_input

@@ -31,7 +31,7 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     sum_rule_residual,
 )
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
 from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance

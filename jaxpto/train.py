@@ -23,8 +23,10 @@ from jaxpto.console import terminal
 from jaxpto.console.command import configure_devices, leave, run_command
 from jaxpto.console.interrupts import interrupts_held
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, find_model, load_potential, read_header, save_potential
+from jaxpto.models.catalogue import find_model, load_potential
+from jaxpto.models.folder import read_header, save_potential
 from jaxpto.models.perovskite import Params, Perovskite
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.identity import digest_of, make_identity

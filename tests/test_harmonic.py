@@ -36,7 +36,7 @@ from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Poi
 from jaxpto.free_energy.quasiharmonic.path import _curvature, follow, minimise
 from jaxpto.free_energy.quasiharmonic.symmetric_coordinates import internal_basis, strain_basis
 from jaxpto.lattice_dynamics.phonopy_bridge import displacement_force_constants, hessian_force_constants, make_phonopy
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import build
 from jaxpto.potential import Potential

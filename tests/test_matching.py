@@ -18,7 +18,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from jaxpto import train
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import find_model, load_potential, read_header
+from jaxpto.models.catalogue import find_model, load_potential
+from jaxpto.models.folder import read_header
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.structures import builtin_structure
 from jaxpto.training import deviation, ensembles, matching

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,12 @@ DEGREES = 3 * ATOMS
 class Einstein:
     """U = E + k/2 sum |x|^2 + K/2 (V - V0)^2: positions and volume are Gaussian at every temperature and pressure."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     elements: tuple[int, ...] = (18,)
     cutoff: float = 0.5
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         swelling = volume(system.cell) - params["volume"]

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import ase
 import ase.build
@@ -38,10 +38,11 @@ from jaxpto.free_energy.switching.langevin import Switch, switching_langevin, we
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState
-from jaxpto.models.catalogue import save_potential
+from jaxpto.model_interface import EvaluateFn, Prediction
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System
 from jaxpto.units import BOLTZMANN
 
@@ -54,9 +55,12 @@ SPRINGS = jnp.asarray([3.0, 7.0, 2.0, 4.0, 1.5])
 class HarmonicCrystal:
     """U = d . Phi . d / 2 of the displacements d from the sites; params (sites, Phi)."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     cutoff: float = 4.0
     elements: tuple[int, ...] = (8, 18)
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         raise NotImplementedError

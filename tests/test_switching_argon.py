@@ -18,7 +18,7 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.free_energy.command import main
 from jaxpto.free_energy.switching import paths
 from jaxpto.lattice_dynamics.hessian import force_constants_of
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.units import BOLTZMANN
 

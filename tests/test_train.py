@@ -18,7 +18,8 @@ import pytest
 
 from jaxpto import train
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.storage.arrays import read_arrays
 from jaxpto.storage.identity import make_identity
 from jaxpto.training import batches, data, optimizer, whitening

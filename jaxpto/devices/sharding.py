@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpto.errors import InputError
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Layout, Neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System
 
 ATOMS = "atoms"

@@ -28,7 +28,8 @@ from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, is_hydrostatic
 from jaxpto.md.loop import Limits, Sample, Schedule, Watch, sample, watch_init
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential

@@ -23,7 +23,8 @@ from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
-from jaxpto.models.catalogue import check_supports, list_models
+from jaxpto.models.catalogue import list_models
+from jaxpto.models.suitability import check_supports
 from jaxpto.phonons import PhononsConfig
 from jaxpto.phonons import run as run_phonons
 from jaxpto.potential import Potential

@@ -36,7 +36,7 @@ from jaxpto.free_energy.quasiharmonic.landscape import imaginary_text
 from jaxpto.lattice_dynamics.harmonic import formula_units
 from jaxpto.lattice_dynamics.phonopy_bridge import hessian_force_constants, make_phonopy
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance

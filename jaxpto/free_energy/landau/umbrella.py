@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Layout, Neighbors, build
 from jaxpto.perovskite.polarization import PolarizationTopology, polarization
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import COULOMB_PER_SQUARE_METRE
 

@@ -13,8 +13,8 @@ from jaxpto.free_energy.switching.paths import Weights, einstein_path, scaling_p
 from jaxpto.integrators.common import kinetic_energy
 from jaxpto.integrators.nvt_langevin import LangevinBath, nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System
 
 

@@ -37,7 +37,8 @@ from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.stored_run import trajectory_paths
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.observables.statistics import estimate
 from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.potential import Potential

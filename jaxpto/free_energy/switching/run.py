@@ -26,8 +26,9 @@ from jaxpto.md.loop import Limits, Schedule, Watch, pad_replicas, replica_mesh, 
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.md.progress import duration
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.neighbors import Layout, build
-from jaxpto.potential import EvaluateFn, Potential
+from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic
