@@ -14,9 +14,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_known, load_potential
+from jaxpto.model_interface import Prediction, SiteModel
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, Neighbors, build, grow_until_it_fits, needs_rebuild
-from jaxpto.potential import Potential, Prediction, SiteModel
+from jaxpto.potential import Potential
 from jaxpto.system import System, check_atoms, check_cell, from_ase
 
 _build = jax.jit(build, static_argnames="layout")
