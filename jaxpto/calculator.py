@@ -1,4 +1,4 @@
-"""Any potential as an ASE calculator."""
+"""The ASE calculator of a potential."""
 
 from __future__ import annotations
 
@@ -37,25 +37,24 @@ def _site_properties(potential: Potential, system: System, neighbors: Neighbors)
 class JaxptoCalculator(Calculator):
     """ASE calculator of a potential: energy and free energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3.
 
-    `potential.caveat` tells of a model whose forces are not, or not known to be, derivatives of its energy.
+    `potential.caveat` says whether the forces of the model are derivatives of its energy.
 
-    Models that know energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these too, when asked.
+    Models that predict energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these on request.
 
     The neighbour list is kept between calls and rebuilt when the atoms have moved by more than the skin allows, so that
-    molecular dynamics and relaxations compile once. Double precision needs no global flag: it is switched on inside
-    each call only.
+    molecular dynamics and relaxations compile once. Double precision needs no global flag; each call switches it on and
+    off again.
 
     Args:
         model: a potential, or what `load_potential` takes.
-        dtype: of parameters and network, "float32" or "float64". Positions, cell and edge vectors are in double
-            precision either way: rounding those would cost more digits than the network does.
-        skin: extra distance of the neighbour list, Angstrom; by default what suits the model.
-        layout: sizes of the neighbour list to begin with, for structures with the same atoms; by default those that
-            the first structure needs.
+        dtype: precision of parameters and network, "float32" or "float64". Positions, cell and edge vectors are in
+            double precision either way: rounding them would cost more digits than the network does.
+        skin: extra distance of the neighbour list, Angstrom; by default `potential.usual_skin`.
+        layout: sizes of the first neighbour list; by default those that the first structure needs.
 
     Raises:
-        InputError: unknown model, other dtype or negative skin; on calculation, an unknown element or a structure that
-            `check_atoms` refuses (not periodic, say).
+        InputError: unknown model, other dtype or negative skin; in a calculation, an unknown element or a structure
+            that `check_atoms` refuses (not periodic, say).
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012, the way of ASE

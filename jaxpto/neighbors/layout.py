@@ -1,4 +1,4 @@
-"""Static sizes of a neighbour list, and how they are chosen for cells (host side)."""
+"""Static sizes of a neighbour list, and how they are chosen for given cells (on the host)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Layout:
         cutoff: the model's cutoff, Angstrom.
         skin: extra distance within which edges are kept, so that the list survives some motion, Angstrom.
         bins: number of bins along each lattice vector.
-        stencil: bins looked through on either side along each lattice vector.
-        candidates: atoms of each block that the stencil of a bin can hold, images counted (a multiple of 32).
+        stencil: bins searched on either side along each lattice vector.
+        candidates: atoms of each block, images included, that the stencil of a bin can hold (a multiple of 32).
         species: atomic numbers of the slot blocks, or () for one block of any species.
-        slots: edges each atom can hold in each block; the list is then the dense matrix [n, sum(slots)], row-major by
-            receiver. () for a packed list.
+        slots: edges that each atom can hold in each block; the list is then a dense matrix [n, sum(slots)], row-major
+            by receiver. () for a packed list.
         edges: 0 for a dense list; otherwise the edges are packed to the front of arrays of this length.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for no angles.
         bonds, angles: capacities for bonds and for angles.
@@ -56,7 +56,7 @@ def heights(cell: np.ndarray) -> np.ndarray:
 
 
 def grow(layout: Layout, cells: np.ndarray, factor: float = 1.3) -> Layout:
-    """Enlarge every capacity of a layout that overflowed; slots to whole vectors.
+    """Enlarge every capacity of a layout that overflowed; slots are rounded up to whole vectors.
 
     Args:
         layout: the sizes that were too small.
@@ -89,9 +89,9 @@ def _smallest_heights(cells: np.ndarray) -> np.ndarray:
 
 
 def choose_bins(cells: np.ndarray, reach: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Bins just wider than the reach, and stencil, for cells [..., 3, 3] whose heights may still shrink a little.
+    """Bins just wider than the reach, and the stencil, for cells [..., 3, 3] whose heights may still shrink a little.
 
-    Narrower bins would mean fewer candidates of an atom, but joining their many runs costs more than that saves.
+    Narrower bins would leave fewer candidates for each atom, but joining more runs of atoms costs more than that saves.
     """
     smallest = _smallest_heights(cells) * _SHRINKAGE
     bins = np.maximum(1, np.floor(smallest / reach))
@@ -103,12 +103,12 @@ def _three(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def whole_words(capacity: float) -> int:
-    """The capacity rounded up to whole words of bits."""
+    """A capacity rounded up to a multiple of the bits in a word."""
     return WORD * max(1, math.ceil(capacity / WORD))
 
 
 def in_whole_vectors(layout: Layout) -> Layout:
-    """The layout with its slots rounded up to whole vectors, with which a processor is done no later."""
+    """The layout with its slots rounded up to whole vectors, which costs a processor no time."""
     return dataclasses.replace(layout, slots=tuple(VECTOR * math.ceil(slots / VECTOR) for slots in layout.slots))
 
 
@@ -122,7 +122,7 @@ def image_vectors(layout: Layout) -> np.ndarray:
 
 
 def stencil_tables(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """For each bin and offset of the stencil: the flat bin there, and its image as an index into `image_vectors`."""
+    """For each bin and stencil offset: flat index of the bin there, and its image, an index into `image_vectors`."""
     bins = np.asarray(layout.bins)
     extent = np.asarray(_image_extent(layout))
     here = np.asarray(list(itertools.product(*[range(b) for b in layout.bins])))
