@@ -15,9 +15,11 @@ from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
-from jaxpto.models.catalogue import list_models, load_potential, save_potential
+from jaxpto.model_interface import Prediction
+from jaxpto.models.catalogue import list_models, load_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.neighbors import Neighbors, allocate, build
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase, to_ase
 
 __all__ = [

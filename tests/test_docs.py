@@ -12,6 +12,7 @@ from child_process import children
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+
 def blocks(page: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
@@ -58,3 +59,14 @@ def test_bash_blocks_name_real_options(tmp_path):
         assert options
         for line, wanted in uses:
             assert wanted <= options, f"{line}: unknown {wanted - options}"
+
+
+def test_tables_of_models_are_those_of_the_manifest():
+    command = [sys.executable, ROOT / "docs" / "model_tables.py", "--check"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    tables = [name for page in PAGES for name in re.findall(r"<!-- models: (\w+) -->", page.read_text())]
+    assert tables == ["overview", "origin", "behaviour"]
+    header, _, *rows = re.findall(r"^\|.*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert header.startswith("| name | what |")
+    assert {"`perovskite`", "`m3gnet-mp-2021.2.8`", "`orb-v2`"} <= {row.split(" | ")[0][2:] for row in rows}
