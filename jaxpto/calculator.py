@@ -22,7 +22,6 @@ from jaxpto.potential import Potential
 from jaxpto.system import System, check_cell, from_ase
 
 _MAXIMUM_REGROWS = 3
-_build = jax.jit(build, static_argnames="layout")
 
 
 @jax.jit(compiler_options=WIDE)
@@ -127,14 +126,14 @@ class JaxptoCalculator(Calculator):
     def _rebuild(self, atoms: ase.Atoms, system: System) -> Neighbors:
         layout = self._layout if self._neighbors is None else self._neighbors.layout
         if layout is not None:
-            neighbors = _build(system, layout)
+            neighbors = build(system, layout)
             if not neighbors.overflow:
                 return neighbors
         from_ase(atoms, np.float64)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
         headroom = 1.25
         for _ in range(_MAXIMUM_REGROWS):
             layout = self.potential.allocate([system], self.skin, headroom)
-            neighbors = _build(system, layout)
+            neighbors = build(system, layout)
             if not neighbors.overflow:
                 return neighbors
             headroom *= 1.5

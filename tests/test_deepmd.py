@@ -26,7 +26,6 @@ from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
 FIXTURES = "weights/fixtures"
-BUILD = jax.jit(neighbors.build, static_argnames="layout")
 # file, its reference, and structures that are not compared to rounding
 MODELS = {
     # more than sel neighbours, several equally far: which ones count is an accident of the original's sort
@@ -116,7 +115,7 @@ def _compare(shared: pathlib.Path, name: str, names: set[str]) -> None:
 def test_energies_of_atoms(unipero: Potential, shared: pathlib.Path) -> None:
     case = _cases(shared, "unipero_reduced_pb")["PTO_T_221_strain3_rattle008"]
     system = from_ase(case.atoms, np.float64)
-    found = BUILD(system, contract.layout_of(unipero, case.atoms))
+    found = neighbors.build(system, contract.layout_of(unipero, case.atoms))
     energies = jax.jit(Potential.site_properties)(unipero, system, found)["energies"]
     np.testing.assert_allclose(energies, case.extra["energies"], atol=1e-8)
 
@@ -127,7 +126,7 @@ def test_noise_of_the_original(shared: pathlib.Path, monkeypatch: pytest.MonkeyP
     potential = contract.cast(_converted(shared, "pt_dpa1.pth"), np.float64)
     case = _cases(shared, "pt_dpa1_pth")["BaTiO3_222_rattle005"]
     system = from_ase(case.atoms, np.float64)
-    found = BUILD(system, contract.layout_of(potential, case.atoms))
+    found = neighbors.build(system, contract.layout_of(potential, case.atoms))
 
     def as_published(vectors, start, cutoff):
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))
@@ -206,7 +205,7 @@ def test_hessians(model: str, titanate: ase.Atoms, request) -> None:
     potential = request.getfixturevalue(model)
     potential = contract.cast(potential[0], np.float64) if model == "compressed" else potential
     system = from_ase(titanate, np.float64)
-    found = BUILD(system, contract.layout_of(potential, titanate))
+    found = neighbors.build(system, contract.layout_of(potential, titanate))
     direction = jnp.asarray(np.random.default_rng(0).normal(size=system.positions.shape))
     gradient = jax.grad(lambda x: potential.energy(system.replace(positions=x), found))
     product = jax.jit(jax.grad(lambda x: jnp.vdot(gradient(x), direction)))(system.positions)

@@ -54,7 +54,6 @@ def force_constants(
 
 
 _force_constants = jax.jit(force_constants, static_argnames="batch")
-_build = jax.jit(build, static_argnames="layout")
 
 
 def force_constants_of(
@@ -88,7 +87,7 @@ def force_constants_of(
     check_known(potential, atoms)
     with jax.enable_x64(True):
         system = from_ase(atoms, np.float64)
-        neighbors = _build(system, potential.allocate([system], skin=0.0))
+        neighbors = build(system, potential.allocate([system], skin=0.0))
         found = []
         for first in range(0, len(rows), together):
             chunk = (rows[first : first + together] * together)[:together]  # the last one is filled up, to compile once
