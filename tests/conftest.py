@@ -31,12 +31,18 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 
 
-LONGEST = ()
-"""Test files of more than 20 processor seconds, longest first: they start in this order; `make test-fast` omits them."""
+LONGEST = (
+    "parallel", "dynamics", "notebooks", "ensembles", "models", "perovskite", "chgnet", "orb", "mace", "deepmd",
+    "sevennet", "harmonic", "landau", "train", "docs", "phonons", "m3gnet", "switching", "matching", "gptff",
+    "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
+    "model_check", "relax", "thermodynamics", "reweighting", "switching_argon", "programs", "checkpoint",
+)  # fmt: skip
+"""Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
 
 
 def _rank(item: pytest.Item) -> int:
-    return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+    name = item.path.stem.removeprefix("test_")
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -95,7 +95,7 @@ def test_too_small_a_capacity_is_flagged_and_grows(name: str) -> None:
     assert not build(system, enough).overflow
     short = dataclasses.replace(exact, **{name: getattr(exact, name) - 2})
     assert build(system, short).overflow
-    grown = grow(short)
+    grown = grow(short, atoms.cell.array)
     assert not build(system, grown).overflow
     check(atoms, grown, 3.3)
 

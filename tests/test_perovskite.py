@@ -167,9 +167,10 @@ def test_second_derivatives_of_the_moments() -> None:
     """The written-out first derivative can itself be differentiated, forwards and backwards (Hessians, training)."""
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)) * 2.0)
     wall, trusted = jnp.full((2, 2), 2.5), jnp.full((2, 2), 3.0)
+    layout = neighbors.Layout(6.0, 0.0, (1, 1, 1), (1, 1, 1), (32, 32), (8, 22), (1, 3))
 
     def scalar(v: jax.Array) -> jax.Array:
-        moment, energy = moments(v, trusted, wall, 6.0, 5, (1, 3))
+        moment, energy = moments(v, trusted, wall, 6.0, 5, layout)
         return jnp.sum(jnp.sin(moment)) + jnp.sum(energy)
 
     slope = jax.jit(jax.grad(scalar))

@@ -52,7 +52,7 @@ def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structu
         ase_calculator.probe(potential.model, atoms, where, stress=stress)
 
 
-def crowding(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
+def neighbor_bound_warning(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
     """One line for the user if atoms of these structures have more neighbours than the model counts, else "".
 
     Args:
