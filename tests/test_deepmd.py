@@ -108,7 +108,7 @@ def _compare(shared: pathlib.Path, name: str, names: set[str]) -> None:
 def test_energies_of_atoms(unipero: Potential, shared: pathlib.Path) -> None:
     case = _cases(shared, "unipero_reduced_pb")["PTO_T_221_strain3_rattle008"]
     system = from_ase(case.atoms, np.float64)
-    found = BUILD(system, contract.layout_of(unipero, case.atoms))
+    found = neighbors.build(system, contract.layout_of(unipero, case.atoms))
     energies = jax.jit(Potential.site_properties)(unipero, system, found)["energies"]
     np.testing.assert_allclose(energies, case.extra["energies"], atol=1e-8)
 
@@ -119,7 +119,7 @@ def test_noise_of_the_original(shared: pathlib.Path, monkeypatch: pytest.MonkeyP
     potential = contract.cast(_converted(shared, "pt_dpa1.pth"), np.float64)
     case = _cases(shared, "pt_dpa1_pth")["BaTiO3_222_rattle005"]
     system = from_ase(case.atoms, np.float64)
-    found = BUILD(system, contract.layout_of(potential, case.atoms))
+    found = neighbors.build(system, contract.layout_of(potential, case.atoms))
 
     def as_published(vectors, start, cutoff):
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))

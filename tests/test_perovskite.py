@@ -221,7 +221,7 @@ def test_slices_of_atoms_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     atoms = builtin_structure("PbTiO3-tetragonal").repeat(2)
     atoms.rattle(0.05, seed=0)
     system = from_ase(atoms, np.float64)
-    found = jax.jit(neighbors.build, static_argnames="layout")(system, potential.allocate([system], 0.1))
+    found = neighbors.build(system, potential.allocate([system], 0.1))
 
     def everything(potential, system, found):
         def force(positions):
