@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import ase
 import jax
@@ -15,6 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
 from jaxpto.models.catalogue import check_known, load_potential
+from jaxpto.models.energy_function import probe
 from jaxpto.neighbors import Layout, Neighbors, build, needs_rebuild
 from jaxpto.potential import Potential, Prediction, SiteModel
 from jaxpto.system import System, check_cell, from_ase
@@ -74,7 +74,7 @@ class JaxptoCalculator(Calculator):
         self.dtype = np.dtype(dtype)
         with jax.enable_x64(True):
             potential = model if isinstance(model, Potential) else load_potential(model, self.dtype)
-            self.potential = potential.replace(params=jax.tree.map(self._cast, potential.params))  # ty: ignore[missing-attribute]
+            self.potential = potential.astype(self.dtype)
         self.skin = self.potential.usual_skin if skin is None else float(skin)
         if isinstance(potential.model, SiteModel):
             self.implemented_properties = [*self.implemented_properties, *potential.model.site_quantities]
@@ -108,6 +108,7 @@ class JaxptoCalculator(Calculator):
     def _predict(self, atoms: ase.Atoms) -> Prediction:
         if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
             check_known(self.potential, atoms)
+            probe(self.potential, atoms)
             if self._system is not None:
                 self._layout = None  # of other atoms
             self._system, self._neighbors = from_ase(atoms, np.float64), None
@@ -139,7 +140,3 @@ class JaxptoCalculator(Calculator):
         raise RuntimeError(
             f"the neighbour list still overflows after {_MAXIMUM_REGROWS} regrows; check the structure's density"
         )
-
-    def _cast(self, leaf: Any) -> jax.Array:
-        array = np.asarray(leaf)
-        return jnp.asarray(array, self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)

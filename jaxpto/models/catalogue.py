@@ -27,13 +27,13 @@ from typing import Any
 import ase
 import ase.data
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from jaxpto.errors import InputError
 from jaxpto.models import ase_calculator
 from jaxpto.models.check import MisfitError, build_model, check_cutoff, check_model, check_shapes, check_values
+from jaxpto.models.energy_function import check_height
 from jaxpto.models.manifest import read_manifest
 from jaxpto.potential import Potential, SelectiveModel
 from jaxpto.storage.alone import tree_checkpointer
@@ -214,8 +214,7 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
         return ase_calculator.load(str(name))
     folder = find_model(name)
     header, model, arrays = _read(folder, dtype)
-    cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
-    return Potential(jax.tree.map(cast, arrays), model, folder.name, header["conservative"])
+    return Potential(arrays, model, folder.name, header["conservative"]).astype(dtype)
 
 
 def examined(info: ModelInfo) -> ModelInfo:
@@ -351,12 +350,13 @@ def _header_digest(header: dict[str, Any]) -> str:
 
 
 def check_known(potential: Potential, atoms: ase.Atoms, where: str = "structure") -> None:
-    """Refuse elements that a potential does not know, or not together.
+    """Refuse elements that a potential does not know, or not together, and cells too narrow for it.
 
     Raises:
-        InputError: such an element or pair of elements.
+        InputError: such an element, pair of elements or cell.
     """
     check_elements(atoms, potential.elements, potential.name, where)
+    check_height(potential, atoms, where)
     if not isinstance(potential.model, SelectiveModel):
         return
     symbols, present = ase.data.chemical_symbols, set(atoms.numbers.tolist())
