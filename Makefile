@@ -8,7 +8,7 @@ OUT ?= runs/PbTiO3
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow campaign lint lock clean
+.PHONY: help sweep test test-slow campaign lint tables lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ campaign: $(VENV)/.complete ## kill, signal, damage and starve runs for MINUTES=
 
 lint: $(VENV)/.complete ## ruff and ty
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/ty check --quiet jaxpto converters
+
+tables: $(VENV)/.complete ## renew the tables of models in README.md and docs/models.md from the manifest
+	@$(BIN)/python docs/model_tables.py
 
 lock: ## renew the pinned requirements from pyproject.toml
 	@$$(command -v uv || echo "$(PYTHON) -m uv") pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url \

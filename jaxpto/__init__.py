@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jaxpto.free_energy.estimators import mbar
     from jaxpto.free_energy.estimators.samples import EnthalpySamples
     from jaxpto.free_energy.estimators.transition import phase_bracket
-    from jaxpto.free_energy.ladder.analysis import analyse as analyse_ladder
+    from jaxpto.free_energy.ladder.analysis import analyse_ladder
     from jaxpto.free_energy.ladder.integration import thermodynamics
     from jaxpto.integrators.external_stress import hydrostatic_stress
     from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
@@ -45,15 +45,19 @@ if TYPE_CHECKING:
     from jaxpto.integrators.state import Integrator, MDState
     from jaxpto.lattice_dynamics.hessian import force_constants
     from jaxpto.md.config import SweepConfig
-    from jaxpto.models.catalogue import list_models, load_potential, save_potential
+    from jaxpto.model_interface import Prediction
+    from jaxpto.models.catalogue import list_models, load_potential
+    from jaxpto.models.energy_function import potential_from_energy
+    from jaxpto.models.folder import save_potential
+    from jaxpto.models.jax_md import potential_from_jax_md
     from jaxpto.neighbors import Layout, Neighbors, allocate, build, edge_vectors, grow, needs_rebuild, refresh
     from jaxpto.phonons import PhononsConfig
     from jaxpto.phonons import run as run_phonons
-    from jaxpto.potential import Potential, Prediction
+    from jaxpto.potential import Potential
     from jaxpto.relax import RelaxConfig
     from jaxpto.relax import run as run_relax
     from jaxpto.relaxation.batched import relax_batched
-    from jaxpto.relaxation.target import Target as RelaxationTarget
+    from jaxpto.relaxation.target import Target
     from jaxpto.relaxation.with_ase import relax_with_ase
     from jaxpto.storage.trajectory import read_trajectory
     from jaxpto.structures import builtin_structure, make_supercell, read_structure
@@ -77,16 +81,16 @@ _PLACES = {
     "Neighbors": "jaxpto.neighbors:Neighbors",
     "PhononsConfig": "jaxpto.phonons:PhononsConfig",
     "Potential": "jaxpto.potential:Potential",
-    "Prediction": "jaxpto.potential:Prediction",
+    "Prediction": "jaxpto.model_interface:Prediction",
     "QuasiharmonicOptions": "jaxpto.free_energy.config:QuasiharmonicOptions",
     "RelaxConfig": "jaxpto.relax:RelaxConfig",
-    "RelaxationTarget": "jaxpto.relaxation.target:Target",
     "SweepConfig": "jaxpto.md.config:SweepConfig",
     "SwitchingOptions": "jaxpto.free_energy.config:SwitchingOptions",
     "System": "jaxpto.system:System",
+    "Target": "jaxpto.relaxation.target:Target",
     "TrainConfig": "jaxpto.train:Config",
     "allocate": "jaxpto.neighbors:allocate",
-    "analyse_ladder": "jaxpto.free_energy.ladder.analysis:analyse",
+    "analyse_ladder": "jaxpto.free_energy.ladder.analysis:analyse_ladder",
     "atom_mesh": "jaxpto.devices.sharding:atom_mesh",
     "build": "jaxpto.neighbors:build",
     "builtin_structure": "jaxpto.structures:builtin_structure",
@@ -105,6 +109,8 @@ _PLACES = {
     "nve": "jaxpto.integrators.nve:nve",
     "nvt_langevin": "jaxpto.integrators.nvt_langevin:nvt_langevin",
     "phase_bracket": "jaxpto.free_energy.estimators.transition:phase_bracket",
+    "potential_from_energy": "jaxpto.models.energy_function:potential_from_energy",
+    "potential_from_jax_md": "jaxpto.models.jax_md:potential_from_jax_md",
     "read_structure": "jaxpto.structures:read_structure",
     "read_trajectory": "jaxpto.storage.trajectory:read_trajectory",
     "refresh": "jaxpto.neighbors:refresh",
@@ -116,7 +122,7 @@ _PLACES = {
     "run_relax": "jaxpto.relax:run",
     "run_sweep": "jaxpto.sweep:run",
     "run_train": "jaxpto.train:run",
-    "save_potential": "jaxpto.models.catalogue:save_potential",
+    "save_potential": "jaxpto.models.folder:save_potential",
     "sharded": "jaxpto.devices.sharding:sharded",
     "stack": "jaxpto.system:stack",
     "thermodynamics": "jaxpto.free_energy.ladder.integration:thermodynamics",

@@ -13,10 +13,12 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_known, load_potential
+from jaxpto.model_interface import Prediction, SiteModel
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.energy_function import probe
+from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, Neighbors, build, needs_rebuild
-from jaxpto.potential import Potential, Prediction, SiteModel
+from jaxpto.potential import Potential
 from jaxpto.system import System, check_cell, from_ase
 
 _MAXIMUM_REGROWS = 3

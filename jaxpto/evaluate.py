@@ -20,8 +20,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.console.terminal import WholeTable
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports
-from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.models.suitability import check_supports, crowding
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_file
 from jaxpto.structures import read_input
@@ -137,7 +136,7 @@ def _show(frames: Sequence[ase.Atoms], config: EvaluateConfig, caveat: str, note
         span = f"{min(energies):.6f}" if len(members) == 1 else f"{min(energies):.6f} to {max(energies):.6f}"
         force = max(np.linalg.norm(atoms.get_forces(), axis=1).max() for atoms in members)
         table.add_row(formula, str(len(members)), str(len(members[0])), span, f"{force:.4f}")
-    console = terminal.console()
+    console = terminal.console(EvaluateConfig)
     console.print(table)
     for note in filter(None, notes):
         console.print(note)

@@ -18,7 +18,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
-from jaxpto.lattice_dynamics.harmonic import analyse, largest_difference
+from jaxpto.lattice_dynamics.harmonic import harmonic_properties, largest_difference
 from jaxpto.lattice_dynamics.output import AGREEMENT, Calculation, ModelResult, show, write_model, write_summary
 from jaxpto.lattice_dynamics.paths import PathName, band_path
 from jaxpto.lattice_dynamics.phonopy_bridge import (
@@ -31,7 +31,7 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     sum_rule_residual,
 )
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
 from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance
@@ -87,7 +87,7 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
     """
-    console = terminal.console()
+    console = terminal.console(PhononsConfig)
     _check(config)
     given = read_input(config.structure, "vibrations", format=config.format, species=config.species)
     atoms = given.atoms
@@ -150,7 +150,9 @@ def _run_model(
             if config.symmetrize:
                 phonon.symmetrize_force_constants()
             path = band_path(config.path, phonon.primitive, SYMMETRY_PRECISION)
-            harmonic = analyse(phonon, path, sorted(set(config.temperatures or DEFAULT_TEMPERATURES)), config.mesh)
+            harmonic = harmonic_properties(
+                phonon, path, sorted(set(config.temperatures or DEFAULT_TEMPERATURES)), config.mesh
+            )
         residual = sum_rule_residual(phonon, constants)
         calculations[method] = Calculation(phonon, harmonic, residual, config.symmetrize)
         effort = f"{_count(len(phonon.displacements), 'displacement')}, " if method == "displacement" else ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,127 +14,9 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxpto.model_interface import AngularModel, DirectModel, LocalModel, Model, Prediction, SiteModel, caveat
 from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
-from jaxpto.system import Leaf, System, volume
-
-
-@struct.dataclass
-class Prediction:
-    """Energy [] eV, forces [n, 3] eV/Angstrom, stress [3, 3] eV/Angstrom^3 (positive in tension) of one system."""
-
-    energy: Float[Leaf, "*batch"]
-    forces: Float[Leaf, "*batch n 3"]
-    stress: Float[Leaf, "*batch 3 3"]
-
-
-EvaluateFn = Callable[[System, Neighbors], Prediction]
-"""Energy, forces and stress of one system; `Potential.evaluate` is one, any function with this signature will do."""
-
-
-@runtime_checkable
-class Model(Protocol):
-    """A conservative architecture: a hashable set of hyperparameters with a pure energy function."""
-
-    @property
-    def elements(self) -> tuple[int, ...]:
-        """Atomic numbers the model knows."""
-        ...
-
-    @property
-    def cutoff(self) -> float:
-        """Angstrom."""
-        ...
-
-    @property
-    def by_species(self) -> bool:
-        """Whether `energy` wants the dense, species-sorted neighbour layout; otherwise it gets a packed list."""
-        ...
-
-    def energy(
-        self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
-    ) -> Float[Array, ""]:
-        """Energy in eV as a function of the edge vectors alone (positions and cell enter through nothing else)."""
-        ...
-
-
-@runtime_checkable
-class AngularModel(Protocol):
-    """A model that wants `Neighbors.angles`."""
-
-    @property
-    def angle_cutoff(self) -> float:
-        """Longest bond that angles are made of, Angstrom; 0 for no angles."""
-        ...
-
-
-@runtime_checkable
-class SiteModel(Protocol):
-    """A model that says something about each atom besides its force."""
-
-    @property
-    def site_quantities(self) -> tuple[str, ...]:
-        """Names, as ASE has them: "energies" (eV), "magmoms" (Bohr magnetons)."""
-        ...
-
-    def site_properties(
-        self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
-    ) -> dict[str, Array]:
-        """Values [n] of each of these quantities."""
-        ...
-
-
-@runtime_checkable
-class SelectiveModel(Protocol):
-    """A model that knows some of its elements only apart from each other."""
-
-    @property
-    def strangers(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of atomic numbers that it must not be asked about together."""
-        ...
-
-
-@runtime_checkable
-class BoundedModel(Protocol):
-    """A model that counts the nearest neighbours only, where there are many."""
-
-    @property
-    def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Groups of atomic numbers, and how many neighbours of each group an atom can have."""
-        ...
-
-
-@runtime_checkable
-class LocalModel(Protocol):
-    """A model with dense lists whose energy is a sum over atoms, each of its own edges: some can go at a time."""
-
-    def atoms_at_a_time(self, n: int) -> Int[Array, "i m"] | None:
-        """Which of n atoms to evaluate at a time, where the edges of all would not fit the caches; None: all at once.
-
-        Each atom once, in slices of one length; indices from n on are padding.
-        """
-        ...
-
-    def local_energies(
-        self, layout: Layout, params: Any, vectors: Float[Array, "m s 3"], numbers: Int[Array, " m"]
-    ) -> Float[Array, " m"]:
-        """Energies in eV of some atoms, from their edge vectors and atomic numbers."""
-        ...
-
-
-@runtime_checkable
-class DirectModel(Protocol):
-    """An architecture that gives forces and stress itself, in place of the derivatives of its energy."""
-
-    def predict(self, params: Any, system: System, neighbors: Neighbors) -> Prediction:
-        """Energy, forces and stress of one system."""
-        ...
-
-
-def caveat(conservative: bool | None) -> str:
-    """What is said of a model whose forces are not, or not known to be, derivatives of its energy; "" of others."""
-    if conservative:
-        return ""
-    return f"forces are not {'known to be ' if conservative is None else ''}derivatives of its energy"
+from jaxpto.system import System, volume
 
 
 @struct.dataclass
@@ -146,13 +27,11 @@ class Potential:
         params: the model's parameter pytree.
         model: architecture and hyperparameters (static).
         name: what the user calls it.
-        conservative: whether forces are derivatives of the energy; None where that is not known.
     """
 
     params: Any
     model: Model = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False)
-    conservative: bool | None = struct.field(pytree_node=False, default=True)
 
     @property
     def cutoff(self) -> float:
@@ -172,14 +51,19 @@ class Potential:
         return jnp.result_type(*floating) if floating else jnp.result_type(float)
 
     @property
+    def conservative(self) -> bool | None:
+        """Whether forces are derivatives of the energy; None where that is not known."""
+        return self.model.conservative
+
+    @property
     def caveat(self) -> str:
         """What is said wherever the potential is named; "" of a conservative one."""
         return caveat(self.conservative)
 
     @property
     def usual_skin(self) -> float:
-        """Skin that suits the model, Angstrom: angles of edges in the skin are dear, a new list is cheap."""
-        return 0.1 if isinstance(self.model, AngularModel) else 0.3
+        """Skin that suits the model, Angstrom."""
+        return self.model.usual_skin
 
     def astype(self, dtype: DTypeLike) -> Potential:
         """The same with its floating-point parameters in another precision."""

@@ -20,7 +20,7 @@ from jaxpto.console.command import FAILED, configure_devices, leave, run_command
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.finished import check_begun, check_same, keep, load_kept
@@ -85,7 +85,7 @@ def run(config: RelaxConfig) -> list[Entry]:
 
 
 def _relax(config: RelaxConfig, begun: bool) -> list[Entry]:
-    console = terminal.console()
+    console = terminal.console(RelaxConfig)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
     files, frames, notes = _read(config)
     if config.method == "batched":

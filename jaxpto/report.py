@@ -20,8 +20,10 @@ from rich.console import Console
 
 from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
+from jaxpto.console.options import as_typed
 from jaxpto.console.terminal import WholeTable
 from jaxpto.errors import InputError
+from jaxpto.md.config import SweepConfig
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.mean_structure import mean_structure
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start, summarize, transitions
@@ -304,7 +306,7 @@ def write_report(folder: str | Path, run: Run, rows: list[TemperatureSummary], i
     if any(found.temperature_K is not None for found in transitions(rows)):
         remarks.append(ONE_START)
     sections = [
-        page.result(headline(rows, subject), [*remarks, *run.notes]),
+        page.result(headline(rows, subject), [*remarks, *(as_typed(note, SweepConfig) for note in run.notes)]),
         page.summary_table(rows),
         page.warning_section(rows),
         page.failure_section(run.records),
@@ -358,7 +360,7 @@ def run(config: ReportConfig) -> None:
     Raises:
         InputError: no folder, several without --out, or a folder that holds no sweep.
     """
-    console = terminal.console()
+    console = terminal.console(ReportConfig)
     if not config.folders:
         raise InputError("no folder given; name the output folder of a sweep")
     for folder in config.folders:

@@ -21,7 +21,7 @@ from jaxpto.md.loop import Limits
 from jaxpto.md.preparation import Setup, prepare, usable_devices
 from jaxpto.md.stored_run import check_space, read_outcome, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.models.suitability import crowding
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
@@ -42,7 +42,7 @@ def run(config: SweepConfig) -> Path:
     """
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)
-    console = terminal.console(quiet=not processes.first)
+    console = terminal.console(SweepConfig, quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)

@@ -23,8 +23,10 @@ from jaxpto.console import terminal
 from jaxpto.console.command import configure_devices, leave, run_command
 from jaxpto.console.interrupts import interrupts_held
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, find_model, load_potential, read_header, save_potential
+from jaxpto.models.catalogue import find_model, load_potential
+from jaxpto.models.folder import read_header, save_potential
 from jaxpto.models.perovskite import Params, Perovskite
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.identity import digest_of, make_identity
@@ -35,7 +37,7 @@ from jaxpto.training.batches import Composition, group, reference_energies, shar
 from jaxpto.training.checkpoint import checkpoint, previous_of, restore
 from jaxpto.training.ensembles import Plan
 from jaxpto.training.loss import LossWeights
-from jaxpto.training.matching_options import MatchOptions, check_options, plan_of
+from jaxpto.training.matching_options import MatchOptions, check_matching, plan_of
 from jaxpto.training.progress import describe_data, progress_line, validate
 from jaxpto.training.targets import parse_targets
 from jaxpto.training.whitening import Whitening, fold, unfold
@@ -131,7 +133,7 @@ def check(config: Config) -> None:
         raise InputError(f"ema = {config.ema}: it must lie in [0, 1)")
     if config.match:
         parse_targets(config.match)
-        check_options(config.matching)
+        check_matching(config.matching)
         if config.initial is None:
             raise InputError("--match tunes a model: name it with --initial, as --initial perovskite")
     elif config.matching != MatchOptions():
@@ -164,13 +166,13 @@ def goes_on(config: Config) -> bool:
     return False
 
 
-def load_frames(config: Config) -> list[data.Frames]:
+def load_frames(config: Config) -> list[data.LabelledFrames]:
     """Read and clean all data, and give every trajectory a name of its own.
 
     Raises:
         InputError: nothing usable in it.
     """
-    trajectories: list[data.Frames] = []
+    trajectories: list[data.LabelledFrames] = []
     names: list[str] = []
     for frames in (frames for path in config.data for frames in data.read(path)):
         kept = data.clean(frames)
@@ -202,7 +204,7 @@ class Task:
 
     model: Perovskite
     reference: dict[int, float]
-    trajectories: list[data.Frames]
+    trajectories: list[data.LabelledFrames]
     compositions: list[Composition]
     scales: Whitening
     raw: Params
@@ -376,7 +378,7 @@ def match(config: Config, resumed: bool) -> Potential:
     """
     settled = dataclasses.replace(config.matching, supercell=config.matching.repeats)
     config = dataclasses.replace(config, matching=settled)
-    targets, options, console = parse_targets(config.match), config.matching, terminal.console()
+    targets, options, console = parse_targets(config.match), config.matching, terminal.console(Config)
     configure_devices()
     plan = plan_of(options, targets, config.seed)
     check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)
@@ -410,7 +412,7 @@ def match(config: Config, resumed: bool) -> Potential:
         )
         matching_output.write_history(config.out, targets, at.rows, settings)
 
-    at = matching.match(problem, config.out, force_error, save, resume=resumed, console=console)
+    at = matching.match_averages(problem, config.out, force_error, save, resume=resumed, console=console)
     matching_output.write_figure(config.out, targets, at.rows)
     matching_output.show(targets, at.rows, at.met, config.out, console)
     return load_potential(config.out)

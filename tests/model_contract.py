@@ -16,7 +16,8 @@ from reference_data import Case
 from scipy.spatial.transform import Rotation
 
 from jaxpto import neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.model_interface import Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase, stack
 
 SKIN = 0.4

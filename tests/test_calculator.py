@@ -23,8 +23,10 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.switching.method import run_switching
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.model_interface import caveat
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import allocate, build
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
@@ -227,8 +229,8 @@ def test_of_a_wrapped_calculator_it_is_not_known_whether_it_is_conservative(tmp_
     potential = load_potential("ase:ase.calculators.emt:EMT")
     assert potential.conservative is None
     assert potential.caveat == "forces are not known to be derivatives of its energy"
-    assert potential.replace(conservative=False).caveat == "forces are not derivatives of its energy"
-    assert not potential.replace(conservative=True).caveat
+    assert caveat(False) == "forces are not derivatives of its energy"
+    assert not caveat(True)
     for name in ("cu.cif", "foreign/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")

@@ -21,9 +21,11 @@ from converters import chgnet, sources
 from converters.pickles import CheckpointError
 from jaxpto import neighbors
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, load_potential, read_header
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.chgnet import angular_basis
+from jaxpto.models.folder import read_header
 from jaxpto.models.layers import add_up
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase

@@ -19,7 +19,7 @@ from jax._src import compilation_cache as private
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxpto.devices import compilation_cache, compiled, tree_text
-from jaxpto.devices.tree_text import UnknownStructureError, describe, structure
+from jaxpto.devices.tree_text import UnknownStructureError, describe_tree, structure
 from jaxpto.neighbors import Layout
 from jaxpto.storage.own_folder import own_folder
 from jaxpto.system import System
@@ -150,7 +150,7 @@ def some_trees() -> list[object]:
 
 @pytest.mark.parametrize("tree", some_trees(), ids=str)
 def test_structures_come_back_from_their_text(tree: object) -> None:
-    text = json.loads(json.dumps(describe(tree)))
+    text = json.loads(json.dumps(describe_tree(tree)))
     assert structure(text) == jax.tree.structure(tree)
 
 
@@ -174,7 +174,7 @@ class Other:
 @pytest.mark.parametrize("tree", [Foreign(1.0), (Other(1.0),), {1: 2.0}], ids=lambda tree: type(tree).__name__)
 def test_what_has_no_name_here_is_not_written_down(tree: object) -> None:
     with pytest.raises(UnknownStructureError):
-        describe(tree)
+        describe_tree(tree)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from ase.build import bulk
 
 from jaxpto.models.deepmd import DPA1, DeepPotSE
 from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.models.suitability import crowding
 from jaxpto.potential import Potential
 
 COPPER = bulk("Cu", "fcc", 3.6)  # 12 nearest neighbours at 2.55 A, 6 at 3.6 A

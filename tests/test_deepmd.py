@@ -20,8 +20,9 @@ from converters import deepmd as converter
 from converters.deepmd_tables import compress
 from converters.pickles import CheckpointError
 from jaxpto import neighbors
+from jaxpto.model_interface import Prediction
 from jaxpto.models import deepmd, deepmd_layers
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
 FIXTURES = "weights/fixtures"

@@ -24,12 +24,13 @@ from converters import mace, sevennet
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from jaxpto import neighbors
+from jaxpto.model_interface import Prediction
 from jaxpto.models import convolution, fused_convolution
 from jaxpto.models import sevennet as sevennet_model
 from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import wigner_3j
 from jaxpto.models.sevennet import SevenNet
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase, stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:Method 'uniform_1d' requires CUDA:UserWarning")

@@ -23,8 +23,9 @@ from converters.sources import find_checkpoint
 from jaxpto import neighbors
 from jaxpto.errors import InputError
 from jaxpto.models import gptff
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.gptff import GPTFF
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase

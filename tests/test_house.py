@@ -10,14 +10,22 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxpto.console.options import as_typed
+from jaxpto.evaluate import EvaluateConfig
+from jaxpto.export import ExportConfig
+from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.md.config import SweepConfig
+from jaxpto.phonons import PhononsConfig
+from jaxpto.pto.zero_kelvin import ZeroKelvinConfig
+from jaxpto.relax import RelaxConfig
+from jaxpto.report import ReportConfig
+from jaxpto.train import Config as TrainConfig
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxpto"
 
 # still to be done; goes when both are empty
-SHARED_NAMES = (
-    *("Bonds", "Crystal", "Estimate", "Frames", "Landscape"),
-    *("Position", "Subject", "Target", "Thermal", "Transition"),
-)
+SHARED_NAMES = ("Position", "Subject")
 UNREAD = (
     *("models", "free_energy", "training", "devices", "lattice_dynamics", "md", "integrators", "observables", "pto"),
     *("storage", "neighbors", "relaxation", "reporting", "structures"),
@@ -25,9 +33,28 @@ UNREAD = (
 )
 
 
+# what a user types belongs to the commands; the two others start git, and are a program of their own
+DOORS = re.compile(
+    r"(sweep|relax|phonons|evaluate|train|report|export)\.py|(.*/)?(__main__|command)\.py|(pto|console)/.*"
+    r"|reporting/provenance\.py|devices/abort_filter\.py"
+)
+
+
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text())
+
+
+def library_texts() -> Iterator[tuple[str, str]]:
+    """Module and text of every string outside the commands that is no docstring."""
+    for name, module in modules():
+        if DOORS.fullmatch(name):
+            continue
+        blocks = [node.body for node in ast.walk(module) if isinstance(getattr(node, "body", None), list)]
+        docstrings = {id(line.value) for block in blocks for line in block if isinstance(line, ast.Expr)}
+        for node in ast.walk(module):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                yield name, node.value
 
 
 def test_imports_point_downwards() -> None:
@@ -57,3 +84,22 @@ def test_no_entry_of_a_docstring_begins_with_of() -> None:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
                 found += [f"{name}: {line.strip()}" for line in text.splitlines() if entry.match(line)]
     assert found == []
+
+
+def test_only_commands_know_their_options() -> None:
+    assert [(name, text) for name, text in library_texts() if re.search(r"--[a-z]", text)] == []
+
+
+def test_settings_that_messages_name_are_those_of_a_command() -> None:
+    commands = (
+        *(SweepConfig, RelaxConfig, PhononsConfig, EvaluateConfig, TrainConfig),
+        *(ReportConfig, ExportConfig, FreeEnergyConfig, ZeroKelvinConfig),
+    )
+    named = {(name, found) for name, text in library_texts() for found in re.findall(r"`([a-z][\w.]*)[=`]", text)}
+    assert len(named) > 50
+    unknown = [
+        (name, setting)
+        for name, setting in named
+        if all(as_typed(f"`{setting}`", c) == f"`{setting}`" for c in commands)
+    ]
+    assert unknown == []

@@ -27,8 +27,9 @@ from converters.sources import find_checkpoint
 from jaxpto import neighbors
 from jaxpto.errors import InputError
 from jaxpto.models import m3gnet
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.m3gnet import M3GNet
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 

@@ -27,10 +27,12 @@ from converters.sources import find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto import neighbors
 from jaxpto.errors import InputError
+from jaxpto.model_interface import Prediction
 from jaxpto.models import edge_blocks, mace_product
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.equivariant import spherical_harmonics
-from jaxpto.potential import Potential, Prediction
+from jaxpto.models.suitability import check_supports
+from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
 FIXTURE = "weights/fixtures/mace_mp0b_reduced.model"

@@ -14,9 +14,10 @@ import pytest
 from converters import chgnet, deepmd, gptff, m3gnet, mace, orb, sevennet
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
-from jaxpto.models.catalogue import ARCHITECTURES, load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
+from jaxpto.models.manifest import architectures
 from jaxpto.models.orb import OrbDirect
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.potential import Potential
@@ -47,7 +48,7 @@ GIVEN: dict[str, Callable[[pathlib.Path], Potential]] = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+@pytest.fixture(scope="module", params=sorted(architectures()))
 def potential(request: pytest.FixtureRequest, shared: pathlib.Path) -> Potential:
     try:
         return GIVEN[request.param](shared)

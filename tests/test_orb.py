@@ -26,10 +26,11 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.md.config import SweepConfig
+from jaxpto.model_interface import Prediction
 from jaxpto.models import orb, orb_graph, orb_layers
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout, Neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.system import from_ase
 

@@ -26,7 +26,7 @@ from jaxpto.devices.abort_filter import explain
 from jaxpto.devices.processes import Processes
 from jaxpto.md import loop, preparation
 from jaxpto.md.config import SweepConfig
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.system import from_ase

@@ -11,7 +11,8 @@ import pytest
 
 from jaxpto import neighbors
 from jaxpto.models import perovskite, perovskite_moments
-from jaxpto.models.catalogue import load_potential, save_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.models.perovskite_moments import moments
 from jaxpto.potential import Potential

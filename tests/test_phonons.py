@@ -20,7 +20,7 @@ from jaxpto.lattice_dynamics.figures import bands_figure, curves
 from jaxpto.lattice_dynamics.harmonic import largest_difference
 from jaxpto.lattice_dynamics.output import AGREEMENT, frequency_text
 from jaxpto.lattice_dynamics.phonopy_bridge import sum_rule_residual
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 
 FILES = {"phonopy_params.yaml", "band.yaml", "total_dos.dat", "thermal_properties.yaml"}

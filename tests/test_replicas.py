@@ -9,9 +9,10 @@ import pytest
 from ase.build import make_supercell as repeat
 
 from jaxpto.devices.sequential import in_turn
+from jaxpto.model_interface import Prediction
 from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.structures import read_structure
 from jaxpto.system import System, from_ase, stack
 

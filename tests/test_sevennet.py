@@ -25,11 +25,12 @@ from converters.sources import find_checkpoint
 from jaxpto import neighbors
 from jaxpto.errors import InputError
 from jaxpto.models import sevennet
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.convolution import Convolution
 from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import SILU_NORM, wigner_3j
 from jaxpto.models.sevennet import SevenNet
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 

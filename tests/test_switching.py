@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import ase
 import ase.build
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.constants
+from closed_forms import harmonic_free_energy
 from jaxtyping import Array
 from pymbar.other_estimators import bar as pymbar_bar
 from rich.console import Console
@@ -27,7 +28,7 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.command import main
 from jaxpto.free_energy.switching import paths, run
 from jaxpto.free_energy.switching.analysis import (
-    Crystal,
+    SwitchedCrystal,
     analyse_scaling,
     analyse_switches,
     at_temperatures,
@@ -37,10 +38,11 @@ from jaxpto.free_energy.switching.langevin import Switch, switching_langevin, we
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState
-from jaxpto.models.catalogue import save_potential
+from jaxpto.model_interface import EvaluateFn, Prediction
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System
 from jaxpto.units import BOLTZMANN
 
@@ -53,9 +55,12 @@ SPRINGS = jnp.asarray([3.0, 7.0, 2.0, 4.0, 1.5])
 class HarmonicCrystal:
     """U = d . Phi . d / 2 of the displacements d from the sites; params (sites, Phi)."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     cutoff: float = 4.0
     elements: tuple[int, ...] = (8, 18)
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         raise NotImplementedError
@@ -110,7 +115,7 @@ def test_an_einstein_crystal_is_a_harmonic_one() -> None:
     modes = jnp.linalg.eigvalsh(jax.hessian(energy)(jnp.ones(15)) * roots[:, None] * roots[None, :])
     np.testing.assert_allclose(modes[:3], 0.0, atol=1e-12)
     where = (MASSES, jnp.asarray(KELVIN), jnp.asarray(64.0), 2)
-    assert float(paths.harmonic_free_energy(modes[3:], *where)) == pytest.approx(
+    assert float(harmonic_free_energy(modes[3:], *where)) == pytest.approx(
         float(paths.einstein_free_energy(SPRINGS, *where)), rel=1e-12
     )
 
@@ -154,7 +159,7 @@ def test_bar_is_that_of_pymbar_and_can_be_differentiated() -> None:
 
 def test_bar_and_the_mean_find_the_change_within_their_errors() -> None:
     forward, backward = map(jnp.asarray, gaussian_works(400, 0.05))
-    value = jax.jit(paths.estimate)(forward, backward, jnp.asarray(KELVIN))
+    value = jax.jit(paths.free_energy_change)(forward, backward, jnp.asarray(KELVIN))
     error = jax.jit(paths.bootstrap)(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN))
     assert abs(float(value.change) - 0.3) < 3.0 * float(error.change)
     assert abs(float(value.bar) - 0.3) < 3.0 * float(error.bar)
@@ -250,7 +255,7 @@ def exact(atoms: ase.Atoms, potential: Potential, kelvin: float) -> float:
     masses = np.repeat(atoms.get_masses(), 3)
     modes = np.linalg.eigvalsh(np.asarray(potential.params[1]) / np.sqrt(masses[:, None] * masses[None, :]))[3:]
     where = (jnp.asarray(atoms.get_masses()), jnp.asarray(kelvin), jnp.asarray(atoms.get_volume()), 4)
-    return float(paths.harmonic_free_energy(jnp.asarray(modes), *where))
+    return float(harmonic_free_energy(jnp.asarray(modes), *where))
 
 
 def batch(atoms: ase.Atoms, covariance: np.ndarray, replicas: int, ratio: float | None = None) -> Lanes:
@@ -286,7 +291,7 @@ def test_a_harmonic_crystal_has_its_free_energy(harmonic, tmp_path: pathlib.Path
     lanes = batch(atoms, covariance, 12, ratio=2.0)
     protocol = Protocol(timestep=2.0, friction=0.01, hold=100, length=3000, slices=100)
     work = run_lanes(potential, atoms, lanes, protocol, 0, tmp_path, Console(quiet=True)).reshape(2, 2, 12, 100)
-    crystal = Crystal(atoms.get_masses(), atoms.get_volume(), 4, 0.0)
+    crystal = SwitchedCrystal(atoms.get_masses(), atoms.get_volume(), 4, 0.0)
     switched = analyse_switches(*work[0], lanes.springs[0], KELVIN, crystal)
     assert switched.error < 1e-3 * len(atoms) / 3.0
     for value, error in ((switched.free_energy, switched.error), (switched.bar, switched.bar_error)):
@@ -306,7 +311,7 @@ def test_fast_switches_dissipate_and_the_mean_still_holds(harmonic, tmp_path: pa
     protocol = Protocol(timestep=2.0, friction=0.01, hold=0, length=40, slices=10)
     work = run_lanes(potential, atoms, lanes, protocol, 0, tmp_path, Console(quiet=True)).reshape(2, 40, 10)
     switched = analyse_switches(
-        *work, lanes.springs[0], KELVIN, Crystal(atoms.get_masses(), atoms.get_volume(), 4, 0.0)
+        *work, lanes.springs[0], KELVIN, SwitchedCrystal(atoms.get_masses(), atoms.get_volume(), 4, 0.0)
     )
     assert switched.dissipation > 3.0 * switched.dissipation_error
     assert abs(switched.bar - exact(atoms, potential, KELVIN)) < 3.0 * switched.bar_error

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import harmonic_free_energy
 
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.free_energy.command import main
 from jaxpto.free_energy.switching import paths
 from jaxpto.lattice_dynamics.hessian import force_constants_of
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.units import BOLTZMANN
 
@@ -114,7 +115,7 @@ def test_argon_has_its_published_free_energy(tmp_path: pathlib.Path) -> None:
 
     def harmonic_here(kelvin: float) -> float:
         where = (jnp.asarray(crystal.get_masses()), jnp.asarray(kelvin), jnp.asarray(crystal.get_volume()), 108)
-        return (single + float(paths.harmonic_free_energy(jnp.asarray(modes), *where))) / 108.0
+        return (single + float(harmonic_free_energy(jnp.asarray(modes), *where))) / 108.0
 
     gap = cold["free_energy_eV_per_atom"] - harmonic_here(5.0)
     print(f"5 K: {1000 * gap:.4f} meV/atom off harmonic, error {1000 * cold['free_energy_eV_per_atom_error']:.4f}")

@@ -13,9 +13,9 @@ import pytest
 from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import EnthalpySamples, enthalpy_samples
-from jaxpto.free_energy.estimators.transition import phase_bracket, transition
+from jaxpto.free_energy.estimators.transition import phase_bracket, transition_thermodynamics
 from jaxpto.free_energy.ladder import integration
-from jaxpto.free_energy.ladder.analysis import analyse
+from jaxpto.free_energy.ladder.analysis import analyse_ladder
 from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.units import BOLTZMANN
 
@@ -221,7 +221,7 @@ def _samples(temperatures: np.ndarray, n: int, seed: int = 0) -> EnthalpySamples
 def test_analysis_of_a_ladder_with_its_error_bars() -> None:
     """All three roads within 3.5 of their own standard errors of the closed form."""
     wanted = np.array([350.0, 470.0, 600.0])
-    found = analyse(_samples(LADDER, 1000), wanted, MOMENTA, resamplings=40)
+    found = analyse_ladder(_samples(LADDER, 1000), wanted, MOMENTA, resamplings=40)
     exact = _exact(wanted)
     for k, name in enumerate(("gibbs", "enthalpy", "entropy", "heat_capacity")):
         value, error = getattr(found.values, name), getattr(found.errors, name)
@@ -233,7 +233,7 @@ def test_analysis_of_a_ladder_with_its_error_bars() -> None:
 
 
 def test_error_bars_shrink_as_they_should() -> None:
-    few, many = (analyse(_samples(LADDER, n), LADDER[-1:], MOMENTA, resamplings=60) for n in (250, 4000))
+    few, many = (analyse_ladder(_samples(LADDER, n), LADDER[-1:], MOMENTA, resamplings=60) for n in (250, 4000))
     ratio = few.errors.gibbs[0] / many.errors.gibbs[0]
     assert 2.5 < ratio < 6.5  # 4, and a bootstrap of 60 knows it to a tenth
 
@@ -241,14 +241,14 @@ def test_error_bars_shrink_as_they_should() -> None:
 def test_ladder_without_overlap_is_refused_with_a_spacing_that_does() -> None:
     sparse = np.array([300.0, 1050.0, 1800.0])
     with pytest.raises(InputError, match=r"300 and 1050 K overlap by .* steps of (\d+|\d.*e\+02) K") as refusal:
-        analyse(_samples(sparse, 500), sparse, MOMENTA)
+        analyse_ladder(_samples(sparse, 500), sparse, MOMENTA)
     spacing = float(re.search(r"steps of (\S+) K", str(refusal.value))[1])
-    analyse(_samples(np.arange(300.0, 900.0, spacing), 500), np.array([310.0]), MOMENTA, resamplings=2)
+    analyse_ladder(_samples(np.arange(300.0, 900.0, spacing), 500), np.array([310.0]), MOMENTA, resamplings=2)
 
 
 def test_temperatures_outside_of_the_ladder_are_refused() -> None:
     with pytest.raises(InputError, match="the ladder goes from 300 to 600 K only"):
-        analyse(_samples(LADDER, 50), np.array([700.0]), MOMENTA)
+        analyse_ladder(_samples(LADDER, 50), np.array([700.0]), MOMENTA)
 
 
 def _record(kelvin: float, energies: np.ndarray, status: str = "ok", pressure: float = 0.0) -> ReplicaRecord:
@@ -300,7 +300,7 @@ def test_what_a_transition_takes() -> None:
     bracket = phase_bracket(np.asarray(kelvin), 600.0, 620.0)
     assert bracket is not None
     assert bracket.temperature == critical
-    found = transition(kelvin, heat, entropy, bracket)
+    found = transition_thermodynamics(kelvin, heat, entropy, bracket)
     np.testing.assert_allclose(found.enthalpy, jump, rtol=1e-9)
     np.testing.assert_allclose(found.entropy, jump / critical, rtol=1e-9)
     np.testing.assert_allclose(found.total_entropy, jump / critical + lost[1], rtol=1e-9)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import jax
 import tyro
 
+from jaxpto.console.options import as_typed
 from jaxpto.devices.compilation_cache import use_compilation_cache
 from jaxpto.devices.processes import OtherProcessError
 from jaxpto.errors import InputError, is_interrupt
@@ -93,10 +94,10 @@ def _run(
             run(config)
         return DONE
     except InputError as error:
-        _complain(name, str(error))
+        _complain(name, as_typed(str(error), config_type))
         return BAD_INPUT
     except (StorageError, OtherProcessError) as error:
-        _complain(name, str(error))
+        _complain(name, as_typed(str(error), config_type))
         return FAILED
     except KeyboardInterrupt:
         return _interrupted(name, config)
@@ -105,7 +106,7 @@ def _run(
             return _interrupted(name, config)
         if os.environ.get("JAXPTO_TRACEBACK") == "1":
             traceback.print_exc()
-        _complain(name, _describe(error))
+        _complain(name, as_typed(_describe(error), config_type))
         return FAILED
 
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxpto.devices.tree_text import UnknownStructureError, describe, structure
+from jaxpto.devices.tree_text import UnknownStructureError, describe_tree, structure
 from jaxpto.storage.files import StorageError, replacing
 from jaxpto.storage.own_folder import own_folder
 
@@ -86,7 +86,7 @@ def _of_file(
         def flat(*leaves: jax.Array) -> list[jax.Array]:
             nonlocal results_text
             results = function(*jax.tree.unflatten(given, leaves))
-            results_text = describe(results)
+            results_text = describe_tree(results)
             if structure(results_text) != jax.tree.structure(results):
                 raise UnknownStructureError("the results have another structure than their description")
             return jax.tree.leaves(results)

@@ -138,7 +138,7 @@ def connect(asked: str | None, timeout: int) -> Processes:
             jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout)
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(f"--distributed {asked}: {reason}; give {_FORMS}") from None
+            raise InputError(f"`distributed={asked}`: {reason}; give {_FORMS}") from None
     state = _state()
     return Processes(state.process_id, state.num_processes)
 
@@ -149,15 +149,15 @@ def _arguments(asked: str) -> dict[str, Any]:
         return {}
     if asked == "slurm":
         if "SLURM_PROCID" not in os.environ:
-            raise InputError("--distributed slurm: this is no task of Slurm (SLURM_PROCID is not set); start with srun")
+            raise InputError("`distributed=slurm`: this is no task of Slurm (SLURM_PROCID is not set); start with srun")
         return {"cluster_detection_method": "slurm"}
     address, *numbers = asked.split(",")
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and len(numbers) == 2 and all(number.isdecimal() for number in numbers)):
-        raise InputError(f"--distributed {asked}: give {_FORMS}")
+        raise InputError(f"`distributed={asked}`: give {_FORMS}")
     count, index = map(int, numbers)
     if index >= count:
-        raise InputError(f"--distributed {asked}: process {index} of {count}; the last one is {count - 1}")
+        raise InputError(f"`distributed={asked}`: process {index} of {count}; the last one is {count - 1}")
     # without `local_device_ids` JAX would look for a cluster to take them from
     return {
         "coordinator_address": address,

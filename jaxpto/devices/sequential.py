@@ -7,8 +7,8 @@ import functools
 import jax
 from jax.custom_batching import sequential_vmap
 
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import System
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpto.errors import InputError
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Layout, Neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System
 
 ATOMS = "atoms"
@@ -39,14 +40,14 @@ def check_sharing(wanted: int, available: int, n_atoms: int, potential: Potentia
     """
     if wanted > available:
         raise InputError(
-            f"--devices-per-replica {wanted}: this process has {available}; "
-            "take fewer (on a CPU, --devices sets how many there are)"
+            f"`devices_per_replica={wanted}`: this process has {available}; "
+            "take fewer (on a CPU, `devices` sets how many there are)"
         )
     if potential.model.by_species and n_atoms % wanted:
         best = max(d for d in range(1, wanted) if n_atoms % d == 0)
         raise InputError(
-            f"--devices-per-replica {wanted}: {n_atoms} atoms do not divide by {wanted}; take {best} "
-            "or another --supercell"
+            f"`devices_per_replica={wanted}`: {n_atoms} atoms do not divide by {wanted}; take {best} "
+            "or another `supercell`"
         )
 
 

@@ -19,7 +19,7 @@ class UnknownStructureError(ValueError):
     """A tree that cannot be written down, or a text that is of no tree."""
 
 
-def describe(tree: Any) -> Any:
+def describe_tree(tree: Any) -> Any:
     """A pytree's structure as lists, dicts, texts and numbers; leaves are marks.
 
     Args:
@@ -31,22 +31,22 @@ def describe(tree: Any) -> Any:
     if tree is None:
         return None
     if type(tree) in (tuple, list):
-        return [type(tree).__name__, [describe(item) for item in tree]]
+        return [type(tree).__name__, [describe_tree(item) for item in tree]]
     if type(tree) is dict and all(type(key) is str for key in tree):
-        return ["dict", {key: describe(value) for key, value in tree.items()}]
+        return ["dict", {key: describe_tree(value) for key, value in tree.items()}]
     if _is_named_tuple(type(tree)):
-        return [_name(type(tree)), [describe(item) for item in tree]]
+        return [_name(type(tree)), [describe_tree(item) for item in tree]]
     if dataclasses.is_dataclass(tree):
         fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
         static = _static_fields(type(tree))
-        return [_name(type(tree)), {k: _constant(v) if k in static else describe(v) for k, v in fields.items()}]
+        return [_name(type(tree)), {k: _constant(v) if k in static else describe_tree(v) for k, v in fields.items()}]
     if jax.tree.structure(tree) != jax.tree.structure(0):
         raise UnknownStructureError(f"{type(tree).__qualname__} in a tree")
     return _LEAF
 
 
 def structure(text: Any) -> Any:
-    """The structure (`jax.tree.structure`) that `describe` wrote down.
+    """The structure (`jax.tree.structure`) that `describe_tree` wrote down.
 
     Raises:
         UnknownStructureError: it names a class that is not there, or is not such a text.

@@ -59,7 +59,7 @@ def run(config: FreeEnergyConfig) -> Any:
             raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
     check_output_folder(config.out, resume=True)  # whether it is in use, each method says
     with one_run(config.out):
-        return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console())
+        return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console(FreeEnergyConfig))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -85,7 +85,7 @@ class DensityOfStates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Thermal:
+class ThermalProperties:
     """Harmonic thermal properties at constant volume, of one formula unit or one mole of them.
 
     Attributes:
@@ -125,7 +125,7 @@ class Harmonic:
     lowest: dict[str, float]
     bands: Bands
     density: DensityOfStates
-    thermal: Thermal
+    thermal: ThermalProperties
     imaginary: list[ImaginaryMode]
 
 
@@ -144,7 +144,7 @@ class Difference:
     band: int
 
 
-def analyse(
+def harmonic_properties(
     phonon: Phonopy, path: BandPath, temperatures: Sequence[float], mesh: tuple[int, int, int] | None = None
 ) -> Harmonic:
     """Bands, density of states, thermal properties and imaginary modes of phonopy's object, which keeps them too.
@@ -204,7 +204,7 @@ def _density(phonon: Phonopy, mesh: Mesh, scale: float) -> DensityOfStates:
     return DensityOfStates(total.frequency_points, scale * np.asarray(total.dos, np.float64))
 
 
-def _thermal(phonon: Phonopy, mesh: Mesh, temperatures: Sequence[float], scale: float) -> Thermal:
+def _thermal(phonon: Phonopy, mesh: Mesh, temperatures: Sequence[float], scale: float) -> ThermalProperties:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about acoustic modes off zero, which the sum rule residual tells
         thermal = phonon.run_thermal_properties(temperatures=list(temperatures), exclude_gamma_acoustic=True)
@@ -214,7 +214,7 @@ def _thermal(phonon: Phonopy, mesh: Mesh, temperatures: Sequence[float], scale: 
         vibrations[gamma, np.argsort(np.abs(mesh.frequencies[gamma]))[:3]] = False
     imaginary = (mesh.frequencies < 0.0) & vibrations
     numbers = mesh.mesh_numbers
-    return Thermal(
+    return ThermalProperties(
         temperatures=np.asarray(thermal.temperatures, np.float64),
         free_energy=electronvolt * np.asarray(thermal.free_energy, np.float64),
         entropy=scale * np.asarray(thermal.entropy, np.float64),

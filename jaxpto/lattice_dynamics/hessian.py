@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_known
+from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Neighbors, build
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase

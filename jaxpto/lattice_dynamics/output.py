@@ -22,7 +22,7 @@ from jaxpto.storage.files import replacing, write_json_atomic
 from jaxpto.structures.write import write_frames
 
 AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth models
-INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger --supercell"
+INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger `supercell`"
 SHOWN_MODES = 12
 SHOWN_TEMPERATURES = (0.0, 300.0, 600.0, 1000.0)
 
@@ -189,7 +189,7 @@ def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
         thermal = calculation.harmonic.thermal
         if thermal.left_out:
             share = 100.0 * thermal.left_out / thermal.modes
-            reason = "; all are weak, as errors of the acoustic sum rule make them (see --symmetrize)"
+            reason = "; all are weak, as errors of the acoustic sum rule make them (see `symmetrize`)"
             if calculation.harmonic.imaginary:
                 reason = ", which are not those of a stable crystal"
             elif thermal.lowest < IMAGINARY:

@@ -93,8 +93,8 @@ def pto_test_path(primitive: Primitive, points: int = POINTS) -> BandPath:
     skew = float(np.abs(np.rad2deg(np.arccos(np.clip(unit @ np.roll(unit, 1, axis=0).T, -1, 1).diagonal())) - 90).max())
     if skew > 0.5:
         raise InputError(
-            f"--path pto-test needs a primitive cell with right angles, and one is {skew:.1f} degrees off; "
-            "use --path auto"
+            f"`path=pto-test` needs a primitive cell with right angles, and one is {skew:.1f} degrees off; "
+            "use `path=auto`"
         )
     ends = [np.array(PTO_TEST_POINTS[name]) for name in PTO_TEST_PATH]
     return BandPath(

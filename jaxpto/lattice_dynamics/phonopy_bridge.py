@@ -169,12 +169,12 @@ def add_born_charges(phonon: Phonopy, path: Path) -> None:
             warnings.simplefilter("ignore")
             charges = parse_BORN(phonon.primitive, symprec=SYMMETRY_PRECISION, filename=path)
     except FileNotFoundError:
-        raise InputError(f"--born {path} does not exist; give a BORN file of phonopy") from None
+        raise InputError(f"`born={path}` does not exist; give a BORN file of phonopy") from None
     except Exception as error:  # whatever the parser meets
         # Born charges do not depend on masses, and phonopy reads them by the symmetry of the elements
         atoms = len(Symmetry(phonon.primitive, SYMMETRY_PRECISION).get_independent_atoms())
         raise InputError(
-            f"--born {path}: {' '.join(str(error).split())}; phonopy's BORN format has a first line with the factor, "
+            f"`born={path}`: {' '.join(str(error).split())}; phonopy's BORN format has a first line with the factor, "
             f"nine numbers of the dielectric tensor, and for this structure {atoms} lines of nine Born charges"
         ) from error
     phonon.nac_params = charges

@@ -24,7 +24,7 @@ from jaxpto.devices.sequential import in_turn
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.integrators.common import kinetic_energy, kinetic_tensor, temperature
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.neighbors import Layout, build, grow, refresh
+from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
 from jaxpto.perovskite.polarization import PolarizationTopology, polarization
 from jaxpto.potential import Potential
 from jaxpto.system import Leaf, System, volume
@@ -393,22 +393,36 @@ def _with_regrow(
     processes: Processes,
 ) -> tuple[MDState, Watch, Sample, int]:
     """One chunk; while a running replica overflows, discard it, enlarge the list and do it again (bounded)."""
-    for regrown in range(limits.regrows + 1):
-        after, watched, samples = attempt(states, watch)
-        overflow, alive = jax.device_get((after.neighbors.overflow, watched.alive))
-        lost = overflow & alive
-        if not processes.any(np.any(lost)):
-            return after, watched, samples, regrown
-        if regrown < limits.regrows:
-            cells = np.concatenate(jax.device_get((states.system.cell, after.system.cell)))
-            cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
-            layout = divisible(grow(states.neighbors.layout, cells), mesh.shape.get(ATOMS, 1))
-            states = _lay_out(rebuild_all(states, layout), mesh)
-    # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
+
+    def begun(layout: Layout) -> MDState:
+        same = layout == states.neighbors.layout
+        return states if same else _lay_out(rebuild_all(states, layout), mesh)
+
+    def lost(done: tuple[MDState, Watch, Sample]) -> np.ndarray:
+        overflow, alive = jax.device_get((done[0].neighbors.overflow, done[1].alive))
+        return overflow & alive
+
+    def enlarge(layout: Layout, done: tuple[MDState, Watch, Sample]) -> Layout:
+        cells = np.concatenate(jax.device_get((states.system.cell, done[0].system.cell)))
+        cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
+        return divisible(grow(layout, cells), mesh.shape.get(ATOMS, 1))
+
+    try:
+        fitted = grow_until_it_fits(
+            lambda layout: attempt(begun(layout), watch),
+            states.neighbors.layout,
+            overflowed=lambda done: processes.any(np.any(lost(done))),
+            enlarge=enlarge,
+            enlargements=limits.regrows,
+        )
+        return *fitted.result, fitted.enlargements
+    except NeighborOverflowError as error:
+        # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
+        gone, states = lost(error.result), begun(error.layout)
     watch = dataclasses.replace(
         watch,
-        alive=watch.alive & ~lost,
-        reason=jnp.where(lost, OVERFLOWED, watch.reason).astype(jnp.int32),
-        failed_step=jnp.where(lost, states.step, watch.failed_step).astype(jnp.int32),
+        alive=watch.alive & ~gone,
+        reason=jnp.where(gone, OVERFLOWED, watch.reason).astype(jnp.int32),
+        failed_step=jnp.where(gone, states.step, watch.failed_step).astype(jnp.int32),
     )
     return _with_regrow(attempt, states, watch, limits, mesh, processes)

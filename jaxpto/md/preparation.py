@@ -28,7 +28,8 @@ from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, is_hydrostatic
 from jaxpto.md.loop import Limits, Sample, Schedule, Watch, sample, watch_init
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
 from jaxpto.potential import Potential
@@ -82,8 +83,8 @@ def prepare(config: SweepConfig) -> Setup:
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
     given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
-    number, spelled = len(given.atoms) * math.prod(config.repeats), " ".join(map(str, config.repeats))
-    check_size(number, config.replicas * len(config.temperatures), f"--supercell {spelled}")
+    number = len(given.atoms) * math.prod(config.repeats)
+    check_size(number, config.replicas * len(config.temperatures), f"`supercell={config.repeats}`")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
     potential = load_potential(config.model, dtype)
@@ -113,7 +114,7 @@ def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
     if config.ensemble != "nvt":
         check_thermal(len(atoms), config.ensemble)
     if config.ensemble == "npt" and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
-        raise InputError(f"--mask diag: {held}; use full (any strain), or iso (volume only)")
+        raise InputError(f"`mask=diag`: {held}; use full (any strain), or iso (volume only)")
 
 
 def method_of(config: SweepConfig) -> Method:

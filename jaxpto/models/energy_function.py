@@ -10,7 +10,7 @@ import inspect
 import textwrap
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ase
 import ase.data
@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto.errors import InputError
+from jaxpto.model_interface import Prediction
 from jaxpto.models.check import LONGEST_CUTOFF
 from jaxpto.neighbors import Neighbors, build, edge_vectors, heights
 from jaxpto.neighbors.search import inverse
-from jaxpto.potential import Potential, Prediction, virial_tensor
+from jaxpto.potential import Potential, virial_tensor
 from jaxpto.system import System, from_ase, volume
 
 EnergyFn = Callable[[Any, System, Neighbors], Float[Array, ""]]
@@ -47,15 +48,17 @@ class EnergyFunction:
         digest: what tells this function from others when a run goes on; part of `repr`.
         elements: atomic numbers it may be asked about.
         cutoff: Angstrom; edges beyond it and empty slots must not change the energy.
-        by_species: whether it gets a dense neighbour list in place of a packed one.
         least_height: smallest height of a cell it is right for, Angstrom; in lower ones its energy is NaN.
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
 
     function: EnergyFn = dataclasses.field(repr=False)
     digest: str
     elements: tuple[int, ...]
     cutoff: float
-    by_species: bool = False
     least_height: float = 0.0
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]) -> Array:
@@ -80,6 +83,13 @@ class EnergyFunction:
         value, (by_position, by_cell) = jax.value_and_grad(energy, argnums=(0, 1))(system.positions, system.cell)
         total = virial_tensor(system.positions, by_position) + virial_tensor(system.cell, by_cell)
         return Prediction(value, -by_position, (total + total.T) / (2.0 * volume(system.cell)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseEnergyFunction(EnergyFunction):
+    """The same for a function that wants a dense neighbour list."""
+
+    by_species: ClassVar[bool] = True
 
 
 def potential_from_energy(
@@ -128,7 +138,8 @@ def function_potential(
     Args:
         energy, params, cutoff, name, elements: as for `potential_from_energy`.
         identity: what the digest is taken of: a function, or a tuple of functions and settings.
-        dense, least_height: as in `EnergyFunction` (`by_species`).
+        dense: whether the neighbour list is the matrix [n, slots] of senders, in place of a packed one.
+        least_height: as in `EnergyFunction`.
 
     Raises:
         InputError: as for `potential_from_energy`.
@@ -140,7 +151,8 @@ def function_potential(
         raise InputError(f"potential {name}: there is no element '{unknown[0]}'; give chemical symbols")
     numbers = tuple(range(1, 119)) if elements is None else tuple(known[symbol] for symbol in elements)
     digest = hashlib.sha256(_described(identity).encode()).hexdigest()[:16]
-    model = EnergyFunction(energy, digest, numbers, float(cutoff), dense, float(least_height))
+    kind = DenseEnergyFunction if dense else EnergyFunction
+    model = kind(energy, digest, numbers, float(cutoff), float(least_height))
     # numbers as they are written: they are rounded to the precision of a run, not before
     return Potential(
         jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), params), model, name

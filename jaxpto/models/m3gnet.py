@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +51,15 @@ class M3GNet:
         elements: atomic numbers, in the order of the parameters.
         cutoff: of the edges, Angstrom.
         three_body_cutoff: of the edges that see a third atom, Angstrom.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
-        angle_cutoff: 0.0, no list of angles is needed.
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.1
 
     elements: tuple[int, ...] = (*range(1, 84), *range(89, 95))
     cutoff: float = 5.0
     three_body_cutoff: float = 4.0
-    by_species: bool = False
-    angle_cutoff: float = 0.0
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:

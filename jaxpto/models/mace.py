@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,12 @@ class MACE:
         density: for each layer, whether messages are divided by a learned density of neighbours.
         orders: for each layer, the powers in its polynomials.
         readouts: the layers that add to the energy.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+    site_quantities: ClassVar[tuple[str, ...]] = ("energies",)
 
     elements: tuple[int, ...]
     radii: tuple[float, ...]
@@ -68,18 +72,12 @@ class MACE:
     density: tuple[bool, ...]
     orders: tuple[tuple[int, ...], ...]
     readouts: tuple[int, ...]
-    by_species: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
         names = ("embedding", "references", "layers/*/skip/*", "layers/*/polynomials/*")
         return dict.fromkeys(names, (len(self.elements),))
-
-    @property
-    def site_quantities(self) -> tuple[str, ...]:
-        """What `site_properties` gives."""
-        return ("energies",)
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]

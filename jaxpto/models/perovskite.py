@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,12 @@ class Perovskite:
         channels: number of mixed channels.
         quartic: how many channels enter the four-body invariants.
         hidden: width of the two layers of each element's net.
-        by_species: the neighbour list is dense, with one block of slots per species of the neighbour.
         strangers: pairs of atomic numbers that no data held together, so that nothing was learned of their bonds.
     """
+
+    by_species: ClassVar[bool] = True
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
 
     elements: tuple[int, ...]
     cutoff: float = 6.0
@@ -57,7 +61,6 @@ class Perovskite:
     channels: int = 12
     quartic: int = 4
     hidden: int = 32
-    by_species: bool = True
     strangers: tuple[tuple[int, int], ...] = ()
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +30,11 @@ class SevenNet:
         highest: largest l of the harmonics.
         envelope: "polynomial" or "xplor", see `polynomial_envelope` and `xplor_envelope`.
         envelope_parameter: power of the polynomial, or distance from which XPLOR falls, Angstrom.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
 
     elements: tuple[int, ...]
     cutoff: float
@@ -39,7 +42,6 @@ class SevenNet:
     highest: int
     envelope: Literal["polynomial", "xplor"]
     envelope_parameter: float
-    by_species: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:

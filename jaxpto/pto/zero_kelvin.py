@@ -23,7 +23,8 @@ from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
-from jaxpto.models.catalogue import check_supports, list_models
+from jaxpto.models.catalogue import list_models
+from jaxpto.models.suitability import check_supports
 from jaxpto.phonons import PhononsConfig
 from jaxpto.phonons import run as run_phonons
 from jaxpto.potential import Potential
@@ -59,7 +60,7 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
         InputError: no model, an unknown one, or a folder of other settings.
         RuntimeError: a model failed; it is said once everything else is written.
     """
-    console = terminal.console()
+    console = terminal.console(ZeroKelvinConfig)
     check_output_folder(config.out, resume=True)
     models = config.models or tuple(info.name for info in list_models() if not info.problem)
     if not models:

@@ -19,7 +19,7 @@ from jaxpto.console.terminal import WholeTable
 from jaxpto.lattice_dynamics.figures import decorate_bands, draw_bands
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.modes import IMAGINARY
-from jaxpto.potential import caveat
+from jaxpto.model_interface import caveat
 from jaxpto.pto import paper
 from jaxpto.reporting import page
 from jaxpto.reporting.figures import COLORS, STYLE, png

@@ -21,10 +21,11 @@ from jaxtyping import Array, Float
 
 from jaxpto.errors import InputError
 from jaxpto.md.loop import REPLICAS, replica_mesh
+from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_known
+from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import grow
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.relaxation import lanes as device
 from jaxpto.relaxation.lanes import Bounds, Lane
 from jaxpto.relaxation.target import History, Relaxed, Target, check_start, with_results

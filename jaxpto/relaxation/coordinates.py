@@ -13,8 +13,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors.search import matmul
-from jaxpto.potential import Prediction
 from jaxpto.system import System, volume
 
 

@@ -33,9 +33,13 @@ def check_begun(folder: Path, *, resume: bool) -> bool:
     if not inside:
         return False
     if not resume:
-        raise InputError(f"--out {folder} exists and is not empty; name a new folder, or --resume to finish its run")
+        raise InputError(
+            f"`out={folder}` exists and is not empty; name a new folder, or `resume=True` to finish its run"
+        )
     if not (folder / "config.json").exists():
-        raise InputError(f"--resume: {folder} holds no config.json of a relaxation; restore it or name a new folder")
+        raise InputError(
+            f"`resume=True`: {folder} holds no config.json of a relaxation; restore it or name a new folder"
+        )
     return True
 
 
@@ -49,10 +53,11 @@ def check_same(folder: Path, identity: dict[str, Any]) -> None:
     try:
         changes = differences(json.loads(stored.read_text())["identity"], identity, "structure")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{stored} is damaged or of an earlier version; restore it or name a new --out") from None
+        raise InputError(f"{stored} is damaged or of an earlier version; restore it or name a new `out`") from None
     if changes:
         raise InputError(
-            f"--resume with changed settings: {'; '.join(changes)}; resume with what {stored} says, or name a new --out"
+            f"`resume=True` with changed settings: {'; '.join(changes)}; resume with what {stored} says, or name a new "
+            "`out`"
         )
 
 

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxpto import units
 from jaxpto.devices.compiled import kept
 from jaxpto.md.loop import REPLICAS
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Layout, Neighbors, build, refresh
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.relaxation import lbfgs
 from jaxpto.relaxation.coordinates import enthalpy, gradient, longest_row, rows_of, symmetric, system_at
 from jaxpto.relaxation.lbfgs import Descent

@@ -78,7 +78,7 @@ class Checkpoint:
                 )
         arrays = [jnp.asarray(self.arrays[_name(path)]) for path, _ in leaves]
         if any(array.dtype != self.arrays[_name(path)].dtype for array, (path, _) in zip(arrays, leaves, strict=True)):
-            raise InputError(f"checkpoint {self.index}: it was saved in double precision; run with --dtype float64")
+            raise InputError(f"checkpoint {self.index}: it was saved in double precision; run with `dtype=float64`")
         return jax.tree_util.tree_unflatten(structure, arrays)
 
 

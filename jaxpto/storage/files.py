@@ -37,7 +37,7 @@ def storage_error(path: Path, error: BaseException, needed: int = 0) -> StorageE
     size = f" ({needed / 1e6:.1f} MB needed)" if needed else ""
     remedy = "free space" if code is None or code in NO_ROOM else "make the place writable"
     return StorageError(
-        f"{path}: could not be written{size}: {reason}; {remedy} and run again (a sweep with --resume); "
+        f"{path}: could not be written{size}: {reason}; {remedy} and run again (a sweep with `resume=True`); "
         "what was saved before is intact"
     )
 

@@ -42,13 +42,13 @@ def one_run(folder: str | Path) -> Generator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(path)
     except BlockingIOError:
-        raise InputError(f"--out {folder} is in use by {_holder(path)}; wait for it, end it, or name another") from None
+        raise InputError(f"`out={folder}` is in use by {_holder(path)}; wait for it, end it, or name another") from None
     except FileExistsError:
-        raise InputError(f"--out {folder} is a file; name a folder") from None
+        raise InputError(f"`out={folder}` is a file; name a folder") from None
     except OSError as error:
         if error.errno in NO_ROOM:
             raise storage_error(folder, error) from error
-        raise InputError(f"--out {folder}: {error.strerror}; name a folder in a place that can be written to") from None
+        raise InputError(f"`out={folder}`: {error.strerror}; name a folder in a place that can be written to") from None
     try:
         os.ftruncate(descriptor, 0)
         since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z")

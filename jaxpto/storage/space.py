@@ -37,7 +37,7 @@ def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] 
         already = f", {taken / 1e6:.0f} MB of it already there" if taken else ""
         room = f"{RESERVE / 1e6:.0f} MB for figures and report"
         raise InputError(
-            f"--out {folder}: the run takes {(needed + RESERVE) / 1e6:.0f} MB ({what}, {room}){already}, "
+            f"`out={folder}`: the run takes {(needed + RESERVE) / 1e6:.0f} MB ({what}, {room}){already}, "
             f"{free / 1e6:.0f} MB are free; "
-            "free space, name a place with more, or store less with --sample-every or --steps"
+            "free space, name a place with more, or store less with `sample_every` or `steps`"
         )

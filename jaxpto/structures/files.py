@@ -18,8 +18,8 @@ COUNTED = 32 * 2**20  # bytes of a file whose structures are counted where one o
 MASS_TOLERANCE = 0.25  # amu between a mass in a file and that of an element: 48 is Ti (47.867), 17.999 is not F
 WARNINGS = 3  # of a reader that are shown
 FORMATS = "vasp, cif, extxyz, lammps-data"
-REMEDY = f"name its format with --format ({FORMATS}, ...)"
-NAMED = "name the element of each type in order, such as --species Pb Ti O"
+REMEDY = f"name its format with `format` ({FORMATS}, ...)"
+NAMED = "name the element of each type in order, such as `species=('Pb', 'Ti', 'O')`"
 
 
 def read_file(
@@ -71,7 +71,7 @@ def _format_of(path: Path, format: str | None) -> str:
             raise InputError(f"structure {path} cannot be read: ASE knows no format {name}; {REMEDY}")
         return name
     if format not in ioformats or not ioformats[format].can_read:
-        raise InputError(f"--format {format}: ASE reads no format of that name; some are {FORMATS}")
+        raise InputError(f"`format={format}`: ASE reads no format of that name; some are {FORMATS}")
     return format
 
 
@@ -121,7 +121,7 @@ def _elements(frames: list[ase.Atoms], path: Path, format: str, species: Sequenc
             atoms.set_masses([masses.get(kind, usual) for kind, usual in pairs])
     if species is not None:
         if named:
-            raise InputError(f"--species {' '.join(species)}: {path} names its elements itself; leave --species out")
+            raise InputError(f"`species={tuple(species)}`: {path} names its elements itself; leave `species` out")
         _name_types(frames, path, species)
         return []
     if format == "vasp":
@@ -153,7 +153,7 @@ def _named_types(atoms: ase.Atoms, path: Path, format: str) -> tuple[bool, dict[
 
 
 def _name_types(frames: list[ase.Atoms], path: Path, species: Sequence[str]) -> None:
-    given = f"--species {' '.join(species)}"
+    given = f"`species={tuple(species)}`"
     for symbol in species:
         if symbol not in ase.data.atomic_numbers or symbol == "X":
             raise InputError(f"{given}: {symbol} is no element; name one for each atom type, such as Pb Ti O")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxpto import neighbors
 from jaxpto.errors import InputError
 from jaxpto.system import System
-from jaxpto.training.data import Frames, join, split
+from jaxpto.training.data import LabelledFrames, hold_out_blocks, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Batch:
         return self.vectors, self.senders, self.energies, self.forces, self.virials
 
 
-def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike) -> Batch:
+def make_batch(
+    frames: LabelledFrames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike
+) -> Batch:
     """Build the edges of all frames (of one composition) and move everything to the device."""
     n = len(frames.numbers)
 
@@ -122,7 +124,7 @@ class Composition:
 
 
 def group(
-    trajectories: list[Frames], probability: np.ndarray, reference: dict[int, float], cutoff: float
+    trajectories: list[LabelledFrames], probability: np.ndarray, reference: dict[int, float], cutoff: float
 ) -> list[Composition]:
     """Split every trajectory into blocks and gather those with the same atoms, for they share a compiled program."""
     gathered: dict[tuple[int, ...], list[int]] = {}
@@ -130,7 +132,7 @@ def group(
         gathered.setdefault(tuple(frames.numbers.tolist()), []).append(index)
     compositions = []
     for indices in gathered.values():
-        pieces = [split(trajectories[i]) for i in indices]
+        pieces = [hold_out_blocks(trajectories[i]) for i in indices]
         held = [p[1] for p in pieces if len(p[1])]
         compositions.append(
             Composition(
@@ -139,15 +141,15 @@ def group(
                     [np.full(len(p[0]), probability[i] / len(p[0])) for i, p in zip(indices, pieces, strict=True)]
                 ),
                 {trajectories[i].name: float(probability[i]) for i in indices},
-                prepare(join([p[0] for p in pieces]), reference, cutoff, np.float32),
-                prepare(join(held), reference, cutoff, np.float32) if held else None,
+                make_batch(join([p[0] for p in pieces]), reference, cutoff, np.float32),
+                make_batch(join(held), reference, cutoff, np.float32) if held else None,
                 [p.name for p in held for _ in range(len(p))],
             )
         )
     return compositions
 
 
-def share_of(trajectories: list[Frames], shares: tuple[str, ...]) -> np.ndarray:
+def share_of(trajectories: list[LabelledFrames], shares: tuple[str, ...]) -> np.ndarray:
     """Probability of each trajectory [t]; every GLOB's fraction is spread evenly over what it matches.
 
     Raises:
@@ -175,7 +177,7 @@ def share_of(trajectories: list[Frames], shares: tuple[str, ...]) -> np.ndarray:
     return probability / probability.sum()
 
 
-def reference_energies(groups: list[Frames], elements: tuple[int, ...]) -> np.ndarray:
+def reference_energies(groups: list[LabelledFrames], elements: tuple[int, ...]) -> np.ndarray:
     """Energies [element] in eV whose sums fit the mean energy of each trajectory (least squares, minimum norm).
 
     They are subtracted from the labels: float32 could not hold both 1e5 eV of core energies and a phonon.

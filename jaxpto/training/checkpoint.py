@@ -61,7 +61,7 @@ def restore(
         return state, meta
     raise InputError(
         f"{path.parent}: no usable checkpoint ({'; '.join(reasons)}); restore one of these files, or start anew with "
-        "another --out"
+        "another `out`"
     )
 
 
@@ -69,7 +69,7 @@ def _fill(path: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
     wanted = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(like)}
     if arrays.keys() != wanted.keys():
         odd = sorted(arrays.keys() ^ wanted.keys())[0]
-        raise InputError(f"{path}: no usable checkpoint of this training (array {odd}); start anew with another --out")
+        raise InputError(f"{path}: no usable checkpoint of this training (array {odd}); start anew with another `out`")
     for name, leaf in wanted.items():
         found = arrays[name]
         if (found.shape, found.dtype.kind) != (leaf.shape, leaf.dtype.kind):
@@ -93,14 +93,14 @@ def check_identity(folder: Path, before: Mapping[str, Any] | None, now: Mapping[
     if before is None:
         raise InputError(
             f"{folder}: its checkpoint does not say which settings and data it is of (an earlier version wrote it); "
-            "start anew with another --out, with --initial to keep the weights"
+            "start anew with another `out`, with `initial` to keep the weights"
         )
     changes = differences(before, now, "trajectory")
     if changes:
         hint = ""
         if before["settings"].get("steps") != now["settings"].get("steps"):
-            hint = "; learning rates follow the number of steps: to train on, use --initial and a new --out"
+            hint = "; learning rates follow the number of steps: to train on, use `initial` and a new `out`"
         raise InputError(
-            f"--resume with changed settings: {'; '.join(changes)}; "
-            f"resume {folder} as it was begun, or choose a new --out{hint}"
+            f"`resume=True` with changed settings: {'; '.join(changes)}; "
+            f"resume {folder} as it was begun, or choose a new `out`{hint}"
         )

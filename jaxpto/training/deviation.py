@@ -19,7 +19,7 @@ from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase
 from jaxpto.training.ensembles import Frames, Plan
-from jaxpto.training.targets import Target, observe
+from jaxpto.training.targets import MeasuredAverage, observe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Look:
     gradient: Params
 
 
-def prepare(
+def sampled_ensembles(
     plan: Plan,
-    targets: tuple[Target, ...],
+    targets: tuple[MeasuredAverage, ...],
     frames: Frames,
     potential: Callable[[Params], Potential],
     sampled_with: Params,
@@ -99,7 +99,7 @@ def prepare(
 
 
 def make_look(
-    targets: tuple[Target, ...],
+    targets: tuple[MeasuredAverage, ...],
     potential: Callable[[Params], Potential],
     replicas: int,
     weight: float,

@@ -184,7 +184,7 @@ def simulate(
             lost = int(np.argmax(reasons > 0))
             raise FloatingPointError(
                 f"a replica at {kelvin[lost]:g} K was lost ({plan.limits.describe(int(reasons[lost]))}); "
-                "the model has left what its data hold: lower --matching.rate, or ask for less"
+                "the model has left what its data hold: lower `rate`, or ask for less"
             )
         collected.append(chunk.samples)
         progress(int(chunk.samples.step[-1].max()))

@@ -17,7 +17,7 @@ Row = tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Frames:
+class LabelledFrames:
     """Labelled frames of one trajectory (numpy, float64).
 
     Attributes:
@@ -41,8 +41,8 @@ class Frames:
     def __len__(self) -> int:
         return len(self.energies)
 
-    def __getitem__(self, index: np.ndarray) -> Frames:
-        return Frames(
+    def __getitem__(self, index: np.ndarray) -> LabelledFrames:
+        return LabelledFrames(
             self.name,
             self.numbers,
             *(getattr(self, k)[index] for k in COLUMNS),
@@ -60,7 +60,7 @@ class Frames:
         return digest_of(np.asarray(self.numbers, np.int64), *columns)
 
 
-def gather(name: str, rows: Iterable[Row]) -> list[Frames]:
+def group_by_composition(name: str, rows: Iterable[Row]) -> list[LabelledFrames]:
     """One trajectory for each composition in the rows, with the atoms in the order of its first frame.
 
     The trajectory has the name given, or NAME-FORMULA where there are several.
@@ -75,11 +75,11 @@ def gather(name: str, rows: Iterable[Row]) -> list[Frames]:
     for first, members in groups.values():
         formula = ase.Atoms(first).symbols.formula.format("metal")
         columns = (np.array(column, np.float64) for column in zip(*members, strict=True))
-        found.append(Frames(name if len(groups) == 1 else f"{name}-{formula}", first, *columns))
+        found.append(LabelledFrames(name if len(groups) == 1 else f"{name}-{formula}", first, *columns))
     return found
 
 
-def faults(frames: Frames, largest_force: float = 100.0) -> dict[str, np.ndarray]:
+def faults(frames: LabelledFrames, largest_force: float = 100.0) -> dict[str, np.ndarray]:
     """Frames [f] that cannot be trained on, by reason; a frame counts under the first that fits.
 
     Args:
@@ -104,7 +104,7 @@ def faults(frames: Frames, largest_force: float = 100.0) -> dict[str, np.ndarray
     return {reason: hit for reason, hit in reasons.items() if hit.any()}
 
 
-def clean(frames: Frames, largest_force: float = 100.0) -> Frames:
+def clean(frames: LabelledFrames, largest_force: float = 100.0) -> LabelledFrames:
     """Without the frames that `faults` names.
 
     Frames that are merely wrong stay: the loss is robust against them.
@@ -115,16 +115,18 @@ def clean(frames: Frames, largest_force: float = 100.0) -> Frames:
     return frames[np.flatnonzero(~bad)]
 
 
-def split(frames: Frames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)) -> tuple[Frames, Frames]:
+def hold_out_blocks(
+    frames: LabelledFrames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)
+) -> tuple[LabelledFrames, LabelledFrames]:
     """Training and validation frames: whole contiguous blocks are held out, for neighbouring frames are correlated."""
     block = np.arange(len(frames)) * blocks // max(1, len(frames))
     out = np.isin(block, held_out)
     return frames[np.flatnonzero(~out)], frames[np.flatnonzero(out)]
 
 
-def join(parts: list[Frames]) -> Frames:
+def join(parts: list[LabelledFrames]) -> LabelledFrames:
     """Concatenate trajectories with the same atoms."""
-    return Frames(
+    return LabelledFrames(
         parts[0].name,
         parts[0].numbers,
         *(np.concatenate([getattr(p, k) for p in parts]) for k in COLUMNS),

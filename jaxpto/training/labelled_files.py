@@ -16,7 +16,7 @@ from ase.geometry import minkowski_reduce
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from jaxpto.errors import InputError
-from jaxpto.training.frames import Frames, gather
+from jaxpto.training.frames import LabelledFrames, group_by_composition
 
 VIRIALS = ("virial", "virials")  # keys of extended xyz
 ALONE = 8.0  # Angstrom, the shortest distance between images at which a single atom is no crystal of its element
@@ -34,7 +34,7 @@ class _Frame:
     virial: np.ndarray
 
 
-def read_ase(path: Path, say: Callable[[str], None]) -> list[Frames]:
+def read_ase(path: Path, say: Callable[[str], None]) -> list[LabelledFrames]:
     """Read a file with energies and forces, and stress or virial if it has them; one trajectory for each composition.
 
     Where every frame has a `free_energy` that is used, because the forces of a calculation with smeared occupations
@@ -68,7 +68,7 @@ def read_ase(path: Path, say: Callable[[str], None]) -> list[Frames]:
         (f.atoms.numbers, f.atoms.positions, f.atoms.cell.array, energy, f.forces, f.virial)
         for f, energy in zip(frames, energies, strict=True)
     ]
-    return gather(path.stem, rows)
+    return group_by_composition(path.stem, rows)
 
 
 def _is_alone(atoms: ase.Atoms) -> bool:

@@ -33,7 +33,7 @@ class LossWeights:
     robust: float = 3.0
 
 
-def predict(
+def predict_frame(
     model: Perovskite,
     params: Params,
     own: Float[Array, "n t"],

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from typing import Literal
 
-from jaxpto.errors import InputError
+from jaxpto.errors import InputError, settings_of
 from jaxpto.md.config import SweepConfig
 from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
-from jaxpto.training.targets import Target, conditions
+from jaxpto.training.targets import MeasuredAverage, conditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MatchOptions:
         return repeats_of(self.structure, self.supercell, (3, 3, 3))
 
 
-def check_options(options: MatchOptions) -> None:
+def check_matching(options: MatchOptions) -> None:
     """Refuse options that cannot run; those of the simulation are checked by `make_plan`.
 
     Raises:
@@ -66,14 +66,14 @@ def check_options(options: MatchOptions) -> None:
     for name in ("iterations", "rate", "tolerance", "frames"):
         value = getattr(options, name)
         if not 0 < value < math.inf:
-            raise InputError(f"--matching.{name} {value:g}: it must be above 0")
+            raise InputError(f"`{name}={value:g}`: it must be above 0")
     if not 0 <= options.weight < math.inf:
-        raise InputError(f"--matching.weight {options.weight:g}: it must be 0 or more")
+        raise InputError(f"`weight={options.weight:g}`: it must be 0 or more")
     if not 0 < options.effective < 1:
-        raise InputError(f"--matching.effective {options.effective:g}: it must lie in (0, 1)")
+        raise InputError(f"`effective={options.effective:g}`: it must lie in (0, 1)")
 
 
-def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Plan:
+def plan_of(options: MatchOptions, targets: tuple[MeasuredAverage, ...], seed: int) -> Plan:
     """The simulations that targets need.
 
     Raises:
@@ -92,10 +92,8 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
         format=options.format,
         species=options.species,
     )
-    try:
+    with settings_of("matching"):
         plan = make_plan(settings, conditions(targets))
-    except InputError as error:
-        raise InputError(str(error).replace("--", "--matching.", 1)) from None
     if plan.topology is None and any(target.observable == "polarization" for target in targets):
-        raise InputError(f"--match polarization: {plan.note}")
+        raise InputError(f"`match` polarization: {plan.note}")
     return plan

@@ -18,13 +18,13 @@ from jaxpto.console.terminal import WholeTable
 from jaxpto.reporting.figures import COLORS, GREY, STYLE, png
 from jaxpto.reporting.page import uncertain
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
-from jaxpto.training.targets import UNITS, Target
+from jaxpto.training.targets import UNITS, MeasuredAverage
 
 Rows = tuple[dict[str, Any], ...]
 LABELS = {"c_over_a": "c/a", "a": "a (Å)", "c": "c (Å)", "volume": "volume (Å$^3$)", "polarization": "P (C/m$^2$)"}
 
 
-def write_history(out: Path, targets: tuple[Target, ...], rows: Rows, settings: Mapping[str, Any]) -> None:
+def write_history(out: Path, targets: tuple[MeasuredAverage, ...], rows: Rows, settings: Mapping[str, Any]) -> None:
     """Write match.csv (one row an iteration) and match.json (the same, with targets and settings) into `out`."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]))
@@ -35,14 +35,14 @@ def write_history(out: Path, targets: tuple[Target, ...], rows: Rows, settings: 
     write_json_atomic(out / "match.json", {"targets": wanted, "rows": list(rows), "settings": dict(settings)})
 
 
-def write_figure(out: Path, targets: tuple[Target, ...], rows: Rows) -> None:
+def write_figure(out: Path, targets: tuple[MeasuredAverage, ...], rows: Rows) -> None:
     """Write match.png into `out`."""
     image = png(match_figure(targets, rows))
     with replacing(out / "match.png") as temporary:
         Path(temporary).write_bytes(image)
 
 
-def match_figure(targets: tuple[Target, ...], rows: Rows) -> Figure:
+def match_figure(targets: tuple[MeasuredAverage, ...], rows: Rows) -> Figure:
     """Every target's average, and the force error on DFT data, against the iteration."""
     turn = np.array([row["iteration"] for row in rows])
     fresh = np.array([row["fresh"] for row in rows])
@@ -72,7 +72,7 @@ def match_figure(targets: tuple[Target, ...], rows: Rows) -> Figure:
     return figure
 
 
-def show(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path, console: Console) -> None:
+def show(targets: tuple[MeasuredAverage, ...], rows: Rows, met: bool, out: Path, console: Console) -> None:
     """Print the first and last averages of the targets, and what became of the force error."""
     first, last = rows[0], rows[-1]
     table = WholeTable("", "target", "before", "after", box=None, pad_edge=False)
@@ -86,7 +86,7 @@ def show(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path, console:
     if np.isfinite(before):
         table.add_row("force error on held-out DFT data, meV/A", "", f"{1e3 * before:.1f}", f"{1e3 * after:.1f}")
     console.print(table)
-    verdict = "all targets are met" if met else "not all targets are met: give more --matching.iterations and --resume"
+    verdict = "all targets are met" if met else "not all targets are met: give more `iterations` and `resume=True`"
     change = f", force errors changed by {100 * (after / before - 1):+.1f} %" if np.isfinite(before) else ""
     console.print(f"after {last['iteration']} iterations {verdict}{change}")
     console.print(f"model, match.csv, match.json, match.png: {out}")

@@ -17,7 +17,7 @@ from optax import contrib
 from jaxpto.models.perovskite import ATOMWISE, PAIRWISE, Params, Perovskite, initialize, select
 from jaxpto.models.perovskite_moments import moments
 from jaxpto.training.batches import Batch
-from jaxpto.training.loss import LossWeights, loss, one_hot, predict
+from jaxpto.training.loss import LossWeights, loss, one_hot, predict_frame
 from jaxpto.training.whitening import Whitening, fold, independent, inverse_root
 
 
@@ -117,7 +117,7 @@ def predictor(model: Perovskite, batch: Batch) -> Callable:
 
     def apply(params: Params, index: Array, arrays: tuple[Array, ...]) -> tuple[tuple, tuple]:
         vectors, senders, energy, forces, virial = (a[index] for a in arrays)
-        return predict(model, params, jnp.asarray(own), vectors, senders, batch.slots), (energy, forces, virial)
+        return predict_frame(model, params, jnp.asarray(own), vectors, senders, batch.slots), (energy, forces, virial)
 
     return apply
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from jaxpto.models.perovskite import Params
 from jaxpto.training.batches import Composition
-from jaxpto.training.frames import Frames, split
+from jaxpto.training.frames import LabelledFrames, hold_out_blocks
 from jaxpto.training.optimizer import TrainState
 
 
-def describe_data(trajectories: Sequence[Frames], elements: int, compositions: int) -> list[str]:
+def describe_data(trajectories: Sequence[LabelledFrames], elements: int, compositions: int) -> list[str]:
     """Lines: how many frames, which of them are held out for validation, and which have no virial."""
     total = sum(map(len, trajectories))
-    held = {frames.name: len(split(frames)[1]) for frames in trajectories}
+    held = {frames.name: len(hold_out_blocks(frames)[1]) for frames in trajectories}
     lines = [
         f"{total} frames, {compositions} compositions, {elements} elements; {sum(held.values())} frames held out for "
         "validation (the 7th and 14th of 20 blocks of each trajectory)"

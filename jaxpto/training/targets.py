@@ -20,7 +20,7 @@ _TARGET = re.compile(rf"\s*(\w+)\s*@\s*({_NUMBER})\s*K\s*(?:,\s*({_NUMBER})\s*GP
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class MeasuredAverage:
     """A measured average.
 
     Attributes:
@@ -47,7 +47,7 @@ class Target:
         return f"{self.observable}@{spell_kelvin(self.temperature)}K{squeezed}"
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> MeasuredAverage:
     """Read a target such as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5".
 
     Raises:
@@ -55,20 +55,20 @@ def parse_target(text: str) -> Target:
     """
     found = _TARGET.fullmatch(text)
     if found is None:
-        raise InputError(f"--match {text!r} cannot be read; {FORM}")
+        raise InputError(f"`match` {text!r} cannot be read; {FORM}")
     observable, temperature, pressure, value = found[1], float(found[2]), float(found[3] or 0.0), float(found[4])
     if observable not in UNITS:
-        raise InputError(f"--match {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
+        raise InputError(f"`match` {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
     if not 0.0 < temperature < math.inf:
-        raise InputError(f"--match {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
+        raise InputError(f"`match` {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
     if not math.isfinite(pressure):
-        raise InputError(f"--match {text!r}: {pressure:g} GPa; the pressure must be finite")
+        raise InputError(f"`match` {text!r}: {pressure:g} GPa; the pressure must be finite")
     if not 0.0 < value < math.inf:
-        raise InputError(f"--match {text!r}: {value:g}; the value must be above 0")
-    return Target(observable, temperature, pressure, value)
+        raise InputError(f"`match` {text!r}: {value:g}; the value must be above 0")
+    return MeasuredAverage(observable, temperature, pressure, value)
 
 
-def parse_targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
+def parse_targets(texts: tuple[str, ...]) -> tuple[MeasuredAverage, ...]:
     """Read all targets of a run.
 
     Raises:
@@ -78,11 +78,11 @@ def parse_targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
     names = [target.name for target in targets]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise InputError(f"--match {twice[0]} is given twice; give one value for it")
+        raise InputError(f"`match={twice[0]}` is given twice; give one value for it")
     return targets
 
 
-def conditions(targets: tuple[Target, ...]) -> list[tuple[float, float]]:
+def conditions(targets: tuple[MeasuredAverage, ...]) -> list[tuple[float, float]]:
     """Temperatures (K) and pressures (GPa) that have to be simulated, in the order of the targets."""
     return list(dict.fromkeys(target.condition for target in targets))
 

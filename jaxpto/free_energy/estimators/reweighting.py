@@ -27,7 +27,6 @@ from jaxtyping import Array, Bool, Float
 from jaxpto.errors import InputError
 from jaxpto.neighbors import Layout, Neighbors, build, grow
 from jaxpto.potential import Potential
-from jaxpto.storage.trajectory import Trajectory
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import BOLTZMANN
 
@@ -142,30 +141,6 @@ def _check_finite(values: np.ndarray) -> None:
 
 
 _measure = jax.jit(measure, static_argnames=("layout", "observe", "batch"))
-
-
-def stored_systems(stored: Trajectory, equilibration: float, dtype: jax.typing.DTypeLike = np.float64) -> System:
-    """Frames of a stored trajectory as batched systems.
-
-    Args:
-        stored: as `read_trajectory` gives it.
-        equilibration: fraction of the run that is left out.
-        dtype: floating-point type.
-
-    Raises:
-        InputError: no frame is left.
-    """
-    first = int(np.ceil(equilibration * len(stored.step)))
-    frames = len(stored.step) - first
-    if frames < 1:
-        raise InputError(f"{len(stored.step)} frames, {first} of them equilibration: nothing is left; sample more")
-    spread = lambda values: jnp.tile(jnp.asarray(values)[None], (frames, 1))  # noqa: E731
-    return System(
-        jnp.asarray(stored.positions[first:], dtype),
-        jnp.asarray(stored.cells[first:], dtype),
-        spread(np.asarray(stored.numbers, np.int32)),
-        spread(np.asarray(stored.masses, dtype)),
-    )
 
 
 def log_weights(

@@ -60,7 +60,7 @@ def enthalpy_samples(records: list[ReplicaRecord], equilibration: float) -> Enth
         if lost:
             raise InputError(
                 f"{kelvin:g} K: replica {lost[0].replica} is {lost[0].status} ({lost[0].reason}); "
-                "leave this temperature out of --temperatures"
+                "leave this temperature out of `temperatures`"
             )
         kept, slowest = [], 1.0
         for record in mine:
@@ -74,7 +74,7 @@ def enthalpy_samples(records: list[ReplicaRecord], equilibration: float) -> Enth
         if len(samples) < FEWEST:
             raise InputError(
                 f"{kelvin:g} K: {len(samples)} independent samples, at least {FEWEST} are needed; "
-                "take more --steps or --replicas"
+                "take more `steps` or `replicas`"
             )
         enthalpies.append(samples)
         inefficiencies.append(slowest)

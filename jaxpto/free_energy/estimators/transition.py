@@ -37,7 +37,7 @@ class PhaseBracket:
     disordered: Bool[np.ndarray, " k"]
 
 
-class Transition(NamedTuple):
+class TransitionThermodynamics(NamedTuple):
     """Of the whole cell: enthalpy eV; entropy and total_entropy eV/K."""
 
     enthalpy: Float[Array, ""]
@@ -65,9 +65,9 @@ def phase_bracket(
     return PhaseBracket(0.5 * (lower + upper), ordered, disordered)
 
 
-def transition(
+def transition_thermodynamics(
     temperatures: Float[Array, " k"], enthalpy: Float[Array, " k"], entropy: Float[Array, " k"], bracket: PhaseBracket
-) -> Transition:
+) -> TransitionThermodynamics:
     """Enthalpy and entropy of the transition; differentiable in all arrays.
 
     Args:
@@ -83,7 +83,7 @@ def transition(
     carried_on = entropy - disordered[1] / 100.0 * jnp.log(temperatures / temperatures[0])
     weight = jnp.asarray(bracket.disordered, entropy.dtype)
     total = jnp.sum(weight * carried_on) / jnp.sum(weight) - entropy[0]
-    return Transition(heat, heat / bracket.temperature, total)
+    return TransitionThermodynamics(heat, heat / bracket.temperature, total)
 
 
 def _polynomial(

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxpto.console.terminal import WholeTable
-from jaxpto.free_energy.harmonic.vibrations import Thermal
+from jaxpto.free_energy.harmonic.vibrations import VibrationalThermodynamics
 from jaxpto.reporting import page
 from jaxpto.reporting.figures import COLORS, GREY, STYLE, png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
@@ -93,7 +93,7 @@ class HarmonicResult:
     static: float
     volume: float
     work: float
-    values: Thermal
+    values: VibrationalThermodynamics
     zero_point: float
     lowest: float
     imaginary: float

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import EnthalpySamples
-from jaxpto.free_energy.estimators.transition import PhaseBracket, Transition, transition
+from jaxpto.free_energy.estimators.transition import PhaseBracket, TransitionThermodynamics, transition_thermodynamics
 from jaxpto.free_energy.ladder.integration import (
     Thermodynamics,
     fluctuation_heat_capacity,
@@ -54,11 +54,11 @@ class LadderResult:
     effective: Float[np.ndarray, " k"]
     samples: EnthalpySamples
     bracket: PhaseBracket | None
-    transition: Transition | None
-    transition_errors: Transition | None
+    transition: TransitionThermodynamics | None
+    transition_errors: TransitionThermodynamics | None
 
 
-def analyse(
+def analyse_ladder(
     samples: EnthalpySamples,
     wanted: Float[np.ndarray, " t"],
     degrees_of_freedom: int,
@@ -88,7 +88,7 @@ def analyse(
         pooled = np.concatenate(samples.enthalpies)
         origin = pooled.mean()
         overlap, effective = map(np.asarray, _trust(jnp.asarray(pooled - origin), counts, temperatures))
-        check_overlap(samples, overlap)
+        check_ladder_overlap(samples, overlap)
         one = functools.partial(
             _one,
             counts=counts,
@@ -123,7 +123,7 @@ def analyse(
     )
 
 
-def check_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -> None:
+def check_ladder_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -> None:
     """Refuse a ladder whose neighbours hardly share configurations.
 
     Raises:
@@ -138,7 +138,7 @@ def check_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -
     spacing = GOOD_SPACING * BOLTZMANN * first * second / deviation
     raise InputError(
         f"{first:g} and {second:g} K overlap by {shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; "
-        f"give a ladder with steps of {spacing:.2g} K there, or a smaller --supercell"
+        f"give a ladder with steps of {spacing:.2g} K there, or a smaller `supercell`"
     )
 
 
@@ -150,7 +150,7 @@ def _one(
     wanted: Float[Array, " t"],
     freedom: int,
     bracket: PhaseBracket | None,
-) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], Transition | None]:
+) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], TransitionThermodynamics | None]:
     """MBAR, Gibbs-Helmholtz, fluctuations and what the transition takes from one set of samples."""
     found = thermodynamics(enthalpies, counts, temperatures, wanted, temperatures[0], freedom)
     owner = jnp.repeat(jnp.arange(counts.shape[0]), counts.astype(int), total_repeat_length=enthalpies.shape[0])
@@ -161,7 +161,12 @@ def _one(
     if bracket is None:
         return found, integrated, fluctuations, None
     there = thermodynamics(enthalpies, counts, temperatures, temperatures, temperatures[0], freedom)
-    return found, integrated, fluctuations, transition(temperatures, there.enthalpy, there.entropy, bracket)
+    return (
+        found,
+        integrated,
+        fluctuations,
+        transition_thermodynamics(temperatures, there.enthalpy, there.entropy, bracket),
+    )
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.samples import enthalpy_samples
 from jaxpto.free_energy.estimators.transition import phase_bracket
-from jaxpto.free_energy.ladder.analysis import LadderResult, analyse
+from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
 from jaxpto.free_energy.ladder.output import Subject, write_ladder
 from jaxpto.free_energy.sampling import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
@@ -31,7 +31,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
             replicas, too few samples; the sweep itself is kept.
     """
     if len(config.temperatures) < 2:
-        raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
+        raise InputError(f"`temperatures` {len(config.temperatures)} value: a ladder needs at least two")
     cell = read_input(config.structure, "dynamics", format=config.format, species=config.species).atoms
     folder = config.out / "sweep"
     check_output_folder(config.out, resume=folder.exists())
@@ -46,7 +46,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     rows = summarize(finished.records, finished.unit, finished.equilibration)
     found = next(iter(transitions(rows)), None)
     bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None
-    result = analyse(samples, wanted, freedom, bracket=bracket, seed=config.seed)
+    result = analyse_ladder(samples, wanted, freedom, bracket=bracket, seed=config.seed)
     formula, units = cell.symbols.formula.reduce()
     subject = Subject(formula.format("metal"), config.model, cells * units, atoms, config.ensemble == "npt")
     write_ladder(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)

@@ -15,10 +15,10 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import FEWEST
 from jaxpto.free_energy.ladder.analysis import LEAST_OVERLAP
-from jaxpto.free_energy.landau.landscape import (
-    Landscape,
+from jaxpto.free_energy.landau.profile import (
+    FreeEnergyProfile,
     curie_weiss,
-    landscape,
+    free_energy_profile,
     reduced_bias,
     umbrella_integration,
 )
@@ -82,8 +82,8 @@ class TemperatureResult:
     """
 
     samples: WindowSamples
-    values: Landscape
-    errors: Landscape
+    values: FreeEnergyProfile
+    errors: FreeEnergyProfile
     overlap: Float[np.ndarray, "k k"]
     integrated: Float[np.ndarray, " e"]
 
@@ -132,12 +132,14 @@ def thinned(
         if len(kept_p[-1]) < FEWEST:
             raise InputError(
                 f"{temperature:g} K, window at {center:.3g} C/m^2: {len(kept_p[-1])} independent samples, at least "
-                f"{FEWEST} are needed; take more --steps or --replicas"
+                f"{FEWEST} are needed; take more `steps` or `replicas`"
             )
     return WindowSamples(temperature, tuple(kept_p), tuple(kept_v), np.array(inefficiencies))
 
 
-def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0) -> LandauResult:
+def analyse_windows(
+    sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0
+) -> LandauResult:
     """Landscapes at all temperatures, with errors by bootstrap over the samples of each window.
 
     Args:
@@ -151,7 +153,7 @@ def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int 
     """
     generator = np.random.default_rng(seed)
     with jax.enable_x64(True):
-        trusts = [check_overlap(samples, windows) for samples in sampled]
+        trusts = [check_window_overlap(samples, windows) for samples in sampled]
         rows = [
             _temperature(samples, windows, overlap, generator, resamplings)
             for samples, overlap in zip(sampled, trusts, strict=True)
@@ -169,7 +171,7 @@ def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int 
     return LandauResult(windows, rows, law, spread)
 
 
-def check_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
+def check_window_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
     """Overlap matrix of the windows; refuses those that hardly share configurations (in 64-bit mode).
 
     Raises:
@@ -196,8 +198,8 @@ def check_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray,
     first, second = windows.centers[worst : worst + 2]
     raise InputError(
         f"{samples.temperature:g} K: the windows at {first:.3g} and {second:.3g} C/m^2 overlap by "
-        f"{shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; take --landau.windows {enough} with "
-        f"--landau.strength {windows.strength:.3g} in a new folder"
+        f"{shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; take `windows={enough}` with "
+        f"`strength={windows.strength:.3g}` in a new folder"
     )
 
 
@@ -228,9 +230,9 @@ def _temperature(
     ends = np.cumsum(samples.counts).astype(int)
     starts = np.concatenate([[0], ends[:-1]])
 
-    def one(both: tuple[Float[Array, " n"], Float[Array, " n"]]) -> Landscape:
+    def one(both: tuple[Float[Array, " n"], Float[Array, " n"]]) -> FreeEnergyProfile:
         shape = (counts, centers, strength, kT, jnp.asarray(windows.edges))
-        return landscape(*both, *shape, symmetric=windows.symmetric)
+        return free_energy_profile(*both, *shape, symmetric=windows.symmetric)
 
     chosen = np.stack(
         [
@@ -286,5 +288,5 @@ def _check_range(row: TemperatureResult, windows: Windows) -> None:
     low = windows.centers[0] if windows.symmetric else -1.3 * last
     raise InputError(
         f"{row.samples.temperature:g} K: the free energy is lowest at the end of the range, {last:g} C/m^2; "
-        f"take --landau.range {low:g} {1.3 * last:.2g} in a new folder"
+        f"take `range=({low:g}, {1.3 * last:.2g})` in a new folder"
     )

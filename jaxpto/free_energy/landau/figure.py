@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpto.free_energy.landau.analysis import LandauResult, TemperatureResult
-from jaxpto.free_energy.landau.landscape import JOULE_PER_CUBIC_METRE, landau_energy
 from jaxpto.free_energy.landau.literature import LEAD_TITANATE, Subject
+from jaxpto.free_energy.landau.profile import JOULE_PER_CUBIC_METRE, landau_energy
 from jaxpto.reporting.figures import COLORS, GREY, STYLE
 
 LEGEND_ROWS = 8  # temperatures that are named; a colour bar would be needed for more

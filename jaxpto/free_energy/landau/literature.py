@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxpto.free_energy.landau.landscape import landau_well
+from jaxpto.free_energy.landau.profile import landau_well
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from jaxpto.console.options import as_typed
 from jaxpto.console.terminal import WholeTable
+from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.landau.analysis import LandauResult, TemperatureResult
 from jaxpto.free_energy.landau.figure import landau_figure
 from jaxpto.free_energy.landau.literature import LEAD_TITANATE, Subject
@@ -203,9 +205,9 @@ def _remarks(result: LandauResult, subject: Subject, lines: list[dict[str, float
     if few:
         remarks.append(
             f"At {', '.join(f'{t:g}' for t in few)} K the Landau polynomial misses the profile by more than kT of the "
-            "cell: P_s and barrier come from a longer one and hold; the coefficients depend on --landau.range."
+            "cell: P_s and barrier come from a longer one and hold; the coefficients depend on `range`."
         )
-    return remarks
+    return [as_typed(remark, FreeEnergyConfig) for remark in remarks]
 
 
 def _kT(line: Mapping[str, float]) -> float:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Layout, Neighbors, build
 from jaxpto.perovskite.polarization import PolarizationTopology, polarization
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import COULOMB_PER_SQUARE_METRE
 
@@ -46,7 +46,7 @@ def bias_energy(umbrella: Umbrella, system: System, topology: PolarizationTopolo
     return 0.5 * jnp.sum(umbrella.strength * away**2)
 
 
-def predict(energy: Callable[[System], Float[Array, ""]], system: System) -> Prediction:
+def prediction_from_energy(energy: Callable[[System], Float[Array, ""]], system: System) -> Prediction:
     """Energy, forces and stress that follow from any energy function of positions and cell, by one backward pass.
 
     Forces are -dU/dr; the stress is the symmetric derivative (1/V) dU/de at e = 0, with r -> r (1 + e), h -> h (1 + e).
@@ -70,7 +70,7 @@ def biased(evaluate: EvaluateFn, topology: PolarizationTopology) -> Callable[[Um
     """The evaluate function with a bias on top, for `integrators.parametrised`: (umbrella, system, neighbors)."""
 
     def evaluate_biased(umbrella: Umbrella, system: System, neighbors: Neighbors) -> Prediction:
-        bias = predict(lambda moved: bias_energy(umbrella, moved, topology), system)
+        bias = prediction_from_energy(lambda moved: bias_energy(umbrella, moved, topology), system)
         return jax.tree.map(jnp.add, evaluate(system, neighbors), bias)
 
     return evaluate_biased

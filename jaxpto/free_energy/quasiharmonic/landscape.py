@@ -28,12 +28,12 @@ from jaxtyping import Array, Float
 
 from jaxpto.free_energy.estimators.spectral import ModeFunction, frequencies
 from jaxpto.free_energy.harmonic.vibrations import (
-    Crystal,
+    VibratingCrystal,
     crystal_constants,
     dynamical_matrices,
-    free_energy,
     supercell_system,
     unit_system,
+    vibrational_free_energy,
     without_translations,
 )
 from jaxpto.neighbors import Layout, build
@@ -68,7 +68,7 @@ class Landscape:
     """
 
     potential: Potential
-    crystal: Crystal
+    crystal: VibratingCrystal
     function: ModeFunction
     pressure: float
     internal: Internal
@@ -261,7 +261,7 @@ def _room(potential: Potential, system: System, regrown: int) -> Layout:
 @functools.partial(jax.jit, static_argnames="layout")
 def _static(
     potential: Potential,
-    crystal: Crystal,
+    crystal: VibratingCrystal,
     cell: Float[Array, "3 3"],
     places: Float[Array, "p 3"],
     shifts: Float[Array, "m p 3"],
@@ -288,7 +288,7 @@ def _static(
 @functools.partial(jax.jit, static_argnames=("function", "layout"))
 def _vibrations(
     potential: Potential,
-    crystal: Crystal,
+    crystal: VibratingCrystal,
     cell: Float[Array, "3 3"],
     places: Float[Array, "p 3"],
     temperature: Float[Array, ""],
@@ -307,7 +307,7 @@ def _vibrations(
         neighbors = build(jax.lax.stop_gradient(system), layout)
         matrices = dynamical_matrices(crystal, crystal_constants(potential, crystal, system, neighbors))
         energy, entropy, capacity = (
-            sign * free_energy(order, crystal, matrices, temperature)
+            sign * vibrational_free_energy(order, crystal, matrices, temperature)
             for sign, order in (
                 (1.0, function),
                 (-1.0, function.in_temperature),

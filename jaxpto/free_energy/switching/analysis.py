@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxpto.free_energy.switching.paths import (
-    Estimate,
+    FreeEnergyChange,
     bootstrap,
     einstein_free_energy,
-    estimate,
+    free_energy_change,
     scaled_free_energy,
     smooth_step,
     spring_constants,
@@ -23,7 +23,7 @@ from jaxpto.free_energy.switching.paths import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Crystal:
+class SwitchedCrystal:
     """What the free energies are those of.
 
     Attributes:
@@ -150,7 +150,7 @@ def analyse_switches(
     backward: Float[np.ndarray, "r s"],
     springs: Float[np.ndarray, " n"],
     temperature: float,
-    crystal: Crystal,
+    crystal: SwitchedCrystal,
     seed: int = 0,
 ) -> Switched:
     """Absolute free energy from the works to the Einstein crystal and back.
@@ -199,7 +199,7 @@ def analyse_scaling(
     backward: Float[np.ndarray, "r s"],
     first: Switched,
     highest: float,
-    crystal: Crystal,
+    crystal: SwitchedCrystal,
     seed: int = 0,
 ) -> Scaled:
     """Free energies up to the highest temperature from the works of scaling the energy down and up again.
@@ -254,10 +254,10 @@ def agreement(first: Switched, second: float, error: float) -> float:
 
 def _estimate(
     forward: Float[np.ndarray, " r"], backward: Float[np.ndarray, " r"], temperature: float, seed: int
-) -> tuple[Estimate, Estimate]:
+) -> tuple[FreeEnergyChange, FreeEnergyChange]:
     """Estimate and standard errors in double precision."""
     with jax.enable_x64(True):
         works = jnp.asarray(forward, jnp.float64), jnp.asarray(backward, jnp.float64), jnp.asarray(temperature)
-        value = jax.jit(estimate)(*works)
+        value = jax.jit(free_energy_change)(*works)
         error = jax.jit(bootstrap)(jax.random.PRNGKey(seed), *works)
         return jax.device_get(value), jax.device_get(error)

@@ -13,8 +13,8 @@ from jaxpto.free_energy.switching.paths import Weights, einstein_path, scaling_p
 from jaxpto.integrators.common import kinetic_energy
 from jaxpto.integrators.nvt_langevin import LangevinBath, nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System
 
 
@@ -83,8 +83,8 @@ def switching_langevin(
     moves the atoms under the new weights. Taken back, this is the same protocol with all steps reversed, so that the
     works obey Crooks' theorem (Phys. Rev. E 61, 2361, 2000) but for the error of the time step.
 
-    Both energies are invariant to a translation of all atoms (see `jaxpto.thermodynamics.switching`): all 3 n degrees
-    of freedom are thermal, and the centre of mass diffuses without any effect on the work.
+    Neither energy changes when all atoms move together (see `jaxpto.free_energy.switching.paths`): all 3 n degrees of
+    freedom are thermal, and the centre of mass diffuses without any effect on the work.
 
     The invariant is E_pot + E_kin - heat - work.
 

@@ -18,8 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from jaxpto.console.options import as_typed
 from jaxpto.console.terminal import WholeTable
-from jaxpto.free_energy.switching.analysis import Crystal, Scaled, Switched, agreement, at_temperatures
+from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.switching.analysis import Scaled, Switched, SwitchedCrystal, agreement, at_temperatures
 from jaxpto.free_energy.switching.paths import PLANCK
 from jaxpto.reporting import page
 from jaxpto.reporting.figures import COLORS, GREY, STYLE, png
@@ -47,7 +49,7 @@ class SwitchingSubject:
     formula: str
     model: str
     units: int
-    crystal: Crystal
+    crystal: SwitchedCrystal
 
     @property
     def atoms(self) -> int:
@@ -280,7 +282,7 @@ def _remarks(switched: list[Switched], scaled: Scaled | None, subject: Switching
     dissipations = [one.dissipation / (BOLTZMANN * one.temperature) for one in switched]
     gaps = [abs(one.bar - one.free_energy) for one in switched]
     centre = 1000.0 * _switches(first, subject)["centre_of_mass"] / subject.atoms
-    fast = "; take more --steps" if max(dissipations) > LARGE_DISSIPATION else ""
+    fast = "; take more `steps`" if max(dissipations) > LARGE_DISSIPATION else ""
     remarks = [
         f"{subject.formula} with {Path(subject.model).name}: F = {value} eV per formula unit at {first.temperature:g} "
         "K, absolute.",
@@ -302,4 +304,4 @@ def _remarks(switched: list[Switched], scaled: Scaled | None, subject: Switching
             f"Reversible scaling from {first.temperature:g} K, which dissipates {lost:.2g} kT, arrives at "
             f"{last.temperature:g} K {gap:+.2g} meV/atom off the Einstein crystal there ({apart:.1f} standard errors)."
         )
-    return remarks
+    return [as_typed(remark, FreeEnergyConfig) for remark in remarks]

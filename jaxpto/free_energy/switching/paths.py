@@ -34,7 +34,7 @@ class Weights(NamedTuple):
     springs: Float[Array, "*batch"]
 
 
-class Estimate(NamedTuple):
+class FreeEnergyChange(NamedTuple):
     """Free energy of the end of a path less that of its beginning, eV.
 
     Attributes:
@@ -144,32 +144,6 @@ def einstein_free_energy(
     return kT * (centre - 3.0 * jnp.sum(each))
 
 
-def harmonic_free_energy(
-    frequencies_squared: Float[Array, " m"],
-    masses: Float[Array, " n"],
-    temperature: Float[Array, ""],
-    volume: Float[Array, ""],
-    translations: int,
-) -> Float[Array, ""]:
-    """Classical Helmholtz energy of a harmonic crystal whose centre of mass is free, over its minimum, eV.
-
-    F = kT sum_v ln(h nu_v / kT) - kT ln[(V / N_t) / Lambda_M^3] over the 3 n - 3 vibrations, M the mass of all atoms:
-    what switching gives for a harmonic crystal in the same periodic cell.
-
-    Args:
-        frequencies_squared: [m = 3 n - 3] eigenvalues (2 pi nu)^2 of the mass-weighted Hessian without those of the
-            three translations, eV/Angstrom^2/amu.
-        masses: [n] amu.
-        temperature: K.
-        volume: of the periodic cell, Angstrom^3.
-        translations: lattice translations within it.
-    """
-    kT = BOLTZMANN * temperature
-    vibrations = jnp.sum(jnp.log(PLANCK * jnp.sqrt(frequencies_squared) / (2.0 * jnp.pi * kT)))
-    thermal = PLANCK / jnp.sqrt(2.0 * jnp.pi * jnp.sum(masses) * kT)
-    return kT * (vibrations - jnp.log(volume / translations) + 3.0 * jnp.log(thermal))
-
-
 def bar(forward: Float[Array, " f"], backward: Float[Array, " b"], temperature: Float[Array, ""]) -> Float[Array, ""]:
     """Free energy of the end less that of the beginning from works there and back, eV; differentiable in the works.
 
@@ -188,7 +162,9 @@ def bar(forward: Float[Array, " f"], backward: Float[Array, " b"], temperature: 
     return BOLTZMANN * temperature * (mixture.free_energies[1] + origin)
 
 
-def estimate(forward: Float[Array, " f"], backward: Float[Array, " b"], temperature: Float[Array, ""]) -> Estimate:
+def free_energy_change(
+    forward: Float[Array, " f"], backward: Float[Array, " b"], temperature: Float[Array, ""]
+) -> FreeEnergyChange:
     """Free-energy change of a path from works there and back.
 
     The half difference is exact as long as the response to the switching is linear; then it equals what Bennett's
@@ -199,7 +175,7 @@ def estimate(forward: Float[Array, " f"], backward: Float[Array, " b"], temperat
         temperature: of the thermostat, K.
     """
     there, back = jnp.mean(forward), jnp.mean(backward)
-    return Estimate(0.5 * (there - back), 0.5 * (there + back), bar(forward, backward, temperature))
+    return FreeEnergyChange(0.5 * (there - back), 0.5 * (there + back), bar(forward, backward, temperature))
 
 
 def bootstrap(
@@ -208,8 +184,8 @@ def bootstrap(
     backward: Float[Array, " b"],
     temperature: Float[Array, ""],
     resamplings: int = 200,
-) -> Estimate:
-    """Standard errors of `estimate` from independent switches, both ways drawn anew with replacement, eV.
+) -> FreeEnergyChange:
+    """Standard errors of `free_energy_change` from independent switches, both ways drawn anew with replacement, eV.
 
     The spread of the means of r draws is short of that of the mean of r samples by sqrt(1 - 1 / r), put right here.
 
@@ -220,9 +196,9 @@ def bootstrap(
         resamplings: how often.
     """
 
-    def one(key: Array) -> Estimate:
+    def one(key: Array) -> FreeEnergyChange:
         first, second = jax.random.split(key)
-        return estimate(
+        return free_energy_change(
             jax.random.choice(first, forward, forward.shape),
             jax.random.choice(second, backward, backward.shape),
             temperature,

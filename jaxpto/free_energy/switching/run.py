@@ -26,8 +26,9 @@ from jaxpto.md.loop import Limits, Schedule, Watch, pad_replicas, replica_mesh, 
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.md.progress import duration
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.neighbors import Layout, build
-from jaxpto.potential import EvaluateFn, Potential
+from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic
@@ -122,8 +123,8 @@ def run_lanes(
     for kelvin, reason in zip(lanes.temperatures, document["reasons"], strict=True):
         if reason:
             raise InputError(
-                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of --temperatures, or take a "
-                "shorter --timestep"
+                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of `temperatures`, or take a "
+                "shorter `timestep`"
             )
     return np.asarray(document["work"], np.float64)
 
@@ -241,4 +242,4 @@ def _identity(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Pr
 
 def _check_identity(stored: str, now: str, folder: Path) -> None:
     if stored != now:
-        raise InputError(f"{folder} holds switches with other settings; name a new --out")
+        raise InputError(f"{folder} holds switches with other settings; name a new `out`")

@@ -28,7 +28,7 @@ FINE = 2001  # points on which extrema are looked for before they are refined
 JOULE_PER_CUBIC_METRE = 1e9 / GIGAPASCAL  # per eV/Angstrom^3
 
 
-class Landscape(NamedTuple):
+class FreeEnergyProfile(NamedTuple):
     """F(P) of the whole cell at one temperature and what it says.
 
     Attributes:
@@ -82,7 +82,7 @@ def reduced_bias(
     return jnp.log(2.0) - jnp.logaddexp(-bias, -mirrored)
 
 
-def landscape(
+def free_energy_profile(
     polarizations: Float[Array, " n"],
     volumes: Float[Array, " n"],
     counts: Float[Array, " k"],
@@ -92,7 +92,7 @@ def landscape(
     edges: Float[Array, " e"],
     *,
     symmetric: bool,
-) -> Landscape:
+) -> FreeEnergyProfile:
     """F(P) and the Landau polynomial from the samples of all windows at one temperature.
 
     Within a bin F varies by more than kT where it is steep; each sample is therefore weighted with exp(F0 / kT), F0 the
@@ -133,7 +133,7 @@ def landscape(
     gaps = jnp.where(filled, curve - offset - even(steep, middles / scale), 0.0)
     powers = scale ** (2.0 * jnp.arange(1, LANDAU_TERMS + 1))
     spontaneous, barrier = well(smooth)
-    return Landscape(
+    return FreeEnergyProfile(
         profile=jnp.where(filled, curve, jnp.nan),
         counts=number,
         smooth=smooth,
