@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
 from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Neighbors, build
 from jaxpto.potential import Potential
@@ -86,6 +87,7 @@ def force_constants_of(
     batch = batch or (1 if jax.default_backend() == "cpu" else ACCELERATOR_BATCH)
     together = min(len(rows), -(-batch // 3))  # atoms of one call, so that a long calculation can report
     check_known(potential, atoms)
+    probe(potential, atoms)
     with jax.enable_x64(True):
         system = from_ase(atoms, np.float64)
         neighbors = _build(system, potential.allocate([system], skin=0.0))
