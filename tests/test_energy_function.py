@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 import subprocess
 import sys
@@ -144,18 +145,15 @@ def test_a_sweep_runs_with_a_function_and_refuses_to_go_on_with_another(tmp_path
         out=str(tmp_path / "run"), devices=1, dtype="float64", resume=True,
     )  # fmt: skip
     folder = jaxpto.run_sweep(config, argon())
-    energies = [
-        jaxpto.read_trajectory(path).observables["enthalpy"] if False else path
-        for path in sorted(folder.glob("trajectories/*"))
-    ]
-    assert len(energies) == 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["status"] for row in summary["replicas"]] == ["ok", "ok"]
     with pytest.raises(InputError, match="the model is another one"):
         jaxpto.run_sweep(config, argon(epsilon=0.011))
     assert jaxpto.run_sweep(config, argon()) == folder
 
 
 def test_relaxation_phonons_and_evaluation_take_a_function(tmp_path):
-    atoms = ase.build.bulk("Ar", "fcc", a=5.3, cubic=True)
+    atoms = ase.build.bulk("Ar", "fcc", a=5.2, cubic=True)
     path = str(tmp_path / "argon.extxyz")
     ase.io.write(path, atoms)
     (evaluated,) = jaxpto.run_evaluate(jaxpto.EvaluateConfig((path,), "", tmp_path / "out.extxyz"), argon())
