@@ -146,7 +146,7 @@ def test_a_sweep_runs_with_a_function_and_refuses_to_go_on_with_another(tmp_path
     )  # fmt: skip
     folder = jaxpto.run_sweep(config, argon())
     summary = json.loads((folder / "summary.json").read_text())
-    assert [row["status"] for row in summary["replicas"]] == ["ok", "ok"]
+    assert [row["status"] for row in summary] == ["ok", "ok"]
     with pytest.raises(InputError, match="the model is another one"):
         jaxpto.run_sweep(config, argon(epsilon=0.011))
     assert jaxpto.run_sweep(config, argon()) == folder
