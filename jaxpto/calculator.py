@@ -21,8 +21,6 @@ from jaxpto.neighbors import Layout, Neighbors, build, grow_until_it_fits, needs
 from jaxpto.potential import Potential
 from jaxpto.system import System, check_atoms, check_cell, from_ase
 
-_build = jax.jit(build, static_argnames="layout")
-
 
 @jax.jit(compiler_options=WIDE)
 def _evaluate(potential: Potential, system: System, neighbors: Neighbors) -> tuple[Prediction, jax.Array]:
@@ -131,7 +129,7 @@ class JaxptoCalculator(Calculator):
             return self.potential.allocate([system], self.skin)
 
         return grow_until_it_fits(
-            lambda layout: _build(system, layout),
+            lambda layout: build(system, layout),
             layout or self.potential.allocate([system], self.skin),
             overflowed=lambda neighbors: bool(neighbors.overflow),
             enlarge=enlarge,

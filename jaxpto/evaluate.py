@@ -43,7 +43,7 @@ class EvaluateConfig:
     overwrite: bool = False
     """Replace the output file if it exists."""
     format: str | None = None
-    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
 

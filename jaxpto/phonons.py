@@ -60,7 +60,7 @@ class PhononsConfig:
     symmetrize: bool = False
     """Make the force constants obey the acoustic sum rule, as phonopy does it; the residual from before is shown."""
     path: PathName = "auto"
-    """Of the bands: auto (by symmetry, from seekpath), or pto-test (G X M G Z R A Z)."""
+    """Path of the bands: auto (by symmetry, from seekpath), or pto-test (G X M G Z R A Z)."""
     distance: float = 0.01
     """Length of a displacement, Angstrom."""
     diagonal: bool = False
@@ -68,7 +68,7 @@ class PhononsConfig:
     mesh: tuple[int, int, int] | None = None
     """Wave vectors of density of states and thermal properties; by default 100 A over the lattice parameters."""
     temperatures: tuple[float, ...] | None = None
-    """Of the thermal properties, K; by default 0 to 1000 in steps of 10."""
+    """Temperatures of the thermal properties, K; by default 0 to 1000 in steps of 10."""
     born: Path | None = None
     """BORN file of phonopy (dielectric tensor and Born charges) for the splitting of longitudinal optical modes."""
     relax: bool = True
@@ -76,7 +76,7 @@ class PhononsConfig:
     batch: int | None = None
     """Rows of the Hessian in memory together; by default 1 on a processor, 12 on an accelerator."""
     format: str | None = None
-    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
 

@@ -61,7 +61,7 @@ class RelaxConfig:
     dtype: Literal["float32", "float64"] = "float64"
     """Floating-point type of the model."""
     format: str | None = None
-    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
     resume: bool = False

@@ -38,7 +38,7 @@ def run(config: SweepConfig) -> Path:
     Raises:
         InputError: settings, structure, model or output folder that cannot be used; nothing is written then.
         StorageError: the disk fails in mid-run; what was computed up to the last checkpoint stays.
-        OtherProcessError: of several processes, another one has ended.
+        OtherProcessError: another process of the run has ended.
     """
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)

@@ -74,7 +74,7 @@ class Config:
         patience: stop after this many validations without a better one (0: never).
         initial: start from the weights of this model, a name or a folder (fine-tuning).
         resume: go on with the checkpoint in `out`, or begin if nothing is there.
-        seed: of initial weights and of the order of frames.
+        seed: seed of the initial weights and of the order of the frames.
         source: where the data come from, for model.json.
         match: tune the initial model to a measured average, as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5"; of
             c_over_a, a, c (Angstrom), volume (Angstrom^3, of five atoms), polarization (C/m^2). Once for each average.

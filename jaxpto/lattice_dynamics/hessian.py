@@ -54,7 +54,6 @@ def force_constants(
 
 
 _force_constants = jax.jit(force_constants, static_argnames="batch")
-_build = jax.jit(build, static_argnames="layout")
 
 
 def force_constants_of(
@@ -87,7 +86,7 @@ def force_constants_of(
     with jax.enable_x64(True):
         system = from_ase(atoms, np.float64)
         layout = potential.allocate([system], skin=0.0)
-        neighbors = _build(system, layout)
+        neighbors = build(system, layout)
         batch = batch or (1 if layout.platform == "cpu" else ACCELERATOR_BATCH)
         together = min(len(rows), -(-batch // 3))  # atoms of one call, so that a long calculation can report
         found = []

@@ -38,7 +38,13 @@ class PhaseBracket:
 
 
 class TransitionThermodynamics(NamedTuple):
-    """Of the whole cell: enthalpy eV; entropy and total_entropy eV/K."""
+    """Enthalpy and entropy of a transition, for the whole cell.
+
+    Attributes:
+        enthalpy: enthalpy of transition, eV.
+        entropy: enthalpy over T_c, eV/K.
+        total_entropy: with what the order loses below T_c, eV/K.
+    """
 
     enthalpy: Float[Array, ""]
     entropy: Float[Array, ""]

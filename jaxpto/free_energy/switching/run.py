@@ -75,7 +75,7 @@ class Lanes:
     """The replicas of a batch.
 
     Attributes:
-        temperatures: [l] of the thermostat, K.
+        temperatures: [l] target temperatures, K.
         starts: [l, n, 3] positions to begin from, Angstrom.
         sites: [l, n, 3] where springs hold the atoms, Angstrom.
         springs: [l, n] eV/Angstrom^2.
@@ -103,7 +103,7 @@ def run_lanes(
         atoms: the perfect crystal; its cell is that of all replicas.
         lanes: the batch.
         protocol: how it is switched.
-        seed: of velocities and noise.
+        seed: seed of velocities and noise.
         folder: for checkpoints and, in the end, work.json.
         console: for the status line.
 
