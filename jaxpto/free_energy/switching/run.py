@@ -1,4 +1,4 @@
-"""Switches of many replicas as one batch: set-up, the stored run that can be continued, the works that come out."""
+"""Switches of many replicas as one batch: set-up, a stored run that can be continued, and the works."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Protocol:
         friction: 1/fs.
         hold: steps at the first weights.
         length: steps of switching, a multiple of `slices`.
-        slices: in which the work is recorded.
+        slices: number of parts in which the work is recorded.
     """
 
     timestep: float
