@@ -21,7 +21,8 @@ from jaxpto.md.loop import Limits
 from jaxpto.md.preparation import Setup, prepare, usable_devices
 from jaxpto.md.stored_run import check_space, read_outcome, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.models.suitability import neighbor_bound_warning
+from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.storage.lock import one_run
@@ -30,8 +31,12 @@ from jaxpto.system import defining_arrays
 from jaxpto.units import spell_kelvin
 
 
-def run(config: SweepConfig) -> Path:
+def run(config: SweepConfig, potential: Potential | None = None) -> Path:
     """Run a sweep, or continue it, and write its output folder.
+
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
 
     Returns:
         The output folder: config.json, summary.csv and .json, trajectories/, checkpoints/, figures and report.html.
@@ -39,15 +44,17 @@ def run(config: SweepConfig) -> Path:
     Raises:
         InputError: settings, structure, model or output folder that cannot be used; nothing is written then.
         StorageError: the disk fails in mid-run; what was computed up to the last checkpoint stays.
-        OtherProcessError: of several processes, another one has ended.
+        OtherProcessError: another process of the run has ended.
     """
+    if potential is not None:
+        config = dataclasses.replace(config, model=potential.name)
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)
-    console = terminal.console(quiet=not processes.first)
+    console = terminal.console(SweepConfig, quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)
-        setup = prepare(config)
+        setup = prepare(config, potential)
         if processes.count > len(setup.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.temperatures)} replica(s); start fewer")
         if processes.first:
@@ -59,7 +66,7 @@ def run(config: SweepConfig) -> Path:
             for note in (
                 *setup.notes,
                 setup.note,
-                crowding(setup.potential, [setup.atoms]),
+                neighbor_bound_warning(setup.potential, [setup.atoms]),
                 _few_samples(setup.config),
             ):
                 if note:
@@ -69,7 +76,7 @@ def run(config: SweepConfig) -> Path:
                 # not before the run: matplotlib takes a second to import
                 from jaxpto.reporting.sweep_report import write_sweep_report
 
-                write_sweep_report(folder, load_sweep(folder), console)
+                write_sweep_report(folder, load_sweep(folder), console, SweepConfig)
     return folder
 
 

@@ -18,14 +18,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto import units
-from jaxpto.devices.compiled import kept
+from jaxpto.devices.compiled import cached_jit
 from jaxpto.devices.processes import Processes
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.integrators.common import kinetic_energy, kinetic_tensor, temperature
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.neighbors import Layout, build, grow, refresh
+from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
 from jaxpto.perovskite.polarization import PolarizationTopology, polarization
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.system import Leaf, System, volume
 
@@ -234,7 +235,7 @@ def _advance(
 
     With `share` the device is a group of devices that have dealt out each replica's edges.
     """
-    integrator = method(in_turn(sharded(potential.evaluate) if share else potential.evaluate))
+    integrator = method(sequential_over_replicas(sharded(potential.evaluate) if share else potential.evaluate))
     sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
 
     def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
@@ -277,7 +278,7 @@ def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None, devic
         devices: all local ones if None.
         devices_per_replica: devices that share the edges of each replica, along a second axis `ATOMS` if above 1.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = local_devices() if devices is None else devices
     groups = max(1, min(len(devices) // devices_per_replica, n_replicas))
     if devices_per_replica == 1:
         return Mesh(np.asarray(devices[:groups]), (REPLICAS,))
@@ -299,7 +300,7 @@ def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Me
         axis_names={REPLICAS},  # what happens along `ATOMS` is left to XLA
         check_vma=False,
     )
-    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
+    return cached_jit(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
 
 
 def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:
@@ -393,22 +394,36 @@ def _with_regrow(
     processes: Processes,
 ) -> tuple[MDState, Watch, Sample, int]:
     """One chunk; while a running replica overflows, discard it, enlarge the list and do it again (bounded)."""
-    for regrown in range(limits.regrows + 1):
-        after, watched, samples = attempt(states, watch)
-        overflow, alive = jax.device_get((after.neighbors.overflow, watched.alive))
-        lost = overflow & alive
-        if not processes.any(np.any(lost)):
-            return after, watched, samples, regrown
-        if regrown < limits.regrows:
-            cells = np.concatenate(jax.device_get((states.system.cell, after.system.cell)))
-            cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
-            layout = divisible(grow(states.neighbors.layout, cells), mesh.shape.get(ATOMS, 1))
-            states = _lay_out(rebuild_all(states, layout), mesh)
-    # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
+
+    def begun(layout: Layout) -> MDState:
+        same = layout == states.neighbors.layout
+        return states if same else _lay_out(rebuild_all(states, layout), mesh)
+
+    def lost(done: tuple[MDState, Watch, Sample]) -> np.ndarray:
+        overflow, alive = jax.device_get((done[0].neighbors.overflow, done[1].alive))
+        return overflow & alive
+
+    def enlarge(layout: Layout, done: tuple[MDState, Watch, Sample]) -> Layout:
+        cells = np.concatenate(jax.device_get((states.system.cell, done[0].system.cell)))
+        cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
+        return divisible(grow(layout, cells), mesh.shape.get(ATOMS, 1))
+
+    try:
+        fitted = grow_until_it_fits(
+            lambda layout: attempt(begun(layout), watch),
+            states.neighbors.layout,
+            overflowed=lambda done: processes.any(np.any(lost(done))),
+            enlarge=enlarge,
+            enlargements=limits.regrows,
+        )
+        return *fitted.result, fitted.enlargements
+    except NeighborOverflowError as error:
+        # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
+        gone, states = lost(error.result), begun(error.layout)
     watch = dataclasses.replace(
         watch,
-        alive=watch.alive & ~lost,
-        reason=jnp.where(lost, OVERFLOWED, watch.reason).astype(jnp.int32),
-        failed_step=jnp.where(lost, states.step, watch.failed_step).astype(jnp.int32),
+        alive=watch.alive & ~gone,
+        reason=jnp.where(gone, OVERFLOWED, watch.reason).astype(jnp.int32),
+        failed_step=jnp.where(gone, states.step, watch.failed_step).astype(jnp.int32),
     )
     return _with_regrow(attempt, states, watch, limits, mesh, processes)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto import units
 from jaxpto.bounds import check_size
-from jaxpto.devices.compiled import kept
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.compiled import cached_jit
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
 from jaxpto.errors import InputError
 from jaxpto.integrators.common import check_thermal
@@ -28,9 +28,12 @@ from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, is_hydrostatic
 from jaxpto.md.loop import Limits, Sample, Schedule, Watch, sample, watch_init
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.energy_function import probe
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.structures import make_supercell, read_input
 from jaxpto.structures.axes import held_shear
@@ -72,22 +75,27 @@ class Setup:
     notes: tuple[str, ...] = ()
 
 
-def prepare(config: SweepConfig) -> Setup:
+def prepare(config: SweepConfig, potential: Potential | None = None) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
+
     Raises:
-        InputError: what `read_input`, `check_dynamics`, `load_potential` or `check_supports` refuses.
+        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
     given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
-    number, spelled = len(given.atoms) * math.prod(config.repeats), " ".join(map(str, config.repeats))
-    check_size(number, config.replicas * len(config.temperatures), f"--supercell {spelled}")
+    number = len(given.atoms) * math.prod(config.repeats)
+    check_size(number, config.replicas * len(config.temperatures), f"`supercell={config.repeats}`")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
-    potential = load_potential(config.model, dtype)
+    potential = load_potential(config.model, dtype) if potential is None else potential.astype(dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
+    probe(potential, atoms, config.structure)
     if config.devices_per_replica > 1:
         check_sharing(config.devices_per_replica, len(usable_devices(config)), len(atoms), potential)
     topology, note = build_topology(atoms, config.charges, dtype)
@@ -113,7 +121,7 @@ def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
     if config.ensemble != "nvt":
         check_thermal(len(atoms), config.ensemble)
     if config.ensemble == "npt" and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
-        raise InputError(f"--mask diag: {held}; use full (any strain), or iso (volume only)")
+        raise InputError(f"`mask=diag`: {held}; use full (any strain), or iso (volume only)")
 
 
 def method_of(config: SweepConfig) -> Method:
@@ -189,7 +197,9 @@ def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
 def _start(
     potential: Potential, given: Beginning, method: Method, layout: Layout, mesh: Mesh | None
 ) -> tuple[MDState, Watch]:
-    integrator = method(in_turn(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)))
+    integrator = method(
+        sequential_over_replicas(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh))
+    )
 
     def one(number: Array, target: Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
         further = [value for value in (given.stress, parameters) if value is not None]
@@ -205,7 +215,7 @@ def begin(setup: Setup, layout: Layout, own: slice = slice(None)) -> tuple[MDSta
     """The batch at step 0, compiled: state and watch of the replicas `own`, and what is recorded of them."""
     mesh = _mesh_of_one(setup.config)
     first = functools.partial(_first, method=setup.method, layout=layout, mesh=mesh, own=own)
-    return kept(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
+    return cached_jit(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
 
 
 def _first(
@@ -248,7 +258,7 @@ def nearest_distance(atoms: ase.Atoms) -> float:
 
 def usable_devices(config: SweepConfig) -> list[jax.Device]:
     """The devices of this process that the settings let it use."""
-    return jax.local_devices()[: config.devices or None]
+    return local_devices()[: config.devices or None]
 
 
 def _mesh_of_one(config: SweepConfig) -> Mesh | None:

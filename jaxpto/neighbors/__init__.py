@@ -2,22 +2,27 @@
 
 `allocate` chooses static sizes (a `Layout`) on the host; `build` makes a `Neighbors` for one system inside a compiled
 program; `needs_rebuild` and `refresh` keep those of many replicas valid; `edge_vectors` reads the geometry off it.
+Where a list may overflow, `grow_until_it_fits` repeats the computation with larger sizes.
 """
 
 from jaxpto.neighbors.angles import Angles
 from jaxpto.neighbors.layout import Layout, grow, heights, in_whole_vectors
 from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_rows, edge_vectors
+from jaxpto.neighbors.overflow import Fitted, NeighborOverflowError, grow_until_it_fits
 from jaxpto.neighbors.upkeep import needs_rebuild, refresh
 
 __all__ = [
     "Angles",
+    "Fitted",
     "Layout",
+    "NeighborOverflowError",
     "Neighbors",
     "allocate",
     "build",
     "edge_rows",
     "edge_vectors",
     "grow",
+    "grow_until_it_fits",
     "heights",
     "in_whole_vectors",
     "needs_rebuild",

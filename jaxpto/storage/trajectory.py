@@ -213,7 +213,7 @@ def check_trajectory(path: str | Path, n_valid: int, origin: Mapping[str, str | 
     Raises:
         InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames.
     """
-    remedy = "restore it from a copy, or remove the run (or name a new --out) to begin anew"
+    remedy = "restore it from a copy, or remove the run (or name a new `out`) to begin anew"
     if not Path(path).exists():
         raise InputError(f"{path} is missing; {remedy}")
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto import units
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, check
@@ -87,7 +87,7 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     """Settle everything that is the same in all simulations of a run.
 
     Args:
-        settings: of one simulation; its temperatures and pressure are not used.
+        settings: settings of one simulation; its temperatures and pressure are not used.
         conditions: temperature (K) and pressure (GPa) of each ensemble.
 
     Raises:
@@ -147,7 +147,7 @@ def simulate(
         potential: in float32.
         starts: batched, [s * r].
         layout: sizes of neighbour lists to begin with.
-        key: of velocities.
+        key: PRNG key of the velocities.
         progress: told the steps done.
 
     Returns:
@@ -163,7 +163,7 @@ def simulate(
     ideal = from_ase(plan.atoms, np.float32)
 
     def begin(potential: Potential, starts: System, key: Array) -> tuple[MDState, Watch]:
-        integrator = plan.method(in_turn(potential.evaluate))
+        integrator = plan.method(sequential_over_replicas(potential.evaluate))
 
         def one(system: System, own_key: Array, kT: Array, pressure: Array) -> tuple[MDState, Watch]:
             stress = -pressure * jnp.eye(3, dtype=pressure.dtype)
@@ -184,7 +184,7 @@ def simulate(
             lost = int(np.argmax(reasons > 0))
             raise FloatingPointError(
                 f"a replica at {kelvin[lost]:g} K was lost ({plan.limits.describe(int(reasons[lost]))}); "
-                "the model has left what its data hold: lower --matching.rate, or ask for less"
+                "the model has left what its data hold: lower `rate`, or ask for less"
             )
         collected.append(chunk.samples)
         progress(int(chunk.samples.step[-1].max()))

@@ -1,4 +1,4 @@
-"""Switches of many replicas as one batch: set-up, the stored run that can be continued, the works that come out."""
+"""Switches of many replicas as one batch: set-up, a stored run that can be continued, and the works."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from rich.console import Console
 
 from jaxpto.console.status_line import StatusLine
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
 from jaxpto.integrators.state import Integrator, MDState
@@ -26,8 +26,9 @@ from jaxpto.md.loop import Limits, Schedule, Watch, pad_replicas, replica_mesh, 
 from jaxpto.md.loop import run as run_chunks
 from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
 from jaxpto.md.progress import duration
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.neighbors import Layout, build
-from jaxpto.potential import EvaluateFn, Potential
+from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
 from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic
@@ -48,7 +49,7 @@ class Protocol:
         friction: 1/fs.
         hold: steps at the first weights.
         length: steps of switching, a multiple of `slices`.
-        slices: in which the work is recorded.
+        slices: number of parts in which the work is recorded.
     """
 
     timestep: float
@@ -74,7 +75,7 @@ class Lanes:
     """The replicas of a batch.
 
     Attributes:
-        temperatures: [l] of the thermostat, K.
+        temperatures: [l] target temperatures, K.
         starts: [l, n, 3] positions to begin from, Angstrom.
         sites: [l, n, 3] where springs hold the atoms, Angstrom.
         springs: [l, n] eV/Angstrom^2.
@@ -102,7 +103,7 @@ def run_lanes(
         atoms: the perfect crystal; its cell is that of all replicas.
         lanes: the batch.
         protocol: how it is switched.
-        seed: of velocities and noise.
+        seed: seed of velocities and noise.
         folder: for checkpoints and, in the end, work.json.
         console: for the status line.
 
@@ -122,8 +123,8 @@ def run_lanes(
     for kelvin, reason in zip(lanes.temperatures, document["reasons"], strict=True):
         if reason:
             raise InputError(
-                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of --temperatures, or take a "
-                "shorter --timestep"
+                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of `temperatures`, or take a "
+                "shorter `timestep`"
             )
     return np.asarray(document["work"], np.float64)
 
@@ -193,7 +194,7 @@ def _begin(
 
     def one(potential: Potential, number: Array, kT: Array, start: Array, switch: Switch) -> tuple[MDState, Watch]:
         moved = dataclasses.replace(system, positions=start)
-        integrator = protocol.integrator(in_turn(potential.evaluate))
+        integrator = protocol.integrator(sequential_over_replicas(potential.evaluate))
         state = integrator.init(jax.random.fold_in(key, number), moved, build(moved, layout), kT, switch)
         return state, watch_init(system, kT, nearest)
 
@@ -241,4 +242,4 @@ def _identity(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Pr
 
 def _check_identity(stored: str, now: str, folder: Path) -> None:
     if stored != now:
-        raise InputError(f"{folder} holds switches with other settings; name a new --out")
+        raise InputError(f"{folder} holds switches with other settings; name a new `out`")
