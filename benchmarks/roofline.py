@@ -147,7 +147,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     system = from_ase(atoms, np.float32)
     # for perovskite as in a sweep
     layout = in_whole_vectors(potential.allocate([system], potential.usual_skin, headroom=1.05))
-    neighbors = jax.jit(build, static_argnames="layout")(system, layout=layout)
+    neighbors = build(system, layout)
 
     def compile_evaluate() -> Any:
         evaluate = jax.jit(lambda p, s, n: p.evaluate(s, n), compiler_options=WIDE)
@@ -155,7 +155,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
 
     compiled = compile_evaluate()
     at_once = mock.patch.object(perovskite, "SLICE", len(atoms))
-    with at_once, mock.patch.object(perovskite_moments, "by_slices", lambda function, *rows: function(*rows)):
+    with at_once, mock.patch.object(perovskite_moments, "by_slices", lambda layout, function, *rows: function(*rows)):
         counted = compile_evaluate()
     if " while(" in counted.as_text():
         exact = build(system, potential.allocate([system], skin=0.0, headroom=1.0))

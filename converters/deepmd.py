@@ -21,9 +21,9 @@ from converters.protobuf import read_graph
 from converters.sources import sha256_of
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
-from jaxpto.models.catalogue import save_potential
 from jaxpto.models.deepmd import DPA1, DeepPotSE
 from jaxpto.models.deepmd_layers import ACTIVATIONS
+from jaxpto.models.folder import save_potential
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder
 

@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Array
 
 from converters.pickles import CheckpointError
+from jaxpto.model_interface import Prediction
 from jaxpto.models.deepmd import DeepPotSE
 from jaxpto.models.deepmd_layers import residual_net, table_values
 from jaxpto.neighbors import Neighbors, build
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase
 
 _CLOSEST = 0.4  # Angstrom; no structure with closer atoms is accepted

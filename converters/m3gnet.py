@@ -17,7 +17,8 @@ from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
-from jaxpto.models.catalogue import save_potential, user_folder
+from jaxpto.models.catalogue import user_folder
+from jaxpto.models.folder import save_potential
 from jaxpto.models.m3gnet import ANGULAR, BASIS, RADIAL, M3GNet
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder

@@ -16,7 +16,8 @@ from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
-from jaxpto.models.catalogue import save_potential, user_folder
+from jaxpto.models.catalogue import user_folder
+from jaxpto.models.folder import save_potential
 from jaxpto.models.mace import MACE, path_name
 from jaxpto.models.mace_product import in_this_basis, width
 from jaxpto.potential import Potential

@@ -16,7 +16,8 @@ from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
-from jaxpto.models.catalogue import save_potential, user_folder
+from jaxpto.models.catalogue import user_folder
+from jaxpto.models.folder import save_potential
 from jaxpto.models.orb import CUTOFF, GAUSSIANS, HARMONICS, OrbConservative, OrbDirect
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder
@@ -106,7 +107,7 @@ def convert(checkpoint: Checkpoint, name: str, version: Version) -> Potential:
             f"checkpoint {path} holds no ORB: {type(error).__name__} {error}; give one of the orb-models package"
         ) from None
     architecture = OrbConservative if conservative else OrbDirect
-    return Potential(params, architecture(_ELEMENTS, _NEAREST[version], cutoff), name, conservative)
+    return Potential(params, architecture(_ELEMENTS, _NEAREST[version], cutoff), name)
 
 
 def parameters(state: Mapping[str, np.ndarray], *, conservative: bool) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
-from jaxpto.models.catalogue import save_potential, user_folder
+from jaxpto.models.catalogue import user_folder
 from jaxpto.models.couplings import CouplingPath, coupling_paths
 from jaxpto.models.equivariant import wigner_3j
+from jaxpto.models.folder import save_potential
 from jaxpto.models.sevennet import SevenNet
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder

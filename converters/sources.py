@@ -24,7 +24,7 @@ from typing import Any
 
 from converters.pickles import CheckpointError
 from jaxpto.models.catalogue import user_folder
-from jaxpto.models.manifest import File, PublishedModel, Wheel, read_manifest
+from jaxpto.models.manifest import File, PublishedModel, Wheel, published_models
 from jaxpto.storage.files import replacing
 
 VARIABLE = "JAXPTO_WEIGHTS"
@@ -76,7 +76,7 @@ def find_checkpoint(name: str, chosen: Path | None = None) -> Checkpoint:
     Raises:
         CheckpointError: unknown name, missing files, or no source that works.
     """
-    manifest = read_manifest()
+    manifest = published_models()
     if name not in manifest:
         raise CheckpointError(f"unknown published model '{name}'; choose one of {', '.join(sorted(manifest))}")
     model = manifest[name]

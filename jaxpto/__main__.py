@@ -9,7 +9,7 @@ from rich import box
 from jaxpto import __version__
 from jaxpto.console.terminal import WholeTable, console
 from jaxpto.models.catalogue import examined, list_models, user_folder
-from jaxpto.models.manifest import read_manifest
+from jaxpto.models.manifest import published_models
 
 COMMANDS = {
     "sweep": "batched molecular dynamics of a temperature ladder (the main job)",
@@ -50,7 +50,7 @@ def main() -> None:
     for info in found:
         if info.problem:
             out.print(info.problem)
-    missing = [entry for name, entry in read_manifest().items() if name not in {info.name for info in found}]
+    missing = [entry for name, entry in published_models().items() if name not in {info.name for info in found}]
     if missing:
         published = _table("to be converted first", "published model", "made by")
         for entry in missing:

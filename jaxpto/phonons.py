@@ -18,7 +18,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
-from jaxpto.lattice_dynamics.harmonic import analyse, largest_difference
+from jaxpto.lattice_dynamics.harmonic import harmonic_properties, largest_difference
 from jaxpto.lattice_dynamics.output import (
     AGREEMENT,
     Calculation,
@@ -38,7 +38,8 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     sum_rule_residual,
 )
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
+from jaxpto.potential import Potential
 from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance
@@ -67,7 +68,7 @@ class PhononsConfig:
     symmetrize: bool = False
     """Make the force constants obey the acoustic sum rule, as phonopy does it; the residual from before is shown."""
     path: PathName = "auto"
-    """Of the bands: auto (by symmetry, from seekpath), or pto-test (G X M G Z R A Z)."""
+    """Path of the bands: auto (by symmetry, from seekpath), or pto-test (G X M G Z R A Z)."""
     distance: float = 0.01
     """Length of a displacement, Angstrom."""
     diagonal: bool = False
@@ -75,7 +76,7 @@ class PhononsConfig:
     mesh: tuple[int, int, int] | None = None
     """Wave vectors of density of states and thermal properties; by default 100 A over the lattice parameters."""
     temperatures: tuple[float, ...] | None = None
-    """Of the thermal properties, K; by default 0 to 1000 in steps of 10."""
+    """Temperatures of the thermal properties, K; by default 0 to 1000 in steps of 10."""
     born: Path | None = None
     """BORN file of phonopy (dielectric tensor and Born charges) for the splitting of longitudinal optical modes."""
     relax: bool = True
@@ -83,22 +84,26 @@ class PhononsConfig:
     batch: int | None = None
     """Rows of the Hessian in memory together; by default 1 on a processor, 12 on an accelerator."""
     format: str | None = None
-    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
 
 
-def run(config: PhononsConfig) -> list[ModelResult]:
+def run(config: PhononsConfig, potential: Potential | None = None) -> list[ModelResult]:
     """Compute the phonons of a structure with every model, write the output folder, and return what was found.
+
+    Args:
+        config: the settings.
+        potential: takes the place of the models that the settings name.
 
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
     """
-    console = terminal.console()
+    console = terminal.console(PhononsConfig)
     _check(config)
     given = read_input(config.structure, "vibrations", format=config.format, species=config.species)
     atoms = given.atoms
-    calculators = _calculators(config, atoms)
+    calculators = _calculators(config, potential, atoms)
     _prepare(config, atoms)  # refuses what only the structure can tell, before any time is spent
     config.out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(config.out / "config.json", {"config": dataclasses.asdict(config)} | provenance())
@@ -157,7 +162,9 @@ def _run_model(
             if config.symmetrize:
                 phonon.symmetrize_force_constants()
             path = band_path(config.path, phonon.primitive, SYMMETRY_PRECISION)
-            harmonic = analyse(phonon, path, sorted(set(config.temperatures or DEFAULT_TEMPERATURES)), config.mesh)
+            harmonic = harmonic_properties(
+                phonon, path, sorted(set(config.temperatures or DEFAULT_TEMPERATURES)), config.mesh
+            )
         residual = sum_rule_residual(phonon, constants)
         calculations[method] = Calculation(phonon, harmonic, residual, config.symmetrize)
         effort = f"{_count(len(phonon.displacements), 'displacement')}, " if method == "displacement" else ""
@@ -201,11 +208,11 @@ def _prepare(config: PhononsConfig, atoms: ase.Atoms) -> Phonopy:
     return phonon
 
 
-def _calculators(config: PhononsConfig, atoms: ase.Atoms) -> dict[str, JaxptoCalculator]:
+def _calculators(config: PhononsConfig, given: Potential | None, atoms: ase.Atoms) -> dict[str, JaxptoCalculator]:
     """A calculator for every model, by names that tell them apart and can be those of folders."""
     found: dict[str, JaxptoCalculator] = {}
     for model in config.model:
-        calculator = JaxptoCalculator(model)
+        calculator = JaxptoCalculator(model if given is None else given)
         potential = calculator.potential
         check_supports(potential, atoms, config.structure, stress=config.relax)
         if config.method != "displacement" and isinstance(potential.model, HostCalculator):

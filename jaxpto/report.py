@@ -12,6 +12,7 @@ import tyro
 from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.errors import InputError
+from jaxpto.md.config import SweepConfig
 from jaxpto.reporting.comparison import compare
 from jaxpto.reporting.result import PAGE_FILE
 from jaxpto.reporting.stored_sweep import load_sweep
@@ -41,7 +42,7 @@ def run(config: ReportConfig) -> None:
     Raises:
         InputError: no folder, several without --out, or a folder that holds no sweep.
     """
-    console = terminal.console()
+    console = terminal.console(ReportConfig)
     if not config.folders:
         raise InputError("no folder given; name the output folder of a sweep")
     for folder in config.folders:
@@ -57,7 +58,7 @@ def run(config: ReportConfig) -> None:
     check_output_folder(folder, resume=True, called="folder")
     sweep = load_sweep(folder)
     write_thermo(Path(folder))
-    write_sweep_report(folder, sweep, console)
+    write_sweep_report(folder, sweep, console, SweepConfig)
 
 
 def main() -> int:

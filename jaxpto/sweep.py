@@ -10,16 +10,18 @@ from jaxpto.md.config import PRESETS, SweepConfig
 from jaxpto.md.sweep_run import read_outcome, run_sweep
 from jaxpto.observables.observable import Observable
 from jaxpto.perovskite.measurements import crystal_measurements
+from jaxpto.potential import Potential
 
 
-def run(config: SweepConfig, observables: tuple[Observable, ...] = ()) -> Path:
-    """Run a sweep, or continue it, and write its output folder; see `jaxpto.md.sweep_run.run_sweep`.
+def run(config: SweepConfig, potential: Potential | None = None, observables: tuple[Observable, ...] = ()) -> Path:
+    """Run a sweep, or continue it, and write its output folder, which is returned; `md.sweep_run.run_sweep` says more.
 
     Args:
         config: the settings.
+        potential: takes the place of the model that the settings name.
         observables: to be measured beside those that every sweep measures.
     """
-    return run_sweep(config, crystal_measurements, observables)
+    return run_sweep(config, crystal_measurements, potential, observables)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import ase
 import numpy as np
 
-from jaxpto.potential import Prediction
+from jaxpto.model_interface import Prediction
 
 ENERGY, FORCE, STRESS, RELATIVE = 1e-8, 1e-7, 1e-8, 1e-8  # eV/atom, eV/Angstrom, eV/Angstrom^3, and of large forces
 LARGE_FORCE = 10.0  # eV/Angstrom

@@ -12,7 +12,7 @@ from jaxpto import evaluate
 from jaxpto.__main__ import main as list_everything
 from jaxpto.console.command import configure_devices, run_command
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.structures import builtin_structure
 

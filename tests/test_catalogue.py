@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 
 from jaxpto.__main__ import main
 from jaxpto.errors import InputError
-from jaxpto.models import catalogue
-from jaxpto.models.catalogue import find_model, list_models, load_potential, read_header, save_potential
+from jaxpto.models import catalogue, manifest
+from jaxpto.models import folder as model_folder
+from jaxpto.models.catalogue import find_model, list_models, load_potential
+from jaxpto.models.folder import read_header, save_potential
 from jaxpto.models.lennard_jones import LennardJones, lennard_jones
+from jaxpto.models.manifest import Architecture
 from jaxpto.potential import Potential
 from jaxpto.storage.alone import tree_checkpointer
 
@@ -71,9 +75,12 @@ def test_a_model_says_nothing_of_the_machine_it_was_saved_on(models):
 class Nested:
     """A network of the summed vectors."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     elements: tuple[int, ...]
     cutoff: float
-    by_species: bool = False
 
     def energy(self, params, system, neighbors, vectors):
         first, second = params["layers"]["1"], params["layers"]["2"]
@@ -83,7 +90,7 @@ class Nested:
 def test_nested_parameters_and_integers(models, monkeypatch):
     layers = {"1": {"weight": np.ones((4, 3)), "bias": np.arange(4)}, "2": {"weight": np.ones((1, 4))}}
     nested = Potential({"layers": layers, "shift": np.float64(2.5)}, Nested((18,), 6.0), "nested")
-    monkeypatch.setitem(catalogue.ARCHITECTURES, "nested", (__name__, "Nested"))
+    monkeypatch.setitem(manifest.architectures(), "nested", Architecture("nested", f"{__name__}:Nested", {}))
     save_potential(nested, models / "nested")
     loaded = load_potential("nested", np.float32).params
     assert np.issubdtype(loaded["layers"]["1"]["bias"].dtype, np.integer)
@@ -111,7 +118,7 @@ def test_interrupted_save_leaves_the_old_model(models, monkeypatch):
             raise OSError("power cut")
         replace(source, target)
 
-    monkeypatch.setattr(catalogue.os, "replace", fail_at_the_header)
+    monkeypatch.setattr(model_folder.os, "replace", fail_at_the_header)
     with pytest.raises(OSError, match="power cut"):
         save_potential(noble(2.0), models / "noble")
     monkeypatch.undo()
@@ -159,13 +166,13 @@ def saved_so(params=None, *, version=2, **changes):
         shutil.rmtree(folder / header["params"])
         with tree_checkpointer() as checkpointer:
             checkpointer.save(folder / header["params"], args=ocp.args.PyTreeSave(arrays))
-        header["params_digest"] = header["digest"] = catalogue._digest(arrays)
+        header["params_digest"] = header["digest"] = model_folder._digest(arrays)
         header["n_parameters"] = sum(np.size(leaf) for leaf in jax.tree.leaves(arrays))
         header["format_version"] = version
         if version == 1:
             del header["params_digest"]
         else:
-            header["digest"] = catalogue._header_digest(header)
+            header["digest"] = model_folder._header_digest(header)
         (folder / "model.json").write_text(json.dumps(header))
 
     return damage
@@ -222,6 +229,7 @@ EPSILON, SIGMA = np.array([0.0104, 0.0140]), np.array([3.40, 3.65])
         (saved_so(hyperparameters=PLAIN | {"onset": 7.0}), "onset 7 A"),
         (saved_so(hyperparameters=PLAIN | {"elements": [18, 360]}), "360 is not an atomic number"),
         (saved_so(hyperparameters=PLAIN | {"depth": 3}), "do not include depth"),
+        (saved_so(hyperparameters=PLAIN | {"by_species": True}), "by_species = True cannot be; it is False in all"),
     ],
 )
 def test_damaged_folder_is_one_line(models, damage, reason):
@@ -253,7 +261,6 @@ def test_models_of_format_version_1_load(models):
         ({"params": {"epsilon": EPSILON, "sigma": np.array([3.4, np.nan])}}, "sigma holds NaN"),
         ({"params": {"epsilon": EPSILON}}, "sigma is missing"),
         ({"model": LennardJones((18, 36), 60.0, 5.0)}, "cutoff 60"),
-        ({"conservative": False}, "conservative False"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(models, changes, reason):
@@ -277,7 +284,7 @@ def test_the_same_parameters_are_never_away_while_they_are_saved_again(models, m
         assert load_potential(models / "noble").cutoff == 6.0
         replace(source, target)
 
-    monkeypatch.setattr(catalogue.os, "replace", only_the_header)
+    monkeypatch.setattr(model_folder.os, "replace", only_the_header)
     save_potential(noble().replace(model=LennardJones((18, 36), 6.5, 5.0)), models / "noble")
     assert load_potential(models / "noble").cutoff == 6.5
 
@@ -334,8 +341,7 @@ def test_loading_is_quiet(models, capfd):
 
 def test_shipped_models_load():
     shipped = [info for info in list_models() if info.folder.parent == catalogue.SHIPPED]
-    if not shipped:
-        pytest.skip("no model ships with this checkout yet")
+    assert "perovskite" in {info.name for info in shipped}
     for info in shipped:
         potential = load_potential(info.name)
         assert not info.problem

@@ -264,7 +264,7 @@ except StorageError as error:
     message = output.splitlines()[-1]
     assert len(output.splitlines()) == 1 or noticed_by == "Orbax", output
     assert message.startswith(f"{tmp_path / 'step_0000000002'}: could not be written (0.4 MB needed): "), output
-    assert "free space and run again (a sweep with --resume)" in message
+    assert "free space and run again (a sweep with `resume=True`)" in message
     assert os.listdir(tmp_path) == ["step_0000000001"]
     found = Checkpoints(tmp_path).restore()
     assert found is not None

@@ -1,4 +1,4 @@
-"""CHGNet: agreement with the original program, the laws of every model, odd structures, and its converter.
+"""CHGNet: agreement with the original program, odd structures, and its converter.
 
 Numbers that are not in the reference files come from chgnet 0.4.2 with all its types switched to float64.
 """
@@ -21,9 +21,11 @@ from converters import chgnet, sources
 from converters.pickles import CheckpointError
 from jaxpto import neighbors
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, load_potential, read_header
+from jaxpto.models.catalogue import load_potential
 from jaxpto.models.chgnet import angular_basis
+from jaxpto.models.folder import read_header
 from jaxpto.models.layers import add_up
+from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase
@@ -43,33 +45,6 @@ def _published(version: str, dtype: type = np.float64) -> Potential:
 @pytest.fixture(scope="module")
 def published() -> Potential:
     return _published("0.3.0")
-
-
-@pytest.mark.parametrize("law", [contract.permutation, contract.capacity], ids=lambda law: law.__name__)
-def test_laws(law, published: Potential, crystal: ase.Atoms) -> None:
-    law(published, crystal)
-
-
-MORE_LAWS = [
-    contract.rotation,
-    contract.image_shift,
-    contract.extensivity,
-    contract.other_cell_vectors,
-    contract.batch,
-    contract.forces_are_gradients,
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("law", MORE_LAWS, ids=lambda law: law.__name__)
-def test_more_laws(law, published: Potential, crystal: ase.Atoms) -> None:
-    law(published, crystal)
-
-
-@pytest.mark.slow
-def test_tiny_cells(published: Potential) -> None:
-    contract.isolated_atom(published, 22)
-    contract.one_atom_cell(published, 82)
 
 
 @jax.jit

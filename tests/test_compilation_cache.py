@@ -19,7 +19,7 @@ from jax._src import compilation_cache as private
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxpto.devices import compilation_cache, compiled, tree_text
-from jaxpto.devices.tree_text import UnknownStructureError, describe, structure
+from jaxpto.devices.tree_text import UnknownStructureError, describe_tree, structure
 from jaxpto.neighbors import Layout
 from jaxpto.storage.own_folder import own_folder
 from jaxpto.system import System
@@ -119,7 +119,7 @@ def test_traced_programs_are_neither_written_nor_read_where_others_can_write(
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     for _ in range(2):
-        assert float(compiled.kept(lambda x: x + 1.0, "one more")(1.0)) == 2.0
+        assert float(compiled.cached_jit(lambda x: x + 1.0, "one more")(1.0)) == 2.0
     assert not list(folder.iterdir())
     assert [line for line in caplog.messages if str(folder) in line] == caplog.messages
     assert len(caplog.messages) == 1
@@ -132,13 +132,13 @@ class Payload:
 
 def test_a_pickle_in_the_place_of_a_program_does_not_run(cache: pathlib.Path) -> None:
     pathlib.Path(MARK).unlink(missing_ok=True)
-    function = compiled.kept(lambda x: x + 1.0, "two more")
+    function = compiled.cached_jit(lambda x: x + 1.0, "two more")
     function(1.0)
     (path,) = (cache / compiled.FOLDER).iterdir()
     whole = path.read_bytes()
     planted = pickle.dumps((b"", Payload()))
     path.write_bytes(hashlib.sha256(planted).digest() + planted)
-    assert float(compiled.kept(lambda x: x + 1.0, "two more")(1.0)) == 2.0
+    assert float(compiled.cached_jit(lambda x: x + 1.0, "two more")(1.0)) == 2.0
     assert not pathlib.Path(MARK).exists()
     assert len(path.read_bytes()) == len(whole)
 
@@ -150,7 +150,7 @@ def some_trees() -> list[object]:
 
 @pytest.mark.parametrize("tree", some_trees(), ids=str)
 def test_structures_come_back_from_their_text(tree: object) -> None:
-    text = json.loads(json.dumps(describe(tree)))
+    text = json.loads(json.dumps(describe_tree(tree)))
     assert structure(text) == jax.tree.structure(tree)
 
 
@@ -174,7 +174,7 @@ class Other:
 @pytest.mark.parametrize("tree", [Foreign(1.0), (Other(1.0),), {1: 2.0}], ids=lambda tree: type(tree).__name__)
 def test_what_has_no_name_here_is_not_written_down(tree: object) -> None:
     with pytest.raises(UnknownStructureError):
-        describe(tree)
+        describe_tree(tree)
 
 
 @pytest.mark.parametrize(

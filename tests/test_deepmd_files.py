@@ -20,7 +20,8 @@ from converters.pickles import CheckpointError
 from converters.protobuf import read_graph
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 
 FIXTURES = "weights/fixtures"

@@ -9,7 +9,7 @@ from ase.constraints import FixAtoms
 
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.evaluate import EvaluateConfig, main, run
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.structures.write import write_frames
 

@@ -23,21 +23,20 @@ from jaxpto.calculator import JaxptoCalculator
 from jaxpto.free_energy.command import main
 from jaxpto.free_energy.estimators.spectral import HBAR, ModeFunction, frequencies, matrix_function, trace
 from jaxpto.free_energy.harmonic.vibrations import (
-    Crystal,
+    VibratingCrystal,
     crystal_constants,
     dynamical_matrices,
-    free_energy,
     make_crystal,
     supercell_system,
-    thermal,
     vibrational_free_energy,
+    vibrational_thermodynamics,
     without_translations,
 )
 from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Point, UnstableError
-from jaxpto.free_energy.quasiharmonic.path import _curvature, follow, minimise
+from jaxpto.free_energy.quasiharmonic.minimum import _curvature, follow, minimise
 from jaxpto.free_energy.quasiharmonic.symmetric_coordinates import internal_basis, strain_basis
 from jaxpto.lattice_dynamics.phonopy_bridge import displacement_force_constants, hessian_force_constants, make_phonopy
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import build
 from jaxpto.potential import Potential
@@ -46,7 +45,7 @@ from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.structures import builtin_structure
 from jaxpto.units import BOLTZMANN, GIGAPASCAL
 
-thermal_of = jax.jit(thermal, static_argnums=0)
+thermal_of = jax.jit(vibrational_thermodynamics, static_argnums=0)
 slope_in_temperature = jax.jit(jax.grad(trace, argnums=2), static_argnums=0)
 curvature_in_temperature = jax.jit(jax.grad(jax.grad(trace, argnums=2), argnums=2), static_argnums=0)
 MOLAR = ase_units._e * ase_units._Nav  # J/mol per eV
@@ -89,7 +88,7 @@ def landscape(phonon: Phonopy, potential: Potential, **changes: Any) -> Landscap
     return dataclasses.replace(plain, **changes)
 
 
-def matrices_of(phonon: Phonopy, crystal: Crystal) -> jax.Array:
+def matrices_of(phonon: Phonopy, crystal: VibratingCrystal) -> jax.Array:
     return dynamical_matrices(crystal, jnp.asarray(phonon.force_constants))
 
 
@@ -224,7 +223,7 @@ def test_imaginary_modes_are_refused_omitted_or_taken_absolute(cubic: Phonopy) -
     squares = np.linalg.eigvalsh(without_translations(crystal, matrices))
     assert squares.min() < 0.0
     warm = jnp.asarray(300.0)
-    values = {name: float(free_energy(ModeFunction("classical", name), crystal, matrices, warm))
+    values = {name: float(vibrational_free_energy(ModeFunction("classical", name), crystal, matrices, warm))
               for name in ("refuse", "omit", "absolute")}  # fmt: skip
     assert np.isnan(values["refuse"])
     kT = BOLTZMANN * 300.0
@@ -240,14 +239,13 @@ def test_derivatives_in_parameters(fcc: Phonopy, argon: Potential) -> None:
     system = supercell_system(crystal, cell, places)
     layout = argon.allocate([system], 0.0)
     neighbors = build(system, layout)
-    function = ModeFunction()
 
     @jax.jit
     def both(params: Any) -> jax.Array:
         moved = argon.replace(params=params)
-        free = vibrational_free_energy(moved, crystal, layout, function, cell, places, jnp.asarray(40.0))
-        constants = crystal_constants(moved, crystal, system, neighbors)
-        return jnp.stack([free, frequencies(dynamical_matrices(crystal, constants))[7, 2]])
+        matrices = dynamical_matrices(crystal, crystal_constants(moved, crystal, system, neighbors))
+        free = vibrational_free_energy(ModeFunction(), crystal, matrices, jnp.asarray(40.0))
+        return jnp.stack([free, frequencies(matrices)[7, 2]])
 
     slopes = jax.jit(jax.jacrev(both))(argon.params)
     for name, step in (("epsilon", 1e-6), ("sigma", 1e-4)):
@@ -289,6 +287,16 @@ def test_thermal_stress_is_the_strain_derivative(hcp: Phonopy, argon: Potential)
         ends = [evaluator(still + sign * 1e-4 * np.eye(2)[index], np.zeros(0), 30.0) for sign in (1.0, -1.0)]
         slope = (ends[0].vibrational - ends[1].vibrational) / 2e-4
         assert slope == pytest.approx(np.linalg.det(here.cell) * np.sum(here.thermal_stress * strain), rel=1e-6)
+
+
+def test_a_list_that_is_too_small_is_enlarged(hcp: Phonopy, argon: Potential) -> None:
+    evaluator = Evaluator(landscape(hcp, argon))
+    place = evaluator.landscape.cell_at(np.zeros(2)), np.zeros(0)
+    expected = evaluator._static(*place)
+    ((atoms, layout),) = evaluator._layouts.items()
+    small = evaluator._layouts[atoms] = dataclasses.replace(layout, edges=layout.edges // 2)
+    np.testing.assert_allclose(evaluator._static(*place)["energy"], expected["energy"], rtol=1e-12)
+    assert evaluator._layouts[atoms].edges > small.edges
 
 
 def test_symmetric_coordinates(hcp: Phonopy, fcc: Phonopy, cubic: Phonopy) -> None:

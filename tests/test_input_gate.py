@@ -225,7 +225,7 @@ def test_elements_by_mass_are_said(tmp_path, name, text) -> None:
 def test_named_elements_are_not_renamed(tmp_path) -> None:
     named = write(tmp_path, "named.lammpstrj", dump("element", "Pb", "Ti", "O"))
     assert read_structure(named).numbers.tolist() == PEROVSKITE
-    with pytest.raises(InputError, match=r"--species Pb Ti O: .* names its elements itself"):
+    with pytest.raises(InputError, match=r"`species=\('Pb', 'Ti', 'O'\)`: .* names its elements itself"):
         read_input(named, "dynamics", species=("Pb", "Ti", "O"))
     # hydrogen of type 1: its number is its type, and it has a name all the same
     hydrogen = dump("element", "H", "He", "Li")
@@ -243,12 +243,12 @@ def test_elements_from_a_comment_line_are_said(tmp_path) -> None:
 
 
 def test_formats_are_named(tmp_path) -> None:
-    with pytest.raises(InputError, match=r"cannot be read as runnerdata .* or name its format with --format"):
+    with pytest.raises(InputError, match=r"cannot be read as runnerdata .* or name its format with `format`"):
         read_structure(write(tmp_path, "lammps.data", data()))  # what ASE guesses from the name
     path = write(tmp_path, "cell.lmp", data(207.2, 47.867, 15.999))
-    with pytest.raises(InputError, match=r"no format lmp; name its format with --format"):
+    with pytest.raises(InputError, match=r"no format lmp; name its format with `format`"):
         read_structure(path)
-    with pytest.raises(InputError, match="--format lammps: ASE reads no format of that name"):
+    with pytest.raises(InputError, match="`format=lammps`: ASE reads no format of that name"):
         read_input(path, "dynamics", format="lammps")
     with pytest.raises(InputError, match="cannot be read as vasp "):
         read_input(path, "dynamics", format="vasp")

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxpto import phonons, relax
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.free_energy.config import FreeEnergyConfig, HarmonicOptions, SwitchingOptions
-from jaxpto.free_energy.harmonic.method import prepare as prepare_harmonic
+from jaxpto.free_energy.harmonic.method import prepare_crystal as prepare_harmonic
 from jaxpto.free_energy.switching.method import _relaxed, _translations
 from jaxpto.lattice_dynamics.paths import automatic_path
 from jaxpto.lattice_dynamics.phonopy_bridge import (

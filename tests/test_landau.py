@@ -20,10 +20,10 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.command import main
 from jaxpto.free_energy.config import LandauOptions
 from jaxpto.free_energy.estimators import mbar
-from jaxpto.free_energy.landau import landscape
-from jaxpto.free_energy.landau.analysis import Windows, WindowSamples, analyse, thinned
+from jaxpto.free_energy.landau import profile
+from jaxpto.free_energy.landau.analysis import Windows, WindowSamples, analyse_windows, thinned
 from jaxpto.free_energy.landau.method import choose_windows
-from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, predict, settled
+from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, prediction_from_energy, settled
 from jaxpto.integrators import npt_parrinello_rahman, nvt_langevin
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.md import batch, stored_run
@@ -59,7 +59,7 @@ def test_forces_and_stress_of_the_bias() -> None:
     """Against central differences in every position and in every symmetric strain of a triclinic cell."""
     system, topology = charged()
     umbrella = umbrella_at(system, topology, 0.02, 300.0)
-    found = predict(lambda moved: bias_energy(umbrella, moved, topology), system)
+    found = prediction_from_energy(lambda moved: bias_energy(umbrella, moved, topology), system)
     step = 1e-5
 
     @jax.jit
@@ -168,8 +168,8 @@ def exact(place: np.ndarray, coefficients: np.ndarray = KNOWN) -> np.ndarray:
     """F in eV."""
     return (
         CELL
-        / landscape.JOULE_PER_CUBIC_METRE
-        * np.asarray(landscape.landau_energy(jnp.asarray(coefficients), jnp.asarray(place)))
+        / profile.JOULE_PER_CUBIC_METRE
+        * np.asarray(profile.landau_energy(jnp.asarray(coefficients), jnp.asarray(place)))
     )
 
 
@@ -190,10 +190,10 @@ def test_double_well(symmetric: bool) -> None:
     """Profile, P_s, barrier and coefficients within four of their standard errors, and these small enough to tell."""
     centers = np.linspace(0.0, 1.0, 16) if symmetric else np.linspace(-1.0, 1.0, 31)
     windows = Windows(centers, 13.0, symmetric)
-    row = analyse([draw(windows, 300, seed=3)], windows, resamplings=40).rows[0]
+    row = analyse_windows([draw(windows, 300, seed=3)], windows, resamplings=40).rows[0]
     middles = 0.5 * (windows.edges[1:] + windows.edges[:-1])
-    wanted = [*KNOWN, *(float(x) for x in landscape.landau_well(jnp.asarray(KNOWN)))]
-    wanted[4] *= CELL / landscape.JOULE_PER_CUBIC_METRE
+    wanted = [*KNOWN, *(float(x) for x in profile.landau_well(jnp.asarray(KNOWN)))]
+    wanted[4] *= CELL / profile.JOULE_PER_CUBIC_METRE
     found = [*row.values.landau, row.values.spontaneous, row.values.barrier]
     errors = np.array([*row.errors.landau, row.errors.spontaneous, row.errors.barrier])
     assert (np.abs(np.subtract(found, wanted)) < 4.0 * errors).all()
@@ -211,10 +211,12 @@ def test_double_well(symmetric: bool) -> None:
 def test_single_well() -> None:
     windows = Windows(np.linspace(0.0, 1.0, 16), 25.0, True)
     above = LANDAU["PbTiO3"].at(900.0)
-    row = analyse([draw(windows, 200, seed=5, kelvin=900.0, coefficients=above)], windows, resamplings=10).rows[0]
+    row = analyse_windows([draw(windows, 200, seed=5, kelvin=900.0, coefficients=above)], windows, resamplings=10).rows[
+        0
+    ]
     assert row.values.barrier < 0.02
     assert row.values.spontaneous < 0.25
-    assert_allclose(landscape.landau_well(jnp.asarray(above)), 0.0)
+    assert_allclose(profile.landau_well(jnp.asarray(above)), 0.0)
 
 
 def test_symmetry_is_that_of_mirrored_windows() -> None:
@@ -224,7 +226,7 @@ def test_symmetry_is_that_of_mirrored_windows() -> None:
     place, counts, centers = (
         jnp.asarray(x) for x in (np.concatenate(samples.polarizations), samples.counts, windows.centers)
     )
-    bias = functools.partial(landscape.reduced_bias, strength=jnp.asarray(13.0), kT=jnp.asarray(KT))
+    bias = functools.partial(profile.reduced_bias, strength=jnp.asarray(13.0), kT=jnp.asarray(KT))
     folded = mbar.solve(bias(place, centers, symmetric=True), counts)
     weights = mbar.probabilities(folded, jnp.zeros(400))
     both = jnp.concatenate([place, -place])
@@ -245,7 +247,7 @@ def test_derivatives_of_the_landscape() -> None:
 
     @jax.jit
     def of(strength: jax.Array) -> jax.Array:
-        found = landscape.landscape(
+        found = profile.free_energy_profile(
             place, jnp.full(1200, CELL), counts, centers, strength, jnp.asarray(KT), edges, symmetric=True
         )
         return jnp.concatenate([found.landau / 1e8, jnp.stack([found.spontaneous, found.barrier])])
@@ -256,20 +258,20 @@ def test_derivatives_of_the_landscape() -> None:
 
 
 def test_closed_forms() -> None:
-    place, height = landscape.landau_well(jnp.asarray(KNOWN))
+    place, height = profile.landau_well(jnp.asarray(KNOWN))
     fine = np.linspace(0.0, 1.0, 200001)
-    values = np.asarray(landscape.landau_energy(jnp.asarray(KNOWN), jnp.asarray(fine)))
+    values = np.asarray(profile.landau_energy(jnp.asarray(KNOWN), jnp.asarray(fine)))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)
     assert_allclose(height, -values.min(), rtol=1e-8)
     first_order = LANDAU["PbTiO3"].at(760.0)  # between T0 and the transition: three wells
-    values = np.asarray(landscape.landau_energy(jnp.asarray(first_order), jnp.asarray(fine)))
-    place, height = landscape.landau_well(jnp.asarray(first_order))
+    values = np.asarray(profile.landau_energy(jnp.asarray(first_order), jnp.asarray(fine)))
+    place, height = profile.landau_well(jnp.asarray(first_order))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)
     assert_allclose(height, values[: values.argmin()].max() - values.min(), rtol=1e-6)
     temperatures = np.array([300.0, 500.0, 700.0, 900.0])
     stiffness = 3.8e5 * (temperatures - 752.0) + np.array([1e6, -2e6, 0.0, 3e6])
     errors = np.array([1e6, 2e6, 3e6, 2e6])
-    law, spread = landscape.curie_weiss(*(jnp.asarray(x) for x in (temperatures, stiffness, errors)))
+    law, spread = profile.curie_weiss(*(jnp.asarray(x) for x in (temperatures, stiffness, errors)))
     (slope, start), covariance = np.polyfit(temperatures, stiffness, 1, w=1.0 / errors, cov="unscaled")
     assert_allclose(law, [slope, -start / slope], rtol=1e-9)
     assert_allclose(spread[0], np.sqrt(covariance[0, 0]), rtol=1e-9)
@@ -281,25 +283,25 @@ def test_umbrella_integration_is_exact_for_a_parabola() -> None:
     means, variances = strength * centers / (strength + stiffness), np.full(6, KT / (strength + stiffness))
     grid = np.linspace(0.0, 1.0, 41)
     numbers = (means, variances, np.full(6, 100.0), centers, np.float64(strength), np.float64(KT), grid)
-    curve = landscape.umbrella_integration(*(jnp.asarray(x) for x in numbers))
+    curve = profile.umbrella_integration(*(jnp.asarray(x) for x in numbers))
     assert_allclose(curve, 0.5 * stiffness * grid**2, atol=1e-12)
 
 
 def test_windows_that_do_not_overlap_are_refused_with_the_number_that_would_do() -> None:
     few = Windows(np.linspace(0.0, 1.0, 6), 60.0, True)
-    with pytest.raises(InputError, match=r"overlap by .* take --landau.windows (\d+) with") as refused:
-        analyse([draw(few, 200, seed=1)], few)
-    number = int(str(refused.value).split("--landau.windows ")[1].split()[0])
+    with pytest.raises(InputError, match=r"overlap by .* take `windows=(\d+)` with") as refused:
+        analyse_windows([draw(few, 200, seed=1)], few)
+    number = int(str(refused.value).split("`windows=")[1].split("`")[0])
     enough = Windows(np.linspace(0.0, 1.0, number), 60.0, True)
-    analyse([draw(enough, 200, seed=1)], enough, resamplings=2)
-    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take --landau.windows 23,"):
+    analyse_windows([draw(enough, 200, seed=1)], enough, resamplings=2)
+    with pytest.raises(InputError, match=r"widths of the bias apart at 300 K.* take `windows=23`,"):
         choose_windows(LandauOptions(windows=8, strength=50.0), 300.0, 8)
 
 
 def test_other_refusals() -> None:
     short = Windows(np.linspace(0.0, 0.5, 8), 60.0, True)
-    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take --landau.range 0 0.65"):
-        analyse([draw(short, 200, seed=1)], short, resamplings=2)
+    with pytest.raises(InputError, match=r"lowest at the end of the range, 0.5 C/m\^2; take `range=\(0, 0.65\)`"):
+        analyse_windows([draw(short, 200, seed=1)], short, resamplings=2)
     series = [[np.random.default_rng(0).normal(size=9)] for _ in short.centers]
     with pytest.raises(InputError, match=r"window at 0 C/m\^2: 9 independent samples, at least 10"):
         thinned(300.0, series, series, short)
@@ -342,15 +344,17 @@ def test_files(folder: pathlib.Path) -> None:
     with (folder / "landau.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
     with (folder / "profiles.csv").open() as file:
-        profile = list(csv.DictReader(file))
-    assert {row["temperature_K"] for row in profile} == {"300.0", "600.0"}
+        rows = list(csv.DictReader(file))
+    assert {row["temperature_K"] for row in rows} == {"300.0", "600.0"}
     for name in ("landau.png", "report.html", "windows/outcome.json"):
         assert (folder / name).stat().st_size > 1000
 
 
 def test_windows_hold_the_polarization(folder: pathlib.Path) -> None:
     """The mean polarizations rise with the centres and stay within the width of a window of them."""
-    for row in json.loads((folder / "landau.json").read_text())["windows"]:
+    rows = json.loads((folder / "landau.json").read_text())["windows"]
+    assert rows
+    for row in rows:
         means = np.array(row["mean_polarization_C_m-2"])
         assert (np.diff(means) > 0.0).all()
         assert np.abs(means - np.linspace(0.0, 1.2, 6)).max() < 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import ase.build
 import jax
@@ -39,10 +39,11 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     make_phonopy,
     sum_rule_residual,
 )
+from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import load as wrap
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.neighbors import Neighbors, build
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.structures import builtin_structure
 from jaxpto.system import System, from_ase
 
@@ -176,9 +177,12 @@ def test_hessian_can_be_differentiated(argon: Potential) -> None:
 class Springs:
     """Forces -K (x - x0), K given and not symmetric: a direct model."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = False
+    usual_skin: ClassVar[float] = 0.3
+
     elements: tuple[int, ...] = (18,)
     cutoff: float = 3.0
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         return jnp.zeros(())
@@ -191,7 +195,7 @@ class Springs:
 def test_direct_models_give_rows_of_their_forces() -> None:
     atoms = ase.build.bulk("Ar", "fcc", 5.3, cubic=True)
     matrix = np.random.default_rng(0).normal(size=(12, 12))
-    found = force_constants_of(atoms, Potential(jnp.asarray(matrix), Springs(), "springs", conservative=False), [1, 2])
+    found = force_constants_of(atoms, Potential(jnp.asarray(matrix), Springs(), "springs"), [1, 2])
     np.testing.assert_allclose(found, matrix.reshape(4, 3, 4, 3).transpose(0, 2, 1, 3)[[1, 2]], rtol=1e-14)
 
 
@@ -231,7 +235,7 @@ def test_pto_test_path() -> None:
     assert [len(segment.points) for segment in path.segments] == [101] * 7
     np.testing.assert_allclose(path.segments[4].points[[0, 50, 100]], [[0, 0, 0.5], [0, 0.25, 0.5], [0, 0.5, 0.5]])
     fcc = make_phonopy(ase.build.bulk("Ar", "fcc", 5.3), (1, 1, 1))
-    with pytest.raises(InputError, match=r"30\.0 degrees off; use --path auto"):
+    with pytest.raises(InputError, match=r"30\.0 degrees off; use `path=auto`"):
         pto_test_path(fcc.primitive)
 
 
@@ -288,7 +292,9 @@ def test_imaginary_modes_of_cubic_lead_titanate(cubic: Phonopy) -> None:
 def test_eigenvectors_belong_to_their_frequency(cubic: Phonopy) -> None:
     """After the recombination of degenerate ones: D e = (2 pi f)^2 e."""
     path = automatic_path(cubic.primitive, SYMMETRY_PRECISION)
-    for mode in imaginary_modes(cubic, path):
+    modes = imaginary_modes(cubic, path)
+    assert modes
+    for mode in modes:
         matrix = cubic.run_qpoints([mode.q], with_dynamical_matrices=True).dynamical_matrices[0]
         for vector in mode.eigenvectors.reshape(mode.degeneracy, -1):
             np.testing.assert_allclose(matrix @ vector, -((mode.frequency / THZ) ** 2) * vector, atol=1e-6)

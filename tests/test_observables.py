@@ -228,7 +228,7 @@ def test_other_compositions() -> None:
     np.testing.assert_array_equal(chosen.charges[0], 2.0 * np.eye(3))
     topology, note = build_topology(barium, "authors")
     assert topology is None
-    assert "--charges nominal" in note
+    assert "`charges=nominal`" in note
     niobate, _ = build_topology(tetragonal("K", "Nb"), "nominal", np.float64)
     assert niobate is not None
     np.testing.assert_allclose(np.diag(niobate.charges[1]), 5.0)

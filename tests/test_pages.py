@@ -13,7 +13,7 @@ from test_report import CELLS, LADDER, Tags, a_run, record, store
 
 from jaxpto.console.terminal import console
 from jaxpto.lattice_dynamics.figures import bands_figure, curves
-from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, Thermal
+from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, ThermalProperties
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
 from jaxpto.observables.summary import ReplicaRecord, summarize
 from jaxpto.pto import zero_kelvin_output
@@ -114,7 +114,7 @@ def test_model_names_in_the_figures_of_phonons() -> None:
     segment = Segment("Γ", "X", np.linspace([0.0, 0.0, 0.0], [0.5, 0.0, 0.0], 5))
     bands = Bands(BandPath((segment,)), [np.linspace(0.0, 1.0, 5)], [np.ones((5, 3))])
     density = DensityOfStates(np.linspace(0.0, 5.0, 5), np.ones(5))
-    thermal = Thermal(np.array([300.0]), np.ones(1), np.ones(1), np.ones(1), 0.1, (1, 1, 1), 0, 1.0, 3)
+    thermal = ThermalProperties(np.array([300.0]), np.ones(1), np.ones(1), np.ones(1), 0.1, (1, 1, 1), 0, 1.0, 3)
     harmonic = Harmonic({}, {}, bands, density, thermal, [])
     figure = bands_figure(curves([(EVIL, "displacement", harmonic)]))
     assert png(figure)  # drawn: a dollar sign begins no formula

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxpto import report
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.pto import paper, zero_kelvin_output
 from jaxpto.pto.zero_kelvin import main

@@ -1,4 +1,4 @@
-"""The one writer of results: the same numbers in the table, CSV, JSON and page, and what a model is not said on each."""
+"""The one writer of results: the same numbers in table, CSV, JSON and page, and a model's caveat on each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from test_report import check_page
 
 from jaxpto.console.terminal import console
-from jaxpto.reporting.columns import TEMPERATURE, Column, terminal_table
+from jaxpto.reporting.columns import MISSING, TEMPERATURE, Column, terminal_table
 from jaxpto.reporting.result import Result, write_csv, write_result
 from jaxpto.reporting.sections import Items, ResultTable, picture
 
@@ -81,7 +81,7 @@ def test_files_hold_the_same_rows(written: tuple[Path, str]) -> None:
 
 def test_table_and_page_show_the_same_cells(written: tuple[Path, str]) -> None:
     out, said = written
-    expected = [["300", "-12.35(12)", "cubic", "12"], ["450.5", "–", "molten", "–"]]
+    expected = [["300", "-12.35(12)", "cubic", "12"], ["450.5", MISSING, "molten", MISSING]]
     assert [line.split() for line in said.splitlines()[1:3]] == expected
     page = (out / "report.html").read_text()
     body = page[page.index("<tbody>") : page.index("</tbody>")]

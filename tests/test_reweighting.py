@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jaxpto.free_energy.estimators import reweighting
 from jaxpto.free_energy.estimators.mbar import effective_samples
 from jaxpto.neighbors import Layout, Neighbors, build
 from jaxpto.potential import Potential
-from jaxpto.storage.trajectory import Trajectory
 from jaxpto.system import System, stack, volume
 from jaxpto.units import BOLTZMANN, GIGAPASCAL
 
@@ -33,9 +32,12 @@ DEGREES = 3 * ATOMS
 class Einstein:
     """U = E + k/2 sum |x|^2 + K/2 (V - V0)^2: positions and volume are Gaussian at every temperature and pressure."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     elements: tuple[int, ...] = (18,)
     cutoff: float = 0.5
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         swelling = volume(system.cell) - params["volume"]
@@ -310,19 +312,3 @@ def test_two_macrostates_of_one_run() -> None:
     assert found == pytest.approx(KELVIN * (1.0 + np.log(1.2) / (ENTROPY / BOLTZMANN)), rel=0.02)
     at = lambda phase: reweighting.reduced_gibbs(phase, phase.energies, found, 0.0)  # noqa: E731
     np.testing.assert_allclose(at(two) - at(one), -np.log(1.2), atol=1e-9)
-
-
-def test_frames_of_a_stored_trajectory() -> None:
-    steps = np.arange(10)
-    upright = np.tile(np.eye(3), (10, 1, 1))
-    positions, cells = np.arange(10.0)[:, None, None] * np.ones((10, 2, 3)), np.tile(4.0 * np.eye(3), (10, 1, 1))
-    stored = Trajectory(
-        steps, 2.0 * steps, positions, cells, upright, np.array([8, 22]), np.array([16.0, 48.0]), {}, {}
-    )
-    systems = reweighting.stored_systems(stored, 0.35)
-    assert systems.positions.shape == (6, 2, 3)
-    np.testing.assert_array_equal(systems.positions[:, 0, 0], np.arange(4.0, 10.0))
-    np.testing.assert_array_equal(systems.numbers[-1], [8, 22])
-    np.testing.assert_array_equal(systems.masses[0], [16.0, 48.0])
-    with pytest.raises(InputError, match="nothing is left"):
-        reweighting.stored_systems(stored, 0.95)

@@ -161,7 +161,7 @@ def test_names_hold_the_whole_temperature(tmp_path):
     check(close)
     assert len(set(trajectory_paths(tmp_path, close.temperatures))) == 3
     assert [path.name for path in trajectory_paths(tmp_path, [300.0])] == ["300K.h5md"]
-    with pytest.raises(InputError, match=r"--temperatures 300\.0001: is given twice"):
+    with pytest.raises(InputError, match=r"`temperatures=300\.0001`: is given twice"):
         check(SweepConfig(temperatures=(300.0001, 400.0, 300.0001)))
 
 

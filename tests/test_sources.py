@@ -17,8 +17,8 @@ from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from jaxpto.errors import InputError
 from jaxpto.models import manifest
-from jaxpto.models.catalogue import ARCHITECTURES, find_model
-from jaxpto.models.manifest import File, PublishedModel, Wheel
+from jaxpto.models.catalogue import find_model
+from jaxpto.models.manifest import File, PublishedModel, Wheel, architectures
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -30,7 +30,10 @@ def model(tmp_path, monkeypatch) -> PublishedModel:
     (tmp_path / "site").mkdir()
     address = (tmp_path / "site" / "tiny.pth").as_uri()
     file = File("tiny.pth", DIGEST, len(CONTENT), address, None, "")
-    model = PublishedModel("tiny-1", "1", "make it", "Tiny", "MIT", "nobody", (file,))
+    model = PublishedModel(
+        name="tiny-1", architecture="gptff", version="1", command="make it", origin="Tiny", trained_on="nothing",
+        licence="MIT", citation="nobody", elements=1, parameters=1, files=(file,),
+    )  # fmt: skip
     _publish(monkeypatch, model)
     monkeypatch.setenv("JAXPTO_MODELS", str(tmp_path / "cache" / "models"))
     monkeypatch.delenv("JAXPTO_WEIGHTS", raising=False)
@@ -38,7 +41,7 @@ def model(tmp_path, monkeypatch) -> PublishedModel:
 
 
 def _publish(monkeypatch, model: PublishedModel) -> None:
-    monkeypatch.setattr(sources, "read_manifest", lambda: {model.name: model})
+    monkeypatch.setattr(sources, "published_models", lambda: {model.name: model})
 
 
 def _write(path: pathlib.Path, content: bytes = CONTENT) -> pathlib.Path:
@@ -48,7 +51,7 @@ def _write(path: pathlib.Path, content: bytes = CONTENT) -> pathlib.Path:
 
 
 def test_manifest_is_complete() -> None:
-    models = manifest.read_manifest()
+    models = manifest.published_models()
     published = {"chgnet-0.3.0", "chgnet-0.2.0", "chgnet-r2scan", "m3gnet-mp-2021.2.8", "gptff-v1", "gptff-v2"}
     given_by_users = {"mace-mp-0b-medium", "orb-v2"}  # files whose digest could not be taken
     given_by_users |= {f"orb-v3-conservative-{n}-{data}" for n in ("20", "inf") for data in ("omat", "mpa")}
@@ -61,7 +64,7 @@ def test_manifest_is_complete() -> None:
             assert file.url.startswith("https://")
             assert file.url.endswith("/" + file.name)
             assert file.wheel is None or re.fullmatch("[0-9a-f]{64}", file.wheel.sha256)
-    assert {"chgnet", "m3gnet", "gptff", "sevennet", "mace"} <= set(ARCHITECTURES)
+    assert {"chgnet", "m3gnet", "gptff", "sevennet", "mace"} <= set(architectures())
 
 
 def test_files_without_a_digest_are_never_downloaded(monkeypatch, tmp_path) -> None:

@@ -288,7 +288,7 @@ def test_a_write_that_the_disk_refuses_leaves_the_frames_before(tmp_path: Path, 
     status, output = child.run(LIMIT_FILES.format(call=call))
     assert status == 0, output
     assert f"{path}: could not be written" in output
-    assert "run again (a sweep with --resume)" in output
+    assert "run again (a sweep with `resume=True`)" in output
     assert valid_frames(path) == 2
     assert_holds(path, 2, 100)
     write_frames(path, 2, make_frames(2, 38, 100))

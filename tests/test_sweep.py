@@ -21,7 +21,7 @@ from jaxpto import sweep
 from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.md.config import PRESETS, SweepConfig
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.storage.trajectory import read_trajectory

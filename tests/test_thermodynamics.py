@@ -13,9 +13,9 @@ import pytest
 from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import EnthalpySamples, enthalpy_samples
-from jaxpto.free_energy.estimators.transition import phase_bracket, transition
-from jaxpto.free_energy.ladder import integration
-from jaxpto.free_energy.ladder.analysis import analyse
+from jaxpto.free_energy.estimators.transition import phase_bracket, transition_thermodynamics
+from jaxpto.free_energy.ladder import thermodynamics
+from jaxpto.free_energy.ladder.analysis import analyse_ladder
 from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.units import BOLTZMANN
 
@@ -133,8 +133,8 @@ def _exact(temperatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return enthalpy - temperatures * entropy, enthalpy, entropy, capacity
 
 
-def _thermodynamics(samples: list[np.ndarray], wanted: np.ndarray) -> integration.Thermodynamics:
-    return jax.jit(integration.thermodynamics, static_argnums=5)(
+def _thermodynamics(samples: list[np.ndarray], wanted: np.ndarray) -> thermodynamics.Thermodynamics:
+    return jax.jit(thermodynamics.thermodynamics, static_argnums=5)(
         jnp.asarray(np.concatenate(samples)),
         jnp.asarray([float(len(s)) for s in samples]),
         jnp.asarray(LADDER),
@@ -159,16 +159,16 @@ def test_gibbs_helmholtz_of_exact_means() -> None:
     """With the exact means and variances only the interpolation is left."""
     means = -100.0 + 0.5 * COORDINATES * BOLTZMANN * LADDER
     variances = 0.5 * COORDINATES * (BOLTZMANN * LADDER) ** 2
-    found = integration.gibbs_helmholtz(*map(jnp.asarray, (means, variances, LADDER)), MOMENTA)
+    found = thermodynamics.gibbs_helmholtz(*map(jnp.asarray, (means, variances, LADDER)), MOMENTA)
     np.testing.assert_allclose(found, _exact(LADDER)[0], atol=2e-5)
-    capacity = integration.fluctuation_heat_capacity(jnp.asarray(variances), jnp.asarray(LADDER), MOMENTA)
+    capacity = thermodynamics.fluctuation_heat_capacity(jnp.asarray(variances), jnp.asarray(LADDER), MOMENTA)
     np.testing.assert_allclose(capacity, _exact(LADDER)[3], rtol=1e-12)
 
 
 def test_both_roads_agree_on_the_same_samples(harmonic: list[np.ndarray]) -> None:
     """MBAR and Gibbs-Helmholtz integration share samples, so that they differ by less than either is uncertain."""
     means, variances = (jnp.asarray([f(s) for s in harmonic]) for f in (np.mean, np.var))
-    integrated = integration.gibbs_helmholtz(means, variances, jnp.asarray(LADDER), MOMENTA)
+    integrated = thermodynamics.gibbs_helmholtz(means, variances, jnp.asarray(LADDER), MOMENTA)
     np.testing.assert_allclose(_thermodynamics(harmonic, LADDER).gibbs, integrated, atol=1e-3)
 
 
@@ -177,7 +177,7 @@ def test_entropy_and_heat_capacity_are_those_of_averages(harmonic: list[np.ndarr
     samples = np.concatenate(harmonic)
     t = 430.0
     found = _thermodynamics(harmonic, np.array([300.0, t]))
-    mixture = mbar.solve(integration.reduced(jnp.asarray(samples + 100.0), jnp.asarray(LADDER)), jnp.full(7, 4000.0))
+    mixture = mbar.solve(thermodynamics.reduced(jnp.asarray(samples + 100.0), jnp.asarray(LADDER)), jnp.full(7, 4000.0))
     averages = {}
     for kelvin in (300.0, t):
         weights = mbar.probabilities(mixture, jnp.asarray((samples + 100.0) / (BOLTZMANN * kelvin)))
@@ -198,9 +198,11 @@ def test_derivatives_of_the_gibbs_energy_are_averages(harmonic: list[np.ndarray]
 
     def gibbs(p: jax.Array) -> jax.Array:
         h = jnp.asarray(samples) + p * jnp.asarray(other)
-        return integration.thermodynamics(h, counts, jnp.asarray(LADDER), kelvin, jnp.asarray(300.0), MOMENTA).gibbs[1]
+        return thermodynamics.thermodynamics(h, counts, jnp.asarray(LADDER), kelvin, jnp.asarray(300.0), MOMENTA).gibbs[
+            1
+        ]
 
-    mixture = mbar.solve(integration.reduced(jnp.asarray(samples), jnp.asarray(LADDER)), counts)
+    mixture = mbar.solve(thermodynamics.reduced(jnp.asarray(samples), jnp.asarray(LADDER)), counts)
     # G(T) - H(T0) + T S(T0) = G(T) - T / T0 G(T0) + (T / T0 - 1) H(T0), and d<h>/dp = <w> - cov(w, h) / kT
     averages = {}
     for t in (300.0, 430.0):
@@ -221,7 +223,7 @@ def _samples(temperatures: np.ndarray, n: int, seed: int = 0) -> EnthalpySamples
 def test_analysis_of_a_ladder_with_its_error_bars() -> None:
     """All three roads within 3.5 of their own standard errors of the closed form."""
     wanted = np.array([350.0, 470.0, 600.0])
-    found = analyse(_samples(LADDER, 1000), wanted, MOMENTA, resamplings=40)
+    found = analyse_ladder(_samples(LADDER, 1000), wanted, MOMENTA, resamplings=40)
     exact = _exact(wanted)
     for k, name in enumerate(("gibbs", "enthalpy", "entropy", "heat_capacity")):
         value, error = getattr(found.values, name), getattr(found.errors, name)
@@ -233,7 +235,7 @@ def test_analysis_of_a_ladder_with_its_error_bars() -> None:
 
 
 def test_error_bars_shrink_as_they_should() -> None:
-    few, many = (analyse(_samples(LADDER, n), LADDER[-1:], MOMENTA, resamplings=60) for n in (250, 4000))
+    few, many = (analyse_ladder(_samples(LADDER, n), LADDER[-1:], MOMENTA, resamplings=60) for n in (250, 4000))
     ratio = few.errors.gibbs[0] / many.errors.gibbs[0]
     assert 2.5 < ratio < 6.5  # 4, and a bootstrap of 60 knows it to a tenth
 
@@ -241,14 +243,14 @@ def test_error_bars_shrink_as_they_should() -> None:
 def test_ladder_without_overlap_is_refused_with_a_spacing_that_does() -> None:
     sparse = np.array([300.0, 1050.0, 1800.0])
     with pytest.raises(InputError, match=r"300 and 1050 K overlap by .* steps of (\d+|\d.*e\+02) K") as refusal:
-        analyse(_samples(sparse, 500), sparse, MOMENTA)
+        analyse_ladder(_samples(sparse, 500), sparse, MOMENTA)
     spacing = float(re.search(r"steps of (\S+) K", str(refusal.value))[1])
-    analyse(_samples(np.arange(300.0, 900.0, spacing), 500), np.array([310.0]), MOMENTA, resamplings=2)
+    analyse_ladder(_samples(np.arange(300.0, 900.0, spacing), 500), np.array([310.0]), MOMENTA, resamplings=2)
 
 
 def test_temperatures_outside_of_the_ladder_are_refused() -> None:
     with pytest.raises(InputError, match="the ladder goes from 300 to 600 K only"):
-        analyse(_samples(LADDER, 50), np.array([700.0]), MOMENTA)
+        analyse_ladder(_samples(LADDER, 50), np.array([700.0]), MOMENTA)
 
 
 def _record(kelvin: float, energies: np.ndarray, status: str = "ok", pressure: float = 0.0) -> ReplicaRecord:
@@ -300,7 +302,7 @@ def test_what_a_transition_takes() -> None:
     bracket = phase_bracket(np.asarray(kelvin), 600.0, 620.0)
     assert bracket is not None
     assert bracket.temperature == critical
-    found = transition(kelvin, heat, entropy, bracket)
+    found = transition_thermodynamics(kelvin, heat, entropy, bracket)
     np.testing.assert_allclose(found.enthalpy, jump, rtol=1e-9)
     np.testing.assert_allclose(found.entropy, jump / critical, rtol=1e-9)
     np.testing.assert_allclose(found.total_entropy, jump / critical + lost[1], rtol=1e-9)

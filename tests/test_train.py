@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from jaxpto import train
+from jaxpto.console.options import as_typed
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.storage.arrays import read_arrays
 from jaxpto.storage.identity import make_identity
 from jaxpto.training import batches, data, optimizer, whitening
@@ -103,7 +105,7 @@ def trained(folder: Path, tmp_path_factory) -> Path:
 def test_it_learns_energy_forces_and_virial(trained: Path) -> None:
     """Held-out errors far below the spread of the labels; the exported model predicts what its header says."""
     header = json.loads((trained / "model.json").read_text())
-    held_out = data.split(_as_frames(frames(40)))[1]
+    held_out = data.hold_out_blocks(_as_frames(frames(40)))[1]
     errors = header["training"]["validation_rmse_meV"]["MgO-300K"]
     assert errors["forces"] < 0.3e3 * held_out.forces.std()
     assert errors["energy"] < 0.3e3 * held_out.energies.std() / 4
@@ -127,9 +129,9 @@ def test_it_learns_energy_forces_and_virial(trained: Path) -> None:
     np.testing.assert_allclose(rms, [errors["energy"], errors["forces"], errors["virial"]], rtol=0.02, atol=0.05)
 
 
-def _as_frames(images: list[ase.Atoms]) -> data.Frames:
+def _as_frames(images: list[ase.Atoms]) -> data.LabelledFrames:
     energies, forces, virials = (np.array(column) for column in zip(*(label(a) for a in images), strict=True))
-    return data.Frames(
+    return data.LabelledFrames(
         "MgO-300K", images[0].numbers, np.array([a.positions for a in images]),
         np.array([a.cell.array for a in images]), energies, forces, virials,
     )  # fmt: skip
@@ -176,7 +178,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         train.run(changed)
     for words in ("seed was 0, now 1", "other_rate was 0.01, now 0.02", "weights.virial was 0.5, now 0.0",
                   "steps was 450, now 900", "--initial"):  # fmt: skip
-        assert words in str(caught.value)
+        assert words in as_typed(str(caught.value), train.Config)
     with pytest.raises(InputError, match="the initial model is another one"):
         train.run(config(folder, interrupted, resume=True, initial=trained))
 
@@ -312,7 +314,7 @@ def test_fold_and_unfold_are_inverse() -> None:
 
 def test_blocks_are_contiguous_and_disjoint(folder: Path) -> None:
     (found,) = data.read(folder)
-    kept, held = data.split(found)
+    kept, held = data.hold_out_blocks(found)
     assert len(kept) + len(held) == 40
     assert len(held) == 4
     where = [int(np.flatnonzero(found.energies == e)[0]) for e in held.energies]
@@ -403,7 +405,7 @@ def test_checkpoints_notice_another_shape(tmp_path: Path) -> None:
 def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     """The trainer's own force and virial sums agree with `Potential.evaluate`."""
     from jaxpto.potential import Potential
-    from jaxpto.training.loss import one_hot, predict
+    from jaxpto.training.loss import one_hot, predict_frame
 
     model = optimizer.Perovskite((8, 12), cutoff=5.0, radial=4, channels=3, quartic=2, hidden=5)
     params = optimizer.initialize(model, jax.random.key(0), np.float64)
@@ -411,11 +413,11 @@ def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     params["wall"] = params["wall"] * 0.0 + 1.0
     params["trusted"] = params["trusted"] * 0.0 + 1.2
     (found,) = data.read(folder)
-    batch = batches.prepare(found[np.arange(2)], {8: 0.0, 12: 0.0}, 5.0, np.float64)
+    batch = batches.make_batch(found[np.arange(2)], {8: 0.0, 12: 0.0}, 5.0, np.float64)
     known = [model.elements.index(z) for z in batch.species]
     own = jnp.asarray(one_hot(batch.numbers, batch.species, np.float64))
-    energy, forces, virial = predict(
-        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.slots
+    energy, forces, virial = predict_frame(
+        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.layout
     )
     atoms = ase.Atoms(numbers=found.numbers, positions=found.positions[1], cell=found.cells[1], pbc=True)
     expected = contract.predict(Potential(params, model, "x"), atoms)

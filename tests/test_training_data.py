@@ -40,7 +40,7 @@ def virial_of(atoms: ase.Atoms) -> np.ndarray:
     return -atoms.get_stress(voigt=False) * atoms.get_volume()
 
 
-def heard(path: Path) -> tuple[list[data.Frames], list[str]]:
+def heard(path: Path) -> tuple[list[data.LabelledFrames], list[str]]:
     """What is read, and what is said of it."""
     lines: list[str] = []
     return data.read(path, lines.append), lines
@@ -277,9 +277,11 @@ def test_trajectories_of_one_name_stay_apart(tmp_path: Path) -> None:
 
 
 def test_what_is_held_out_is_said() -> None:
-    def trajectory(name: str, count: int) -> data.Frames:
+    def trajectory(name: str, count: int) -> data.LabelledFrames:
         nothing = np.full((count, 3, 3), np.nan)
-        return data.Frames(name, np.array([8]), nothing[:, :1], nothing, nothing[:, 0, 0], nothing[:, :1], nothing)
+        return data.LabelledFrames(
+            name, np.array([8]), nothing[:, :1], nothing, nothing[:, 0, 0], nothing[:, :1], nothing
+        )
 
     long, short = trajectory("long", 40), trajectory("short", 7)
     some = dataclasses.replace(long, virials=np.where(np.arange(40)[:, None, None] < 30, 1.0, np.nan))

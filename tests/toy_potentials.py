@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import ase.build
 import jax
@@ -15,8 +15,9 @@ from jaxtyping import Array
 
 from jaxpto import neighbors as neighbor_list
 from jaxpto.integrators import Integrator, MDState, kinetic_energy
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System, volume
 from jaxpto.units import BOLTZMANN
 
@@ -29,10 +30,13 @@ ARGON = (0.0104, 3.40)
 class LennardJones:
     """Pairs 4 eps ((s/r)^12 - (s/r)^6), switched off between onset and cutoff as ASE's `LennardJones(smooth=True)`."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     cutoff: float = 6.5
     onset: float = 4.5
     elements: tuple[int, ...] = (18,)
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         epsilon, sigma = params
@@ -48,10 +52,13 @@ class LennardJones:
 class VectorSprings:
     """U = k/2 sum over bonds |r - r0|^2, every listed edge a bond and r0 (params) its vector in the perfect crystal."""
 
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+
     stiffness: float
     cutoff: float
     elements: tuple[int, ...] = (18,)
-    by_species: bool = False
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Array) -> Array:
         return 0.25 * self.stiffness * jnp.sum((vectors - params) ** 2)

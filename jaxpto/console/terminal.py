@@ -1,8 +1,9 @@
-"""What commands print: the text as it is, whole numbers, no markup."""
+"""The console and the tables of commands: plain text, numbers never cut."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -11,18 +12,35 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from jaxpto.console.options import as_typed
+
 FOLDED = 40  # characters from which a column of words may be folded
 _UNBOUNDED = 10_000
 
 
-def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+class _CommandConsole(Console):
+    """A console that spells settings as the options of a command."""
+
+    config: type | None = None
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as any console does."""
+        if self.config is not None:
+            objects = tuple(as_typed(one, self.config) if isinstance(one, str) else one for one in objects)
+        super().print(*objects, **how)
+
+
+def console(config: type | None = None, *, stderr: bool = False, quiet: bool = False) -> Console:
     """The console of a command: names with brackets and colons are printed as they are, and lines are not broken.
 
     Args:
+        config: dataclass of the command's options; settings in what is printed are spelled as these (see `as_typed`).
         stderr: write to stderr in place of stdout.
         quiet: print nothing.
     """
-    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    made = _CommandConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    made.config = config
+    return made
 
 
 class WholeTable(Table):

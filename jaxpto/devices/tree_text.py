@@ -1,7 +1,7 @@
-"""The structure of a pytree as JSON, from which it is made again without running anything that the text names.
+"""The structure of a pytree as JSON, and back again without running anything that the JSON names.
 
-Tuples, lists, dicts, None, and dataclasses and named tuples of jaxpto: of these the text holds names, which are looked
-up among the modules that are imported anyway. No constructor is called and nothing is imported.
+A tree may hold tuples, lists, dicts, None, and dataclasses and named tuples of jaxpto. The JSON names these classes;
+they are looked up in the modules that are already imported. No constructor is called and nothing is imported.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ _LEAF = "*"
 
 
 class UnknownStructureError(ValueError):
-    """A tree that cannot be written down, or a text that is of no tree."""
+    """A tree that cannot be described, or JSON that describes no tree."""
 
 
-def describe(tree: Any) -> Any:
+def describe_tree(tree: Any) -> Any:
     """A pytree's structure as lists, dicts, texts and numbers; leaves are marks.
 
     Args:
-        tree: of dicts with text keys, tuples, lists, None and dataclasses and named tuples of jaxpto.
+        tree: dicts with text keys, tuples, lists, None, and dataclasses and named tuples of jaxpto.
 
     Raises:
-        UnknownStructureError: there is something else in it.
+        UnknownStructureError: the tree holds something else.
     """
     if tree is None:
         return None
     if type(tree) in (tuple, list):
-        return [type(tree).__name__, [describe(item) for item in tree]]
+        return [type(tree).__name__, [describe_tree(item) for item in tree]]
     if type(tree) is dict and all(type(key) is str for key in tree):
-        return ["dict", {key: describe(value) for key, value in tree.items()}]
+        return ["dict", {key: describe_tree(value) for key, value in tree.items()}]
     if _is_named_tuple(type(tree)):
-        return [_name(type(tree)), [describe(item) for item in tree]]
+        return [_name(type(tree)), [describe_tree(item) for item in tree]]
     if dataclasses.is_dataclass(tree):
         fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
         static = _static_fields(type(tree))
-        return [_name(type(tree)), {k: _constant(v) if k in static else describe(v) for k, v in fields.items()}]
+        return [_name(type(tree)), {k: _constant(v) if k in static else describe_tree(v) for k, v in fields.items()}]
     if jax.tree.structure(tree) != jax.tree.structure(0):
         raise UnknownStructureError(f"{type(tree).__qualname__} in a tree")
     return _LEAF
 
 
 def structure(text: Any) -> Any:
-    """The structure (`jax.tree.structure`) that `describe` wrote down.
+    """The structure (`jax.tree.structure`) that `describe_tree` wrote down.
 
     Raises:
         UnknownStructureError: it names a class that is not there, or is not such a text.

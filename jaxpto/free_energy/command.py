@@ -47,10 +47,10 @@ BORROWED: dict[MethodName, MethodName] = {"qha": "harmonic"}  # methods that tak
 
 
 def run(config: FreeEnergyConfig) -> Any:
-    """Run the method the configuration names (or go on with it), write the output folder, and return what was found.
+    """Run or continue the chosen method, write the output folder, and return its result.
 
     Raises:
-        InputError: settings that cannot be used, or what the method refuses; simulations that were run are kept.
+        InputError: settings that cannot be used, or the method refuses its samples; simulations are kept.
     """
     if not (math.isfinite(config.equilibration) and 0.0 <= config.equilibration < 1.0):
         raise InputError(f"--equilibration {config.equilibration:g}: must be in [0, 1)")
@@ -59,7 +59,7 @@ def run(config: FreeEnergyConfig) -> Any:
             raise InputError(f"--{name}.* given with --method {config.method}; they belong to --method {name}")
     check_output_folder(config.out, resume=True)  # whether it is in use, each method says
     with one_run(config.out):
-        return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console())
+        return METHODS[config.method](dataclasses.replace(config, supercell=config.repeats), console(FreeEnergyConfig))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

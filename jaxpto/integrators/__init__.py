@@ -6,7 +6,7 @@ from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
-from jaxpto.potential import EvaluateFn
+from jaxpto.model_interface import EvaluateFn
 
 __all__ = [
     "EvaluateFn",

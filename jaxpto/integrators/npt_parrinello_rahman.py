@@ -28,8 +28,8 @@ from jaxpto.integrators.external_stress import (
 )
 from jaxpto.integrators.nose_hoover import Chain, chain_at_rest, chain_energy, chain_half_step
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import FEMTOSECOND, GIGAPASCAL
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, UInt32
 
 from jaxpto.integrators.common import check_positive, check_thermal, kinetic_energy, maxwell_boltzmann, remove_drift
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn
 from jaxpto.system import System
 from jaxpto.units import FEMTOSECOND
 

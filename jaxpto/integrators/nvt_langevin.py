@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, UInt32
 
 from jaxpto.integrators.common import check_positive, kinetic_energy, maxwell_boltzmann
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn
 from jaxpto.system import Leaf, System
 from jaxpto.units import FEMTOSECOND
 

@@ -11,8 +11,8 @@ from flax import struct
 from jaxtyping import Array
 
 from jaxpto.integrators.state import Integrator, MDState
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import System
 
 

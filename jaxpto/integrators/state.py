@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
 
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System
 
 

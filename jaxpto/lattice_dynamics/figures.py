@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, Thermal
+from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, ThermalProperties
 from jaxpto.lattice_dynamics.modes import IMAGINARY
 from jaxpto.reporting.style import COLORS, GREY, styled
 
@@ -174,7 +174,7 @@ def thermal_figure(drawn: list[Curve], atoms_per_formula: int) -> Figure:
     for number, (name, text) in enumerate(names, start=1):
         axes = figure.add_subplot(1, 3, number)
         for curve in drawn:
-            thermal: Thermal = curve.harmonic.thermal
+            thermal: ThermalProperties = curve.harmonic.thermal
             marker = "o" if len(thermal.temperatures) < 3 else ""
             values = getattr(thermal, name)
             axes.plot(thermal.temperatures, values, marker=marker, **curve.line)

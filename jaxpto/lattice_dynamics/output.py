@@ -23,7 +23,7 @@ from jaxpto.storage.files import replacing, write_json_atomic
 from jaxpto.structures.write import write_frames
 
 AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth models
-INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger --supercell"
+INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger `supercell`"
 SHOWN_MODES = 12
 SHOWN_TEMPERATURES = (0.0, 300.0, 600.0, 1000.0)
 MODEL = Column("model", "model", words=True)
@@ -204,7 +204,7 @@ def _print_thermal(named: dict[str, Harmonic], console: Console) -> None:
     for label, found in named.items():
         if found.thermal.left_out:
             left_out, modes = found.thermal.left_out, found.thermal.modes
-            reason = "; all are weak, as errors of the acoustic sum rule make them (see --symmetrize)"
+            reason = "; all are weak, as errors of the acoustic sum rule make them (see `symmetrize`)"
             if found.imaginary:
                 reason = ", which are not those of a stable crystal"
             elif found.thermal.lowest < IMAGINARY:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt32
 from jaxpto.integrators.state import Method
 from jaxpto.md.health import Limits
 from jaxpto.observables.observable import Observable
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.system import System
 
@@ -113,4 +114,4 @@ class Batch:
 
     def usable_devices(self) -> list[jax.Device]:
         """The devices of this process that the batch may use."""
-        return jax.local_devices()[: self.devices or None]
+        return local_devices()[: self.devices or None]

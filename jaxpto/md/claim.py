@@ -49,11 +49,11 @@ class Claim:
             return None
         if not resume:
             raise InputError(
-                f"--out {self.folder} already holds a sweep; add --resume to continue it or name a new folder"
+                f"`out={self.folder}` already holds a sweep; add `resume=True` to continue it or name a new folder"
             )
         if changes := self._changes(before):
             raise InputError(
-                f"{self.folder} was run with other settings: {'; '.join(changes)}; name a new --out, "
+                f"{self.folder} was run with other settings: {'; '.join(changes)}; name a new `out`, "
                 f"or go on with the settings in {self.folder / CONFIG_FILE}"
             )
         return run_name(before)
@@ -76,7 +76,7 @@ class Claim:
             name = self.held(resume=True)
         if name is None:
             raise InputError(
-                f"--out {self.folder}: process {processes.index} does not see what process 0 has written there; "
+                f"`out={self.folder}`: process {processes.index} does not see what process 0 has written there; "
                 "name a folder on a disk that all processes share"
             )
         return name

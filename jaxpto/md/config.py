@@ -151,9 +151,10 @@ def check(config: SweepConfig) -> None:
 
     def require(condition: bool, name: str, value: Any, limit: str) -> None:
         if not condition:
-            raise InputError(f"--{name} {_spell(value)}: {limit}")
+            raise InputError(f"`{name}={_spell(value)}`: {limit}")
 
-    require(len(config.temperatures) > 0, "temperatures", "(none)", "give at least one temperature in K")
+    if not config.temperatures:
+        raise InputError("`temperatures` (none): give at least one temperature in K")
     for temperature in config.temperatures:
         require(_positive(temperature), "temperatures", temperature, "must be above 0 K; 0 K work is for relaxation")
         require(
@@ -162,7 +163,7 @@ def check(config: SweepConfig) -> None:
         )  # fmt: skip
         twice = config.temperatures.count(temperature) > 1
         require(
-            not twice, "temperatures", units.spell_kelvin(temperature), "is given twice; use --replicas for repeats"
+            not twice, "temperatures", units.spell_kelvin(temperature), "is given twice; use `replicas` for repeats"
         )
     require(config.steps >= 1, "steps", config.steps, "must be at least 1")
     require(
@@ -183,59 +184,59 @@ def check(config: SweepConfig) -> None:
     )  # fmt: skip
     if config.stress is not None:
         require(all(map(math.isfinite, config.stress)), "stress", config.stress, "must be six finite numbers of GPa")
-        require(config.pressure == 0.0, "pressure", config.pressure, "cannot go with --stress; give one of them")
+        require(config.pressure == 0.0, "pressure", config.pressure, "cannot go with `stress`; give one of them")
     usual = PRESETS[config.preset]
     for name, ensemble in ACTS_IN.items():
         value = getattr(config, name)
         require(
-            config.ensemble == ensemble or value == getattr(usual, name), name.replace("_", "-"), value,
-            f"has no effect in {config.ensemble}; leave it out or use --ensemble {ensemble}",
+            config.ensemble == ensemble or value == getattr(usual, name), name, value,
+            f"has no effect in {config.ensemble}; leave it out or use `ensemble={ensemble}`",
         )  # fmt: skip
     if config.stress is not None and config.ensemble == "npt":
         shear = any(s != 0.0 for s in config.stress[3:])
-        require(not shear or config.mask == "full", "stress", config.stress, f"needs --mask full, not {config.mask}")
-        mean = f"--pressure {-sum(config.stress[:3]) / 3:g}"
+        require(not shear or config.mask == "full", "stress", config.stress, f"needs `mask=full`, not {config.mask}")
+        mean = f"`pressure={-sum(config.stress[:3]) / 3:g}`"
         require(
             config.mask != "iso" or is_hydrostatic(config),
-            "stress", config.stress, f"only its mean acts with --mask iso; give --mask diag or full, or {mean}",
+            "stress", config.stress, f"only its mean acts with `mask=iso`; give `mask=diag` or full, or {mean}",
         )  # fmt: skip
     require(
         config.stress_measure == usual.stress_measure or not is_hydrostatic(config),
-        "stress-measure", config.stress_measure, "has no effect without a --stress that is no pressure; leave it out",
+        "stress_measure", config.stress_measure, "has no effect without a `stress` that is no pressure; leave it out",
     )  # fmt: skip
     require(
-        config.pfactor is None or config.barostat_time == usual.barostat_time, "barostat-time", config.barostat_time,
-        f"has no effect beside --pfactor {config.pfactor}; give one of them"
-        + ("" if usual.pfactor is None else f" (--pfactor None takes that of --preset {config.preset} away)"),
+        config.pfactor is None or config.barostat_time == usual.barostat_time, "barostat_time", config.barostat_time,
+        f"has no effect beside `pfactor={config.pfactor}`; give one of them"
+        + ("" if usual.pfactor is None else f" (`pfactor=None` takes that of `preset={config.preset}` away)"),
     )  # fmt: skip
     require(min(config.repeats) >= 1, "supercell", config.repeats, "repeats must be at least 1")
-    require(_positive(config.checkpoint_every), "checkpoint-every", config.checkpoint_every, "must be above 0 s")
+    require(_positive(config.checkpoint_every), "checkpoint_every", config.checkpoint_every, "must be above 0 s")
     require(config.replicas >= 1, "replicas", config.replicas, "must be at least 1")
     replicas = config.replicas * len(config.temperatures)
     require(
         replicas <= bounds.MOST_REPLICAS,
         "replicas", config.replicas, f"makes {replicas} replicas, at most {bounds.MOST_REPLICAS} are run at once",
     )  # fmt: skip
-    check_size(math.prod(config.repeats), replicas, f"--supercell {_spell(config.repeats)}")
+    check_size(math.prod(config.repeats), replicas, f"`supercell={config.repeats}`")
     require(0 <= config.seed < 2**32, "seed", config.seed, "must be a whole number from 0 to 2^32 - 1")
-    require(_positive(config.thermostat_time), "thermostat-time", config.thermostat_time, "must be above 0 fs")
-    require(_positive(config.barostat_time), "barostat-time", config.barostat_time, "must be above 0 fs")
+    require(_positive(config.thermostat_time), "thermostat_time", config.thermostat_time, "must be above 0 fs")
+    require(_positive(config.barostat_time), "barostat_time", config.barostat_time, "must be above 0 fs")
     require(config.pfactor is None or _positive(config.pfactor), "pfactor", config.pfactor, "must be above 0")
     require(_positive(config.friction), "friction", config.friction, "must be above 0 per fs; 0.001 to 0.02 is usual")
     require(0.0 <= config.equilibration < 1.0, "equilibration", config.equilibration, "must be in [0, 1)")
-    require(config.sample_every >= 1, "sample-every", config.sample_every, "must be at least 1 step")
+    require(config.sample_every >= 1, "sample_every", config.sample_every, "must be at least 1 step")
     require(config.skin is None or _positive(config.skin), "skin", config.skin, "must be above 0 A; 0.3 is usual")
     require(
         config.skin is None or config.skin <= bounds.LONGEST_SKIN,
         "skin", config.skin, f"must not be above {bounds.LONGEST_SKIN:g} A; 0.3 is usual",
     )  # fmt: skip
     require(config.devices >= 0, "devices", config.devices, "must be 0 (all) or more")
-    require(config.devices_per_replica >= 1, "devices-per-replica", config.devices_per_replica, "must be at least 1")
+    require(config.devices_per_replica >= 1, "devices_per_replica", config.devices_per_replica, "must be at least 1")
     require(
         config.devices_per_replica == 1 or not config.model.startswith("ase:"),
-        "devices-per-replica", config.devices_per_replica, f"{config.model} runs on the host and cannot be shared",
+        "devices_per_replica", config.devices_per_replica, f"{config.model} runs on the host and cannot be shared",
     )  # fmt: skip
-    require(config.distributed_timeout >= 1, "distributed-timeout", config.distributed_timeout, "must be at least 1 s")
+    require(config.distributed_timeout >= 1, "distributed_timeout", config.distributed_timeout, "must be at least 1 s")
 
 
 def is_hydrostatic(config: SweepConfig) -> bool:
@@ -248,9 +249,10 @@ def _positive(value: float) -> bool:
 
 
 def _spell(value: Any) -> str:
-    """A value as on a command line, with all its digits: 300, 300.0001, 0 0 -3."""
-    values = value if isinstance(value, tuple) else (value,)
-    return " ".join(str(one).removesuffix(".0") for one in values)
+    """A value with all its digits: 300, 300.0001, (0, 0, -3)."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_spell, value))})"
+    return str(value).removesuffix(".0")
 
 
 def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:

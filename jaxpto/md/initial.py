@@ -14,8 +14,8 @@ from ase.neighborlist import neighbor_list
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxpto.devices.compiled import kept
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.compiled import cached_jit
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import atom_mesh, constrain, divisible, sharded
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.batch import Batch, Start
@@ -50,7 +50,7 @@ def begin(batch: Batch, layout: Layout, own: slice = slice(None)) -> tuple[MDSta
         own: replicas of this process.
     """
     make = functools.partial(_measured, method=batch.method, layout=layout, mesh=_mesh_of_one(batch), own=own)
-    return kept(make, make, RUN_ONCE)(batch.potential, batch.start, batch.observables)
+    return cached_jit(make, make, RUN_ONCE)(batch.potential, batch.start, batch.observables)
 
 
 def first_layout(batch: Batch) -> Layout:
@@ -80,7 +80,8 @@ def nearest_distance(atoms: ase.Atoms) -> float:
 def _initial(
     potential: Potential, start: Start, method: Method, layout: Layout, mesh: Mesh | None
 ) -> tuple[MDState, Watch]:
-    integrator = method(in_turn(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)))
+    evaluate = potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)
+    integrator = method(sequential_over_replicas(evaluate))
 
     def one(number: Array, kT: Array, system: System, stress: Array | None, parameters: Any) -> tuple[MDState, Watch]:
         further = [value for value in (stress, parameters) if value is not None]

@@ -25,8 +25,12 @@ from jaxpto.md.batch import Batch, Start, schedule_of
 from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.energy_function import probe
+from jaxpto.models.suitability import check_supports
 from jaxpto.observables.observable import Measurements, Observable, general_observables
+from jaxpto.platform import local_devices
+from jaxpto.potential import Potential
 from jaxpto.storage.trajectory import RESERVED
 from jaxpto.structures import make_supercell, read_input
 from jaxpto.structures.axes import held_shear
@@ -54,30 +58,34 @@ Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype], Measure
 """What is measured in a supercell of so many repeats, with Born charges of that kind, in that precision."""
 
 
-def prepare(config: SweepConfig, measure: Measure, further: tuple[Observable, ...] = ()) -> Setup:
+def prepare(
+    config: SweepConfig, measure: Measure, potential: Potential | None = None, further: tuple[Observable, ...] = ()
+) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
     Args:
         config: the settings, checked.
         measure: gives what is measured in a crystal beside what every run measures.
+        potential: takes the place of the model that the settings name.
         further: observables of the caller, measured after those.
 
     Raises:
-        InputError: what `read_input`, `check_dynamics`, `load_potential` or `check_supports` refuses, or two
+        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses, or two
             observables of one name.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
     dtype = np.dtype(config.dtype)
     given = read_input(config.structure, "dynamics", format=config.format, species=config.species)
-    number, spelled = len(given.atoms) * math.prod(config.repeats), " ".join(map(str, config.repeats))
-    check_size(number, config.replicas * len(config.temperatures), f"--supercell {spelled}")
+    number = len(given.atoms) * math.prod(config.repeats)
+    check_size(number, config.replicas * len(config.temperatures), f"`supercell={config.repeats}`")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
-    potential = load_potential(config.model, dtype)
+    potential = load_potential(config.model, dtype) if potential is None else potential.astype(dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
+    probe(potential, atoms, config.structure)
     if config.devices_per_replica > 1:
-        usable = jax.local_devices()[: config.devices or None]
+        usable = local_devices()[: config.devices or None]
         check_sharing(config.devices_per_replica, len(usable), len(atoms), potential)
     measurements, method = measure(atoms, config.repeats, config.charges, dtype), method_of(config)
     observables = (*general_observables(method), *measurements.observables, *further)
@@ -127,7 +135,7 @@ def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
     if config.ensemble != "nvt":
         check_thermal(len(atoms), config.ensemble)
     if config.ensemble == "npt" and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
-        raise InputError(f"--mask diag: {held}; use full (any strain), or iso (volume only)")
+        raise InputError(f"`mask=diag`: {held}; use full (any strain), or iso (volume only)")
 
 
 def method_of(config: SweepConfig) -> Method:

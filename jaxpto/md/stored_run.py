@@ -294,7 +294,7 @@ def _restore(run: StoredRun, files: _Files, console: Console, processes: Process
         return None
     # of an earlier version only checkpoints without trajectories have an identity
     if checkpoint.metadata.get("identity", run.identity) != run.identity:
-        raise InputError(f"{files.checkpoints.directory} is that of a run with other settings; name a new --out")
+        raise InputError(f"{files.checkpoints.directory} is that of a run with other settings; name a new `out`")
     layout = layout_from_json(checkpoint.metadata["layout"])
     template = jax.eval_shape(lambda: initial_state(batch, layout))
     states, watch = jax.tree.map(lambda x: x[mine], checkpoint.into(template))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -26,8 +26,10 @@ from jaxpto.md.preparation import Measure, Setup, prepare
 from jaxpto.md.progress import ProgressLine
 from jaxpto.md.stored_run import Finished, StoredRun, advance, quantities, trajectory_paths
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.models.neighbor_bounds import crowding
+from jaxpto.models.suitability import neighbor_bound_warning
 from jaxpto.observables.observable import Observable
+from jaxpto.platform import local_devices
+from jaxpto.potential import Potential
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.run_folder import OUTCOME_FILE
@@ -42,12 +44,15 @@ BYTES_OF_AN_EDGE = 8  # sender and image
 BYTES_OF_AN_ATOM = 80  # positions, velocities, forces, wraps and what the neighbour list was built for
 
 
-def run_sweep(config: SweepConfig, measure: Measure, further: tuple[Observable, ...] = ()) -> Path:
+def run_sweep(
+    config: SweepConfig, measure: Measure, potential: Potential | None = None, further: tuple[Observable, ...] = ()
+) -> Path:
     """Run a sweep, or continue it, and write its output folder.
 
     Args:
         config: the settings.
         measure: gives what is measured in a crystal beside what every run measures.
+        potential: takes the place of the model that the settings name.
         further: observables of the caller, measured after those.
 
     Returns:
@@ -59,16 +64,18 @@ def run_sweep(config: SweepConfig, measure: Measure, further: tuple[Observable, 
         StorageError: the disk fails in mid-run; what was computed up to the last checkpoint stays.
         OtherProcessError: another process of the run has ended.
     """
+    if potential is not None:
+        config = dataclasses.replace(config, model=potential.name)
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)
-    console = terminal.console(quiet=not processes.first)
+    console = terminal.console(SweepConfig, quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)
-        setup = prepare(config, measure, further)
+        setup = prepare(config, measure, potential, further)
         if processes.count > len(setup.batch.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.batch.temperatures)} replica(s); start fewer")
-        crowded = crowding(setup.batch.potential, [setup.batch.atoms])
+        crowded = neighbor_bound_warning(setup.batch.potential, [setup.batch.atoms])
         told = (headline(setup, processes), *setup.notes, setup.measurements.note, crowded, _few_samples(config))
         simulate(setup, folder, console, processes, told)
         if processes.first:
@@ -76,7 +83,7 @@ def run_sweep(config: SweepConfig, measure: Measure, further: tuple[Observable, 
             from jaxpto.reporting.stored_sweep import load_sweep
             from jaxpto.reporting.sweep_report import write_sweep_report
 
-            write_sweep_report(folder, load_sweep(folder), console)
+            write_sweep_report(folder, load_sweep(folder), console, SweepConfig)
     return folder
 
 
@@ -184,15 +191,15 @@ def _check_devices(config: SweepConfig) -> None:
     """Set up the devices of this process.
 
     Raises:
-        InputError: fewer than --devices asks for.
+        InputError: fewer than `devices` asks for.
     """
     most = bounds.MOST_CPU_DEVICES_PER_CORE * usable_cores()
     wanted = 1 if config.model.startswith(HOST_PREFIX) else config.devices or None
     found = configure_devices(None if wanted is None else min(wanted, most))
     if config.devices > found and not config.model.startswith(HOST_PREFIX):
-        kind = jax.local_devices()[0].platform.upper()
+        kind = local_devices()[0].platform.upper()
         raise InputError(
-            f"--devices {config.devices}: there are {found} {kind} devices"
+            f"`devices={config.devices}`: there are {found} {kind} devices"
             + (f", {bounds.MOST_CPU_DEVICES_PER_CORE} for each core at most" if kind == "CPU" else "")
             + f"; give at most {found}, or 0 for the usual number"
         )
@@ -203,7 +210,7 @@ def _few_samples(config: SweepConfig) -> str:
     if config.sample_every <= config.steps:
         return ""
     return (
-        f"--sample-every {config.sample_every} is beyond --steps {config.steps}: only the first and the last step are "
+        f"`sample_every={config.sample_every}` is beyond `steps={config.steps}`: only the first and the last step are "
         "recorded; averages need more samples"
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import logging
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import ase
 import jax
@@ -19,8 +19,9 @@ from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedErr
 from jaxtyping import Array, Float
 
 from jaxpto.errors import InputError
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Neighbors
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.system import System, to_ase
 
 PREFIX = "ase:"
@@ -38,14 +39,16 @@ class HostCalculator:
         origin: where it comes from, with its parameters.
         elements: all of them; the calculator itself refuses what it does not know (`probe` finds out early).
         cutoff: Angstrom; short, because the engine's neighbour list is not used.
-        by_species: no.
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = None
+    usual_skin: ClassVar[float] = 0.3
 
     calculator: BaseCalculator = dataclasses.field(repr=False)
     origin: str = ""
     elements: tuple[int, ...] = tuple(range(1, 119))
     cutoff: float = 1.0
-    by_species: bool = False
     _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     def predict(self, params: Any, system: System, neighbors: Neighbors) -> Prediction:
@@ -105,7 +108,7 @@ def load(name: str) -> Potential:
     plain = {key: value for key, value in sorted(parameters.items()) if isinstance(value, bool | int | float | str)}
     kind = type(calculator)
     origin = f"{name} {kind.__module__}.{kind.__qualname__} {plain}"
-    return Potential({}, HostCalculator(calculator, origin), name, conservative=None)
+    return Potential({}, HostCalculator(calculator, origin), name)
 
 
 def probe(model: HostCalculator, atoms: ase.Atoms, where: str, *, stress: bool) -> None:

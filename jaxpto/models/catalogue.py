@@ -1,80 +1,24 @@
-"""The catalogue of models: saving them to a folder, finding them by name, loading them.
-
-A model is a folder with a readable `model.json` and its parameters (Orbax). `model.json` names the parameter folder by
-the digest of its content and is replaced last, in one rename: whenever a save is interrupted, the folder holds the old
-model or the new one, never half of each.
-
-Everything in `model.json` that decides an energy, the digest of the parameters included, is under one digest again, and
-both are compared when a model is loaded. What they cannot tell, because somebody saved it so, `model_check` finds.
-"""
+"""The catalogue of models: which there are, and one of them by its name."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import hashlib
-import importlib
-import json
 import os
-import re
-import shutil
-import uuid
-from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ase
-import ase.data
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from jaxpto.errors import InputError
 from jaxpto.models import ase_calculator
-from jaxpto.models.check import MisfitError, build_model, check_cutoff, check_model, check_shapes, check_values
-from jaxpto.models.manifest import read_manifest
-from jaxpto.potential import Potential, SelectiveModel
-from jaxpto.storage.alone import tree_checkpointer
-from jaxpto.storage.output import check_output_folder
-from jaxpto.structures import check_elements
+from jaxpto.models.folder import HEADER, check_parameters_exist, read_folder, read_header
+from jaxpto.models.manifest import published_models
+from jaxpto.potential import Potential
 
-FORMAT_VERSION = 2
-# Version 1 has no digest of the header; its `digest` is that of the parameters.
-READ_VERSIONS = (1, 2)
-# What the digest of version 2 is of. Everything else in model.json only describes the model.
-DECISIVE = (
-    "architecture",
-    "conservative",
-    "elements",
-    "cutoff",
-    "units",
-    "n_parameters",
-    "hyperparameters",
-    "params_digest",
-    "reference_energies_eV",
-)
-_SHA256 = "[0-9a-f]{64}"
-_REMEDY = "save or copy the model again"
-_UNITS = {"energy": "eV", "length": "Angstrom"}
-HEADER = "model.json"
 SHIPPED = Path(__file__).parents[1] / "weights"
-
-# architecture name in model.json -> module and class of its hyperparameters, imported only when it is needed
-ARCHITECTURES: dict[str, tuple[str, str]] = {
-    "chgnet": ("jaxpto.models.chgnet", "CHGNet"),
-    "deeppot_se": ("jaxpto.models.deepmd", "DeepPotSE"),
-    "dpa1": ("jaxpto.models.deepmd", "DPA1"),
-    "gptff": ("jaxpto.models.gptff", "GPTFF"),
-    "lennard_jones": ("jaxpto.models.lennard_jones", "LennardJones"),
-    "m3gnet": ("jaxpto.models.m3gnet", "M3GNet"),
-    "mace": ("jaxpto.models.mace", "MACE"),
-    "orb_conservative": ("jaxpto.models.orb", "OrbConservative"),
-    "orb_direct": ("jaxpto.models.orb", "OrbDirect"),
-    "perovskite": ("jaxpto.models.perovskite", "Perovskite"),
-    "sevennet": ("jaxpto.models.sevennet", "SevenNet"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,87 +54,11 @@ def list_models() -> list[ModelInfo]:
             folder = header_file.parent
             try:
                 info = ModelInfo(folder.name, folder, read_header(folder))
-                with _told(folder):
-                    _params_folder(folder, info.header)
+                check_parameters_exist(folder, info.header)
             except InputError as error:
                 info = ModelInfo(folder.name, folder, {}, str(error))
             found.setdefault(folder.name, info)
     return sorted(found.values(), key=lambda info: info.name)
-
-
-def save_potential(potential: Potential, folder: str | Path, header_extra: Mapping[str, Any] | None = None) -> None:
-    """Save a potential as a model folder; an older model in the folder is replaced at one instant.
-
-    Args:
-        potential: its architecture must be one of `ARCHITECTURES`, its parameters nested dicts of arrays.
-        folder: created if missing; other files in it (a model card, say) are left alone.
-        header_extra: further entries of `model.json`: source, licence, citation, errors, whatever describes the model.
-
-    Raises:
-        ValueError: unknown architecture, or an extra entry with the name of a computed one.
-        InputError: `folder` is a file, or the potential would be refused when it is loaded; nothing is written then.
-    """
-    import orbax.checkpoint as ocp  # seconds to import, so only where it is used
-
-    folder = Path(folder).absolute()
-    check_output_folder(folder, resume=True, called="model folder")
-    architecture = _architecture_of(potential.model)
-    arrays = jax.tree.map(np.asarray, potential.params)
-    hyperparameters = dataclasses.asdict(potential.model)  # ty: ignore[invalid-argument-type]
-    try:
-        build_model(architecture, type(potential.model), hyperparameters)
-        check_model(potential.model, potential.conservative)
-        check_values(arrays)
-        check_shapes(potential.model, arrays)
-    except MisfitError as error:
-        raise InputError(f"model {potential.name} is not saved to {folder}: {error}; make it again") from error
-    digest = _digest(arrays)
-    params_folder = f"params-{digest[:12]}"
-    header: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "architecture": architecture,
-        "name": potential.name,
-        "conservative": potential.conservative,
-        "elements": [ase.data.chemical_symbols[z] for z in potential.elements],
-        "cutoff": potential.cutoff,
-        "units": _UNITS,
-        "n_parameters": int(sum(leaf.size for leaf in jax.tree.leaves(arrays))),
-        "hyperparameters": hyperparameters,
-        "params": params_folder,
-        "params_digest": digest,
-        "digest": "",
-        "source": "",
-        "licence": "",
-        "citation": "",
-    }
-    described = ("source", "licence", "citation")
-    clash = sorted(set(header_extra or {}) & (set(header) - set(described)))
-    if clash:
-        raise ValueError(f"entries {clash} of model.json are computed; rename them in header_extra")
-    header |= header_extra or {}
-    header["digest"] = _header_digest(header)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda lst: " ".join(lst[0].split()), json.dumps(header, indent=2)) + "\n"
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".saving-*"):  # by a process that was killed; two do not write one model at a time
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder / f".saving-{uuid.uuid4().hex}"
-    try:
-        with tree_checkpointer() as checkpointer:
-            checkpointer.save(temporary / "params", args=ocp.args.PyTreeSave(arrays))
-        marker = temporary / "params" / "commit_success.txt"
-        if marker.exists():  # only its existence counts, and Orbax writes the path on this machine into it
-            marker.write_text("complete\n")
-        if not _holds(folder / params_folder, digest):  # what is whole stays: a model may depend on it
-            shutil.rmtree(folder / params_folder, ignore_errors=True)
-            os.replace(temporary / "params", folder / params_folder)
-        (temporary / HEADER).write_text(text)
-        os.replace(temporary / HEADER, folder / HEADER)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for old in folder.glob("params-*"):
-        if old.name != params_folder:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential:
@@ -213,37 +81,18 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
     if str(name).startswith(ase_calculator.PREFIX):
         return ase_calculator.load(str(name))
     folder = find_model(name)
-    header, model, arrays = _read(folder, dtype)
-    cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
-    return Potential(jax.tree.map(cast, arrays), model, folder.name, header["conservative"])
+    _, model, arrays = read_folder(folder, dtype)
+    return Potential(arrays, model, folder.name).astype(dtype)
 
 
 def examined(info: ModelInfo) -> ModelInfo:
     """The same, with the problem that shows only once the parameters are read, if there is one."""
     try:
         if not info.problem:
-            _read(info.folder)
+            read_folder(info.folder)
     except InputError as error:
         return dataclasses.replace(info, problem=str(error))
     return info
-
-
-def _read(folder: Path, dtype: DTypeLike | None = None) -> tuple[dict[str, Any], Any, Any]:
-    """Header, model and parameters of a folder, with which nothing is wrong.
-
-    Args:
-        folder: of the model.
-        dtype: that the parameters will be cast to.
-    """
-    header, model = _read_header(folder)
-    with _told(folder):
-        arrays = _read_params(_params_folder(folder, header), header.get("params_digest", header["digest"]))
-        check_values(arrays, dtype)
-        count = sum(leaf.size for leaf in jax.tree.leaves(arrays))
-        if count != header["n_parameters"]:
-            raise MisfitError(f"{HEADER} says {header['n_parameters']} parameters, there are {count}")
-        check_shapes(model, arrays)
-    return header, model, arrays
 
 
 def find_model(name: str | Path) -> Path:
@@ -259,7 +108,7 @@ def find_model(name: str | Path) -> Path:
         raise InputError(
             f"model folder {name} holds no {HEADER}; give a folder written by jaxpto.train or save_potential"
         )
-    published = read_manifest().get(str(name))
+    published = published_models().get(str(name))
     if published is not None:
         raise InputError(f"model {name} is not converted yet; run: {published.command}")
     known = [info.name for info in list_models()]
@@ -269,174 +118,3 @@ def find_model(name: str | Path) -> Path:
         f"unknown model '{name}'; {guess}known models: {', '.join(known) or 'none'}; "
         "or give a model folder, or ase:package.module:factory"
     )
-
-
-def read_header(folder: Path) -> dict[str, Any]:
-    """Content of `model.json`.
-
-    Raises:
-        InputError: it is unreadable, of a newer format, misses entries, has values that no model has, or has been
-            changed since it was saved.
-    """
-    return _read_header(folder)[0]
-
-
-@contextlib.contextmanager
-def _told(folder: Path) -> Generator[None]:
-    """What is wrong with a model is told with its folder and the remedy."""
-    try:
-        yield
-    except MisfitError as error:
-        raise InputError(f"model folder {folder} is damaged: {error}; {_REMEDY}") from error
-
-
-def _read_header(folder: Path) -> tuple[dict[str, Any], Any]:
-    """Content of `model.json`, and the model without its parameters."""
-    with _told(folder):
-        try:
-            header = json.loads((folder / HEADER).read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise MisfitError(f"{HEADER}: {_one_line(error)}") from error
-        if not isinstance(header, dict):
-            raise MisfitError(f"{HEADER} holds no entries but a {type(header).__name__}")
-        version = header.get("format_version")
-        if version is not None and version not in READ_VERSIONS:
-            raise InputError(
-                f"model folder {folder} has format version {version}, this jaxpto reads "
-                f"{' and '.join(map(str, READ_VERSIONS))}; upgrade jaxpto or convert the model again"
-            )
-        needed = {"format_version", "digest", "params", *DECISIVE} - {"units", "reference_energies_eV"}
-        needed -= {"params_digest"} if version == 1 else set()
-        if missing := sorted(needed - header.keys()):
-            raise MisfitError(f"{HEADER} misses {', '.join(missing)}")
-        if header["architecture"] not in list(ARCHITECTURES):
-            raise InputError(
-                f"model folder {folder} has the unknown architecture '{header['architecture']}'; "
-                f"known: {', '.join(ARCHITECTURES)}; upgrade jaxpto"
-            )
-        return header, _checked(header)
-
-
-def _checked(header: dict[str, Any]) -> Any:
-    """The model of a header, every entry of which that decides something has been looked at.
-
-    Raises:
-        MisfitError: one line.
-    """
-    for name, pattern in {"params": r"params-[0-9a-f]+", "digest": _SHA256, "params_digest": _SHA256}.items():
-        if name in header and not (isinstance(header[name], str) and re.fullmatch(pattern, header[name])):
-            raise MisfitError(f"{HEADER}: {name} is not what jaxpto writes there")
-    if not isinstance(header["hyperparameters"], dict):
-        raise MisfitError(f"{HEADER}: hyperparameters are no entries with names")
-    check_cutoff(header["cutoff"])
-    module, name = ARCHITECTURES[header["architecture"]]
-    model = build_model(
-        header["architecture"], getattr(importlib.import_module(module), name), header["hyperparameters"]
-    )
-    check_model(model, header["conservative"])
-    symbols = [ase.data.chemical_symbols[z] for z in model.elements]
-    for entry, value in (("elements", symbols), ("cutoff", model.cutoff)):
-        if header[entry] != value:
-            raise MisfitError(f"{HEADER}: {entry} and those of the hyperparameters differ")
-    if header.get("units", _UNITS) != _UNITS:
-        raise MisfitError(f"{HEADER}: the units are not eV and Angstrom")
-    if header["format_version"] != 1 and _header_digest(header) != header["digest"]:
-        raise MisfitError(f"{HEADER} was changed after it was saved: it does not match its own digest")
-    return model
-
-
-def _header_digest(header: dict[str, Any]) -> str:
-    decisive = {name: header[name] for name in DECISIVE if name in header}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def check_known(potential: Potential, atoms: ase.Atoms, where: str = "structure") -> None:
-    """Refuse elements that a potential does not know, or not together.
-
-    Raises:
-        InputError: such an element or pair of elements.
-    """
-    check_elements(atoms, potential.elements, potential.name, where)
-    if not isinstance(potential.model, SelectiveModel):
-        return
-    symbols, present = ase.data.chemical_symbols, set(atoms.numbers.tolist())
-    strangers = [pair for pair in potential.model.strangers if present.issuperset(pair)]
-    if strangers:
-        pairs = ", ".join(f"{symbols[a]} with {symbols[b]}" for a, b in strangers)
-        raise InputError(
-            f"{where} has {pairs}, which the data of model {potential.name} never held together; "
-            "leave one of them out, choose another model, or train it on data with both"
-        )
-
-
-def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structure", *, stress: bool = True) -> None:
-    """Refuse a structure that a potential cannot handle, before anything is compiled or written.
-
-    Args:
-        potential: any potential.
-        atoms: the structure.
-        where: what to call the structure in the message.
-        stress: whether stress will be needed (any simulation with a moving cell).
-
-    Raises:
-        InputError: what `check_known` refuses; or a calculator behind `ase:` that cannot give what is needed.
-    """
-    check_known(potential, atoms, where)
-    if isinstance(potential.model, ase_calculator.HostCalculator):
-        ase_calculator.probe(potential.model, atoms, where, stress=stress)
-
-
-def _architecture_of(model: Any) -> str:
-    for architecture, (module, name) in ARCHITECTURES.items():
-        if (type(model).__module__, type(model).__qualname__) == (module, name):
-            return architecture
-    raise ValueError(f"{type(model).__module__}.{type(model).__qualname__} is not in catalogue.ARCHITECTURES")
-
-
-def _params_folder(folder: Path, header: dict[str, Any]) -> Path:
-    path = folder / header["params"]
-    if not path.is_dir():
-        raise MisfitError(f"{header['params']} is missing")
-    return path
-
-
-def _read_params(path: Path, digest: str) -> Any:
-    """The parameters in a folder.
-
-    Raises:
-        MisfitError: they are missing, damaged, or not those of the digest.
-    """
-    import orbax.checkpoint as ocp
-
-    try:
-        with tree_checkpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
-    except Exception as error:  # whatever the storage layers raise on damaged files
-        raise MisfitError(f"{path.name} cannot be read ({_one_line(error)})") from error
-    if _digest(arrays) != digest:
-        raise MisfitError(f"the parameters do not match the digest in {HEADER}")
-    return arrays
-
-
-def _holds(path: Path, digest: str) -> bool:
-    """Whether a folder holds the parameters of this digest, whole."""
-    try:
-        return path.is_dir() and bool(_read_params(path, digest))
-    except MisfitError:
-        return False
-
-
-def _digest(arrays: Any) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(arrays)):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -11,15 +11,16 @@ import dataclasses
 import fnmatch
 import sys
 import typing
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxpto.model_interface import AngularModel, DirectModel, Model, Prediction, ShapedModel, TableModel
+from jaxpto.models.former_fields import FORMER_FIELDS
 from jaxpto.neighbors import Angles, Layout, Neighbors
-from jaxpto.potential import AngularModel, DirectModel, Model, Prediction
 from jaxpto.system import System
 
 LONGEST_CUTOFF = 20.0  # Angstrom
@@ -34,44 +35,24 @@ class MisfitError(ValueError):
     """What is wrong with a model, in one line without a remedy."""
 
 
-@runtime_checkable
-class ShapedModel(Protocol):
-    """A model whose hyperparameters decide the shapes of all parameters."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter, by its name."""
-        ...
-
-
-@runtime_checkable
-class TableModel(Protocol):
-    """A model that says which of its parameters are tables with a row for each element."""
-
-    @property
-    def tables(self) -> dict[str, tuple[int, ...]]:
-        """Names ("layers/*/skip/*", as of files) and the smallest lengths of their first axes.
-
-        -n stands for n or 1, where one row may serve all elements.
-        """
-        ...
-
-
 def build_model(architecture: str, kind: type, hyperparameters: dict[str, Any]) -> Any:
     """The model of these hyperparameters, once their names and types are those that the architecture declares.
 
     Args:
         architecture: its name, for messages.
         kind: its class, a dataclass.
-        hyperparameters: as read from JSON; lists stand for tuples.
+        hyperparameters: as read from JSON; lists stand for tuples. Former fields may be among them.
 
     Raises:
-        MisfitError: a name that is missing or unknown, or a value of another type.
+        MisfitError: a name that is missing or unknown, a value of another type, or a former field with another value.
     """
     values = {name: _tuples(value) for name, value in hyperparameters.items()}
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # ty: ignore[invalid-argument-type]
     whose = f"hyperparameters of the architecture {architecture}"
+    for name, only in FORMER_FIELDS.get(kind.__name__, {}).items():
+        if name in values and (given := values.pop(name)) != only:
+            raise MisfitError(f"{whose}: {name} = {_short(given)} cannot be; it is {only} in all such models")
     if unknown := sorted(values.keys() - fields.keys()):
         raise MisfitError(f"{whose} do not include {', '.join(unknown)}")
     needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
@@ -104,9 +85,9 @@ def check_model(model: Model, conservative: Any) -> None:
     for field in dataclasses.fields(model):  # ty: ignore[invalid-argument-type]
         if wrong := [n for n in _integers(getattr(model, field.name)) if not 0 <= n <= _LARGEST_COUNT]:
             raise MisfitError(f"{field.name}: {wrong[0]} is not a number from 0 to {_LARGEST_COUNT}")
-    direct = isinstance(model, DirectModel)
-    if conservative is direct or not isinstance(conservative, bool):
-        forces = "predicts forces, so that it is not" if direct else "derives forces from its energy, so that it is"
+    if conservative is not model.conservative:
+        derived = "derives forces from its energy, so that it is"
+        forces = derived if model.conservative else "predicts forces, so that it is not"
         raise MisfitError(f"conservative {_short(conservative)}: {type(model).__name__} {forces} conservative")
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,14 +46,17 @@ class CHGNet:
         cutoff: of the edges, Angstrom.
         angle_cutoff: of the bonds that angles are made of, Angstrom.
         envelope: exponent p of the cutoff function.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.1
+    site_quantities: ClassVar[tuple[str, ...]] = ("energies", "magmoms")
 
     elements: tuple[int, ...]
     cutoff: float
     angle_cutoff: float
     envelope: int
-    by_species: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
@@ -66,11 +69,6 @@ class CHGNet:
         """Energy in eV from edge vectors [e, 3] Angstrom."""
         network, _, references = self._sites(params, system, neighbors, vectors)
         return add_up(jnp.concatenate([network, references]))
-
-    @property
-    def site_quantities(self) -> tuple[str, ...]:
-        """What `site_properties` gives."""
-        return ("energies", "magmoms")
 
     def site_properties(
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
@@ -271,7 +269,7 @@ def _convolve_bonds(
     )  # fmt: skip
     out = layers["messages"]["out"]
     update = product(total + gather(total, graph.reverse), out["weight"])
-    any_angle = (graph.angle_count > 0).astype(bonds.dtype)
+    any_angle = (graph.angle_count.used > 0).astype(bonds.dtype)
     bias = out.get("bias", jnp.zeros_like(bonds[0])) * any_angle
     return updated if keep else angles, update, bias
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,12 @@ class DeepPotSE:
         embedding_activation: its activation.
         fitting, fitting_activation: those of the hidden layers of the fitting networks.
         table: start and width of the intervals of the tables that stand in for the embedding networks, or ().
-        by_species: the neighbour list is dense, with one block of slots per species of the neighbour.
     """
+
+    by_species: ClassVar[bool] = True
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+    site_quantities: ClassVar[tuple[str, ...]] = ("energies",)
 
     elements: tuple[int, ...]
     cutoff: float
@@ -71,7 +75,6 @@ class DeepPotSE:
     fitting: tuple[int, ...]
     fitting_activation: str
     table: tuple[float, ...] = ()
-    by_species: bool = True
 
     @property
     def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -85,11 +88,6 @@ class DeepPotSE:
         n = len(self.elements)
         networks = {"embedding/*": (-n, n), "fitting/*": (-n,)}
         return dict.fromkeys(("scale", "shift", "mean", "std"), (n,)) | networks
-
-    @property
-    def site_quantities(self) -> tuple[str, ...]:
-        """What `site_properties` gives."""
-        return ("energies",)
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
@@ -120,7 +118,7 @@ class DeepPotSE:
             return self._network(params, others[0][0], parts)
 
         # of one type each, so that a slice needs one set of networks
-        groups = make_groups(types, present, atoms_at_once())
+        groups = make_groups(types, present, atoms_at_once(neighbors.layout.platform))
         order = groups.atoms.reshape(-1)
         near = jnp.concatenate(kept, axis=1).at[order].get(mode="clip")
         owners = jnp.repeat(groups.types, groups.atoms.shape[1])
@@ -204,8 +202,12 @@ class DPA1:
         embedding: for each layer of the embedding network, how many copies of its input it adds.
         embedding_activation: its activation.
         fitting, fitting_activation: those of the hidden layers of the fitting network.
-        by_species: the neighbour list is dense, with one block of slots per species of the neighbour.
     """
+
+    by_species: ClassVar[bool] = True
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
+    site_quantities: ClassVar[tuple[str, ...]] = ("energies",)
 
     elements: tuple[int, ...]
     cutoff: float
@@ -223,7 +225,6 @@ class DPA1:
     embedding_activation: str
     fitting: tuple[int, ...]
     fitting_activation: str
-    by_species: bool = True
 
     @property
     def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -235,11 +236,6 @@ class DPA1:
         """Parameters with a row for each element; see `TableModel`."""
         n = len(self.elements)
         return dict.fromkeys(("scale", "shift", "std", "types"), (n,)) | {"fitting/*": (-n,)}
-
-    @property
-    def site_quantities(self) -> tuple[str, ...]:
-        """What `site_properties` gives."""
-        return ("energies",)
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
@@ -270,7 +266,7 @@ class DPA1:
         kinds = jnp.asarray(kind_of_slot)[chosen]
 
         network = functools.partial(self._network, [kind for kind, _ in blocks])
-        result = local_energies(network, atoms_at_once(), params, near, (types, kinds))
+        result = local_energies(network, atoms_at_once(neighbors.layout.platform), params, near, (types, kinds))
         return result * params["scale"][types], params["shift"][types]
 
     def _network(
@@ -314,6 +310,6 @@ class DPA1:
         return gate
 
 
-def atoms_at_once() -> int:
-    """Atoms whose edges go through the networks at once, on the default device."""
-    return ATOMS if jax.default_backend() == "cpu" else ATOMS_ACCELERATOR
+def atoms_at_once(platform: str) -> int:
+    """Number of atoms whose edges go through the networks at once, on a kind of device."""
+    return ATOMS if platform == "cpu" else ATOMS_ACCELERATOR

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,16 @@ class GPTFF:
         cutoff: of the edges, Angstrom.
         angle_cutoff: of the two bonds of an angle, Angstrom.
         self_images: whether an atom and its own periodic images share edges.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.1
 
     elements: tuple[int, ...] = tuple(range(1, 95))
     cutoff: float = 5.0
     angle_cutoff: float = 3.5
     self_images: bool = True
-    by_species: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import ase.data
 import jax.numpy as jnp
@@ -29,13 +30,15 @@ class LennardJones:
         elements: atomic numbers, in the order of the parameters.
         cutoff: Angstrom.
         onset: where the cutoff function leaves 1, Angstrom.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
 
     elements: tuple[int, ...]
     cutoff: float
     onset: float
-    by_species: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

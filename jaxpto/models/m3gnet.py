@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +51,15 @@ class M3GNet:
         elements: atomic numbers, in the order of the parameters.
         cutoff: of the edges, Angstrom.
         three_body_cutoff: of the edges that see a third atom, Angstrom.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
-        angle_cutoff: 0.0, no list of angles is needed.
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.1
 
     elements: tuple[int, ...] = (*range(1, 84), *range(89, 95))
     cutoff: float = 5.0
     three_body_cutoff: float = 4.0
-    by_species: bool = False
-    angle_cutoff: float = 0.0
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
@@ -74,7 +74,7 @@ class M3GNet:
         species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
-        selected, count = select_rows(close)
+        selected, count = select_rows(close, neighbors.layout.platform)
         index = {
             "senders": neighbors.senders.at[selected].get(mode="fill", fill_value=n),
             "receivers": neighbors.receivers.at[selected].get(mode="fill", fill_value=n),

@@ -1,11 +1,13 @@
-"""The manifest of published models: names, sources, digests, licences (manifest.toml)."""
+"""What manifest.toml registers: the architectures, and the published models with sources, digests and licences."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import tomllib
 from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +54,80 @@ class PublishedModel:
 
     Attributes:
         name: what jaxpto calls it.
+        architecture: name of its architecture.
         version: what its authors call it.
         command: the command that converts it.
-        source, licence, citation: for people.
+        origin: whose program or release it comes from.
+        trained_on: name of its training data.
+        licence, citation: for people.
+        elements: how many elements it knows.
+        parameters: how many parameters it has.
         files: its checkpoint.
     """
 
     name: str
+    architecture: str
     version: str
     command: str
-    source: str
+    origin: str
+    trained_on: str
     licence: str
     citation: str
+    elements: int
+    parameters: int
     files: tuple[File, ...]
+
+    @property
+    def source(self) -> str:
+        """Where it comes from and what it was trained on, for people."""
+        return f"{self.origin}, trained on {self.trained_on}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """An architecture: a class of models.
+
+    Attributes:
+        name: in `model.json`.
+        path: module and class of its hyperparameters, "module:Class".
+        table: what the tables of models in the documents say about it, by column; empty to be left out there.
+    """
+
+    name: str
+    path: str
+    table: dict[str, str]
+
+    @property
+    def kind(self) -> Any:
+        """The class, imported only when it is needed."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 @functools.cache
-def read_manifest() -> dict[str, PublishedModel]:
+def architectures() -> dict[str, Architecture]:
+    """Every architecture, by its name in `model.json`."""
+    entries = _content()["architectures"]
+    return {name: Architecture(name, entry["class"], entry.get("table", {})) for name, entry in entries.items()}
+
+
+def architecture_of(model: Any) -> str:
+    """Name of the architecture of a model.
+
+    Raises:
+        ValueError: its class is in no entry of the manifest.
+    """
+    path = f"{type(model).__module__}:{type(model).__qualname__}"
+    for architecture in architectures().values():
+        if architecture.path == path:
+            return architecture.name
+    raise ValueError(f"{path} is the class of no architecture in manifest.toml; add an entry for it")
+
+
+@functools.cache
+def published_models() -> dict[str, PublishedModel]:
     """Every published model, by name."""
-    content = tomllib.loads(Path(__file__).with_name("manifest.toml").read_text())
+    content = _content()
     wheels = {name: Wheel(**entry) for name, entry in content["wheels"].items()}
     models = {}
     for name, entry in content["models"].items():
@@ -85,6 +142,10 @@ def read_manifest() -> dict[str, PublishedModel]:
             )
             for file in entry["files"]
         )
-        texts = {key: entry[key] for key in ("version", "command", "source", "licence", "citation")}
-        models[name] = PublishedModel(name=name, files=files, **texts)
+        models[name] = PublishedModel(**entry | {"name": name, "files": files})
     return models
+
+
+@functools.cache
+def _content() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("manifest.toml").read_text())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ase.data
 import jax
@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxpto.model_interface import Prediction
 from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics
 from jaxpto.models.layers import add_up
 from jaxpto.models.mace import screened_repulsion
 from jaxpto.models.orb_graph import Graph, nearest_edges
 from jaxpto.models.orb_layers import ENVELOPE_POWER, Activation, atom_states, head, scaled, shifted_softplus
 from jaxpto.neighbors import Neighbors, edge_vectors
-from jaxpto.potential import Prediction
 from jaxpto.system import System
 
 GAUSSIANS, SPACING = 20, 0.5  # number and distance (Angstrom) of the centres of version 2's radial functions
@@ -57,13 +57,15 @@ class OrbDirect:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
         cutoff: of the edges, Angstrom.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = False
+    usual_skin: ClassVar[float] = 0.3
 
     elements: tuple[int, ...]
     nearest: int
     cutoff: float
-    by_species: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
@@ -108,13 +110,15 @@ class OrbConservative:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
         cutoff: of the edges, Angstrom.
-        by_species: whether the neighbour layout is in blocks by species (not needed here).
     """
+
+    by_species: ClassVar[bool] = False
+    conservative: ClassVar[bool | None] = True
+    usual_skin: ClassVar[float] = 0.3
 
     elements: tuple[int, ...]
     nearest: int
     cutoff: float
-    by_species: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxpto.integrators.common import kinetic_energy, temperature, total_stress
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.potential import Prediction
+from jaxpto.model_interface import Prediction
 from jaxpto.system import Leaf, System, volume
 
 

@@ -71,7 +71,7 @@ def build_topology(
     symbols = atoms.get_chemical_symbols()
     lead_titanate = {"Pb", "Ti", "O"} >= set(symbols)
     if charges in LEAD_TITANATE_CHARGES and not lead_titanate:
-        return None, f"no polarization: the Born charges '{charges}' are those of PbTiO3; use --charges nominal"
+        return None, f"no polarization: the Born charges '{charges}' are those of PbTiO3; use `charges=nominal`"
     bonds = perovskite_bonds(atoms)
     found = None if bonds is None else pseudo_cubic_axes(bonds[0])
     if bonds is None or found is None:
@@ -80,7 +80,7 @@ def build_topology(
     note = ""
     if charges == "auto":
         charges = "authors" if lead_titanate else "nominal"
-        note = "" if lead_titanate else "polarization from formal charges (--charges nominal); Born charges are larger"
+        note = "" if lead_titanate else "polarization from formal charges (`charges=nominal`); Born charges are larger"
 
     along, across = (-2.0, -2.0) if charges == "nominal" else LEAD_TITANATE_CHARGES[charges][1:]
     # the bond's direction in the ideal lattice: with that of the distorted bond, opposite bonds would not cancel

@@ -21,7 +21,7 @@ A_SITE_VALENCE: dict[str, float] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Bonds:
+class PerovskiteBonds:
     """Cells of a perovskite: directed pairs B -> neighbour, r = x[neighbor] + shift @ cell - x[center].
 
     Attributes:
@@ -36,7 +36,7 @@ class Bonds:
     vectors: Float[np.ndarray, "pairs 3"]
 
 
-def perovskite_bonds(atoms: ase.Atoms) -> tuple[Bonds, Bonds] | None:
+def perovskite_bonds(atoms: ase.Atoms) -> tuple[PerovskiteBonds, PerovskiteBonds] | None:
     """Six oxygens and eight A atoms of every B atom of an ABO3 structure, or None if it is no perovskite.
 
     A is any element of `A_SITE_VALENCE`, B any other but oxygen. The neighbours are the nearest ones in the given
@@ -64,11 +64,11 @@ def perovskite_bonds(atoms: ase.Atoms) -> tuple[Bonds, Bonds] | None:
         chosen = chosen[(starts[:, None] + np.arange(count)[None, :]).reshape(-1)]
         if (np.bincount(second[chosen], minlength=len(atoms))[mask] != shared).any():
             return None
-        pairs.append(Bonds(first[chosen], second[chosen], shift[chosen], vector[chosen]))
+        pairs.append(PerovskiteBonds(first[chosen], second[chosen], shift[chosen], vector[chosen]))
     return pairs[0], pairs[1]
 
 
-def pseudo_cubic_axes(oxygens: Bonds) -> tuple[Float[np.ndarray, "3 3"], Int[np.ndarray, " pairs"]] | None:
+def pseudo_cubic_axes(oxygens: PerovskiteBonds) -> tuple[Float[np.ndarray, "3 3"], Int[np.ndarray, " pairs"]] | None:
     """Mean lattice vectors [3, 3] of the 5-atom cell (rows, Angstrom), and to which of them each B-O bond belongs.
 
     The two oxygens on opposite sides of a B atom are one such vector apart; summed over all B atoms, displacements and

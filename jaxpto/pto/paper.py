@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-DOI = "10.1021/acs.jpcc.5c07541"
 LENGTH_DIGIT, RATIO_DIGIT, ENERGY_DIGIT = 0.01, 0.01, 0.01  # the last digits that the paper prints
 
 

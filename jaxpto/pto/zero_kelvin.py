@@ -23,7 +23,8 @@ from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
-from jaxpto.models.catalogue import check_supports, list_models
+from jaxpto.models.catalogue import list_models
+from jaxpto.models.suitability import check_supports
 from jaxpto.phonons import PhononsConfig
 from jaxpto.phonons import run as run_phonons
 from jaxpto.potential import Potential
@@ -56,10 +57,10 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
     """Compute what is missing, write table, figure and report into `config.out`, and return every model's results.
 
     Raises:
-        InputError: no model, an unknown one, or a folder of other settings.
-        RuntimeError: a model failed; it is said once everything else is written.
+        InputError: no model, an unknown one, or a folder with other settings.
+        RuntimeError: a model failed; raised once everything else is written.
     """
-    console = terminal.console()
+    console = terminal.console(ZeroKelvinConfig)
     check_output_folder(config.out, resume=True)
     models = config.models or tuple(info.name for info in list_models() if not info.problem)
     if not models:
@@ -128,14 +129,14 @@ def _compute(
 
 
 def _remark(phase: str, relaxed: Relaxed, limit: float) -> tuple[str, ...]:
-    """What is to be said of a relaxation that did not reach the paper's limit."""
+    """A remark on a relaxation that did not reach the paper's limit."""
     if relaxed.residual < limit:
         return ()
     return (f"{phase} phase relaxed to {relaxed.residual:.1e} eV/A only: {relaxed.reason}",)
 
 
 def _stored(folder: Path, potential: Potential, config: ZeroKelvinConfig) -> ZeroKelvin | None:
-    """An earlier result of the same settings."""
+    """An earlier result with the same settings."""
     path = folder / RESULT_FILE
     if not path.exists():
         return None

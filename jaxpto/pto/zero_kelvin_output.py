@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxpto.lattice_dynamics.figures import decorate_bands, draw_bands
 from jaxpto.lattice_dynamics.harmonic import Bands
 from jaxpto.lattice_dynamics.modes import IMAGINARY
-from jaxpto.potential import caveat
+from jaxpto.model_interface import caveat
 from jaxpto.pto import paper
 from jaxpto.reporting.columns import Column, Row
 from jaxpto.reporting.result import Result, write_result

@@ -1,7 +1,7 @@
-"""Relaxation of many structures at once on the device: L-BFGS over positions and log-strain, one lane a structure.
+"""Relaxation of many structures at once on the device: L-BFGS over positions and log-strain, one lane per structure.
 
 A lane's numbers depend on its own structure alone (though a program for another number of lanes may sum in another
-order). A lane that is done is frozen until the next structure of the same composition takes it over; the host reads a
+order). A finished lane is frozen until the next structure of the same composition takes it over; the host reads a
 few small arrays after each chunk of compiled steps.
 """
 
@@ -21,10 +21,12 @@ from jaxtyping import Array, Float
 
 from jaxpto.errors import InputError
 from jaxpto.md.loop import REPLICAS, replica_mesh
+from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_known
-from jaxpto.neighbors import grow
-from jaxpto.potential import Potential, Prediction
+from jaxpto.models.energy_function import probe
+from jaxpto.models.suitability import check_known
+from jaxpto.neighbors import Layout, NeighborOverflowError, grow, grow_until_it_fits
+from jaxpto.potential import Potential
 from jaxpto.relaxation import lanes as device
 from jaxpto.relaxation.lanes import Bounds, Lane
 from jaxpto.relaxation.target import History, Relaxed, Target, check_start, with_results
@@ -34,7 +36,8 @@ ATOMS_AT_ONCE = {"cpu": 512}  # enough to hide what a step costs besides the mod
 ATOMS_ON_ACCELERATORS = 16_384
 REGROWS = 5
 
-Advance = Callable[[Lane, Array], tuple[Lane, Array]]
+Advanced = tuple[Lane, Float[Array, "c r 5"]]
+Advance = Callable[[Lane, Array], Advanced]
 
 
 def relax_batched(
@@ -49,21 +52,21 @@ def relax_batched(
 
     Coordinates are in double precision whatever the precision of the parameters, as in `JaxptoCalculator`. A step that
     raises the enthalpy beyond rounding is taken back, unless the potential is not conservative: its energy is not the
-    integral of its forces, so the forces alone lead there, and where they vanish need not be a minimum.
+    integral of its forces, so that only the forces are followed, and they may vanish where there is no minimum.
 
     Args:
         structures: the starts; they are left as they are.
         potential: any potential but one around an ASE calculator.
-        target: what to reach.
+        target: when a structure counts as relaxed.
         on_chunk: called with the number of structures finished and the largest residual of those running, eV/Angstrom.
         on_outcome: called with the index and the outcome of every structure as soon as it is finished.
-        finished: outcomes known from before, by index; the others come out as if these were computed with them.
+        finished: known outcomes by index; the other outcomes are the same as if these were computed too.
 
     Returns:
         One outcome for each structure, in the same order.
 
     Raises:
-        InputError: what `check_start` or `check_known` refuses, or a potential around an ASE calculator.
+        InputError: `check_start` or `check_known` refuses a structure, or the potential wraps an ASE calculator.
     """
     if isinstance(potential.model, HostCalculator):
         raise InputError(f"model {potential.name} runs in Python, one structure at a time; use the method bfgs or fire")
@@ -75,6 +78,7 @@ def relax_batched(
     outcomes: dict[int, Relaxed] = dict(finished)
     with jax.enable_x64(True):
         for members in groups.values():
+            probe(potential, structures[members[0]], f"structure {members[0]}")
 
             def finish(place: int, outcome: Relaxed, members: list[int] = members) -> None:
                 outcomes[members[place]] = outcome
@@ -101,7 +105,8 @@ def _relax_alike(
 ) -> None:
     """Those `to_do` of structures with the same atomic numbers, in as many lanes, as wide, as all would have."""
     systems = [from_ase(atoms, np.float64) for atoms in structures]
-    at_once = ATOMS_AT_ONCE.get(jax.default_backend(), ATOMS_ON_ACCELERATORS) // len(structures[0])
+    layout = potential.allocate(systems, potential.usual_skin)
+    at_once = ATOMS_AT_ONCE.get(layout.platform, ATOMS_ON_ACCELERATORS) // len(structures[0])
     wanted = min(len(systems), max(1, at_once))
     mesh = replica_mesh(wanted)
     width = -(-wanted // mesh.size) * mesh.size
@@ -110,10 +115,10 @@ def _relax_alike(
     spread = NamedSharding(mesh, PartitionSpec(REPLICAS))
 
     def starts() -> System:
-        """Where the lanes' structures start; a lane that has none is given the first."""
+        """Starting structures of the lanes; a lane without one is given the first."""
         return jax.device_put(stack([systems[own or 0] for own in occupants]), spread)
 
-    lanes = device.enter(starts(), potential.allocate(systems, potential.usual_skin))
+    lanes = device.enter(starts(), layout)
     lanes = _end(lanes, np.asarray([own is None for own in occupants]), device.CONVERGED)
     bounds = Bounds(jnp.asarray(target.fmax), jnp.asarray(target.external_pressure), jnp.asarray(target.steps))
     program = device.compile_advance(target.mask, mesh)
@@ -142,21 +147,33 @@ def _relax_alike(
         report(float(residual[status == device.RUNNING].max(initial=0.0)))
 
 
-def _advance(program: Advance, lanes: Lane, n_steps: int = device.CHUNK) -> tuple[Lane, Float[Array, "c r 5"]]:
+def _advance(program: Advance, lanes: Lane, n_steps: int = device.CHUNK) -> Advanced:
     """One chunk; while a running lane overflows, discard it, enlarge the lists and do it again (bounded)."""
     running = jax.device_get(lanes.status) == device.RUNNING
-    for regrown in range(REGROWS + 1):
-        after, measured = program(lanes, jnp.asarray(n_steps))
-        lost = jax.device_get(after.neighbors.overflow) & running
-        if not lost.any():
-            return after, measured
-        if regrown < REGROWS:
-            cells = np.concatenate(jax.device_get((lanes.system.cell, after.system.cell)))
-            cells = cells[np.isfinite(cells).all(axis=(1, 2))]
-            lanes = device.rebuild(lanes, grow(lanes.neighbors.layout, cells))
+
+    def begun(layout: Layout) -> Lane:
+        return lanes if layout == lanes.neighbors.layout else device.rebuild(lanes, layout)
+
+    def lost(advanced: Advanced) -> np.ndarray:
+        return jax.device_get(advanced[0].neighbors.overflow) & running
+
+    def enlarge(layout: Layout, advanced: Advanced) -> Layout:
+        cells = np.concatenate(jax.device_get((lanes.system.cell, advanced[0].system.cell)))
+        return grow(layout, cells[np.isfinite(cells).all(axis=(1, 2))])
+
+    try:
+        return grow_until_it_fits(
+            lambda layout: program(begun(layout), jnp.asarray(n_steps)),
+            lanes.neighbors.layout,
+            overflowed=lambda advanced: bool(lost(advanced).any()),
+            enlarge=enlarge,
+            enlargements=REGROWS,
+        ).result
+    except NeighborOverflowError as error:
+        collapsed, lanes = lost(error.result), begun(error.layout)
     if n_steps > 1:  # the steps before the one that overflows are kept
         return _advance(program, lanes, 1)
-    return _advance(program, _end(lanes, lost, device.OVERFLOWED), 1)
+    return _advance(program, _end(lanes, collapsed, device.OVERFLOWED), 1)
 
 
 def _end(lanes: Lane, which: np.ndarray, status: int) -> Lane:

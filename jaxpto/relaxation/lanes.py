@@ -13,10 +13,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto import units
-from jaxpto.devices.compiled import kept
+from jaxpto.devices.compiled import cached_jit
 from jaxpto.md.loop import REPLICAS
+from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Layout, Neighbors, build, refresh
-from jaxpto.potential import Potential, Prediction
+from jaxpto.potential import Potential
 from jaxpto.relaxation import lbfgs
 from jaxpto.relaxation.coordinates import enthalpy, gradient, longest_row, rows_of, symmetric, system_at
 from jaxpto.relaxation.lbfgs import Descent
@@ -39,15 +40,15 @@ REASONS = (
 
 @struct.dataclass
 class Lane:
-    """One structure on its way (a pytree without a batch axis).
+    """One structure during its relaxation (a pytree without a batch axis).
 
     Attributes:
         start: the structure before the first step.
         system: the structure accepted last.
-        neighbors: list that serves the next evaluation.
-        descent: coordinates accepted last.
-        prediction: there.
-        residual: there, eV/Angstrom; see `Target`.
+        neighbors: neighbour list for the next evaluation.
+        descent: state of the minimizer.
+        prediction: energy, forces and stress at `system`.
+        residual: residual at `system`, eV/Angstrom; see `Target`.
         lowest, smallest: lowest enthalpy (eV) and residual (eV/Angstrom) that counted as progress.
         step: evaluations after the first; -1 before it.
         progress: step of the last progress.
@@ -133,7 +134,7 @@ def compile_advance(
         out_specs=(spread, PartitionSpec(None, REPLICAS)),
         check_vma=False,
     )
-    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
+    return cached_jit(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
 
 
 def _advance(

@@ -29,7 +29,7 @@ def compare(folders: Sequence[str], out: str | Path) -> None:
     """
     out = Path(out)
     if any(Path(folder).resolve() == out.resolve() for folder in folders):
-        raise InputError(f"--out {out} is one of the compared sweeps and would be overwritten; give another folder")
+        raise InputError(f"`out={out}` is one of the compared sweeps and would be overwritten; give another folder")
     check_output_folder(out, resume=True)
     tables = [read_summary(folder) for folder in folders]
     settings = [read_object(Path(folder) / CONFIG_FILE, "config") for folder in folders]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxpto._version import __version__
+from jaxpto.models.former_fields import text_of
 from jaxpto.potential import Potential
 
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "orbax-checkpoint", "ase", "phonopy", "spglib", "numpy", "h5py")
@@ -28,7 +29,7 @@ def versions() -> dict[str, str]:
 
 def fingerprint(potential: Potential) -> str:
     """Digest of a model's architecture and parameters; its name does not count."""
-    digest = hashlib.sha256(repr(potential.model).encode())
+    digest = hashlib.sha256(text_of(potential.model).encode())
     for leaf in jax.tree.leaves(potential.params):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxpto.console.options import as_typed
 from jaxpto.reporting.columns import Row, terminal_table
 from jaxpto.reporting.page import page
 from jaxpto.reporting.sections import Finding, Items, Picture, ResultTable, Section, Settings
@@ -37,6 +38,7 @@ class Result:
         notes: further sentences, for the page only.
         caveat: what the model's forces are not, as in `Potential.caveat`; "" if there is nothing to say.
         sections: further tables and lists of the page; lists are printed too.
+        options: configuration of the command; settings that sentences name are spelled as its options.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Result:
     notes: Sequence[str] = ()
     caveat: str = ""
     sections: Sequence[ResultTable | Items] = ()
+    options: type | None = None
 
 
 def write_result(out: Path, result: Result, console: Console) -> None:
@@ -67,15 +70,19 @@ def write_result(out: Path, result: Result, console: Console) -> None:
     write_json_atomic(out / f"{result.stem}.json", rows if record is None else record)
     for name, one in result.pictures.items():
         write_image(out / name, one.image)
-    remarks = list(result.remarks)
+
+    def typed(texts: Sequence[str]) -> list[str]:
+        return [text if result.options is None else as_typed(text, result.options) for text in texts]
+
+    headline, *remarks = typed([result.headline, *result.remarks])
     if result.caveat:
         remarks.append(f"The model's {result.caveat}, which a simulation need not conserve.")
-    sections: list[Section] = [Finding(result.headline, [*remarks, *result.notes]), result.table, *result.sections]
+    sections: list[Section] = [Finding(headline, [*remarks, *typed(result.notes)]), result.table, *result.sections]
     sections += [*result.pictures.values(), *([Settings(settings)] if settings else [])]
     write_text_atomic(out / PAGE_FILE, page(result.title, sections))
     console.print(terminal_table(result.table.columns, result.table.rows))
     listed = [text for section in result.sections if isinstance(section, Items) for text in section.items]
-    for text in [*listed, result.headline, *remarks, f"report: {out / PAGE_FILE}"]:
+    for text in [*listed, headline, *remarks, f"report: {out / PAGE_FILE}"]:
         console.print(text)
 
 

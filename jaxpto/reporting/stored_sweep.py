@@ -71,7 +71,9 @@ def load_sweep(folder: str | Path) -> StoredSweep:
     folder = Path(folder)
     document = read_object(folder / CONFIG_FILE, "config")
     if not (folder / OUTCOME_FILE).exists():
-        raise InputError(f"{folder}: the sweep has not finished; continue it with python -m jaxpto.sweep ... --resume")
+        raise InputError(
+            f"{folder}: the sweep has not finished; continue it with python -m jaxpto.sweep (`resume=True`)"
+        )
     outcome = read_object(folder / OUTCOME_FILE, "replicas")
     try:
         config, entries = document["config"], outcome["replicas"]

@@ -50,10 +50,18 @@ LOST_COLUMNS = (
 )
 
 
-def write_sweep_report(folder: str | Path, sweep: StoredSweep, console: Console) -> list[TemperatureSummary]:
+def write_sweep_report(
+    folder: str | Path, sweep: StoredSweep, console: Console, options: type | None = None
+) -> list[TemperatureSummary]:
     """Write summary, transition, figures and report of a sweep into its folder, and print its result.
 
     Units are those of `TemperatureSummary`; a value that does not exist is empty in CSV and null in JSON.
+
+    Args:
+        folder: output folder of the sweep.
+        sweep: what it found.
+        console: where the table goes.
+        options: configuration of the command that ran it, for the spelling of its settings.
 
     Returns:
         The rows of the summary, one for each temperature.
@@ -75,6 +83,7 @@ def write_sweep_report(folder: str | Path, sweep: StoredSweep, console: Console)
         sections=[*convergence(rows), *lost_replicas(sweep.records)],
         pictures=sweep_pictures(sweep, rows),
         settings=sweep.settings,
+        options=options,
     )
     document = {"formula": sweep.formula, "transitions": [dataclasses.asdict(one) for one in found]}
     write_json_atomic(Path(folder) / TRANSITION_FILE, document)

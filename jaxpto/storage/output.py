@@ -1,4 +1,4 @@
-"""Where a command may write: refused in one line, before anything is computed, where it could not."""
+"""Checks, before anything is computed, that a command will be able to write its output."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ _INSIDE = 160  # characters of the longest path that a command makes inside its 
 _BESIDE = len(".partial-")  # what a file is called while it is written
 
 
-def check_output_folder(out: str | Path, *, resume: bool = False, called: str = "--out") -> None:
+def check_output_folder(out: str | Path, *, resume: bool = False, called: str = "") -> None:
     """Refuse an output folder that cannot be written or is in use; nothing is written to find out.
 
     Args:
         out: the folder, which need not exist.
         resume: whether the command goes on with what it holds.
-        called: what the user knows it by.
+        called: what the message calls it; the setting `out` where this is empty.
 
     Raises:
         InputError: a file, a folder that is not empty (without `resume`), or a place where nothing can be written.
     """
     out = Path(out)
-    _check_place(out, f"{called} {out}", os.path.join(out, "x" * 32, "x" * (_INSIDE - 34)))
+    name = f"{called} {out}" if called else f"`out={out}`"
+    _check_place(out, name, os.path.join(out, "x" * 32, "x" * (_INSIDE - 34)))
     if os.path.lexists(out) and not out.is_dir():
-        raise InputError(f"{called} {out} is a file; name a folder")
+        raise InputError(f"{name} is a file; name a folder")
     try:
         used = out.is_dir() and not is_empty(out)
     except OSError as error:
-        raise InputError(f"{called} {out} cannot be read: {error.strerror}; name another folder") from None
+        raise InputError(f"{name} cannot be read: {error.strerror}; name another folder") from None
     if used and not resume:
-        raise InputError(f"{called} {out} exists and is not empty; name a new folder")
+        raise InputError(f"{name} exists and is not empty; name a new folder")
 
 
 def check_output_file(path: str | Path, *, overwrite: bool = False, remedy: str = "remove it") -> None:

@@ -57,7 +57,7 @@ def check_unclaimed(folder: Path, *, resume: bool) -> None:
     check_output_folder(folder, resume=resume)
     if any((folder / "trajectories").glob("*.h5md")):
         raise InputError(
-            f"--out {folder} holds trajectories but no {CONFIG_FILE}; restore it from a copy or name a new folder"
+            f"`out={folder}` holds trajectories but no {CONFIG_FILE}; restore it from a copy or name a new folder"
         )
 
 
@@ -91,7 +91,7 @@ def check_nothing_lost(folder: Path, trajectories: list[Path]) -> None:
         if frames:
             raise InputError(
                 f"{path} holds {frames} frames, but {folder / 'checkpoints'} holds no checkpoint to go on from; "
-                "restore that folder from a copy, or remove the run or name a new --out to begin anew "
+                "restore that folder from a copy, or remove the run or name a new `out` to begin anew "
                 "(python -m jaxpto.report still reads a finished run)"
             )
 

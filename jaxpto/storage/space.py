@@ -1,4 +1,4 @@
-"""Is there room for a run? Asked before the first byte of it is written."""
+"""Check, before the first byte is written, that a run will fit on the disk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] 
     """Refuse a run that the disk cannot hold.
 
     Args:
-        folder: where it will be written; need not exist.
+        folder: output folder, which need not exist.
         needed: bytes of the whole run.
-        what: the figures behind them, for the message.
-        present: files that are there already and take part of these bytes.
+        what: what these bytes are, for the message.
+        present: existing files that count towards these bytes.
 
     Raises:
-        InputError: less is free than the run will still take.
+        InputError: less is free than the run still needs.
     """
     there = folder.absolute()
     while not there.exists() and there != there.parent:
@@ -37,7 +37,7 @@ def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] 
         already = f", {taken / 1e6:.0f} MB of it already there" if taken else ""
         room = f"{RESERVE / 1e6:.0f} MB for figures and report"
         raise InputError(
-            f"--out {folder}: the run takes {(needed + RESERVE) / 1e6:.0f} MB ({what}, {room}){already}, "
+            f"`out={folder}`: the run takes {(needed + RESERVE) / 1e6:.0f} MB ({what}, {room}){already}, "
             f"{free / 1e6:.0f} MB are free; "
-            "free space, name a place with more, or store less with --sample-every or --steps"
+            "free space, name a place with more, or store less with `sample_every` or `steps`"
         )

@@ -227,7 +227,7 @@ def check_trajectory(
         InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames or other
             observables.
     """
-    remedy = "restore it from a copy, or remove the run (or name a new --out) to begin anew"
+    remedy = "restore it from a copy, or remove the run (or name a new `out`) to begin anew"
     if not Path(path).exists():
         raise InputError(f"{path} is missing; {remedy}")
     try:

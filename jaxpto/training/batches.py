@@ -1,4 +1,4 @@
-"""Frames on the device: their edges, how often each is drawn, and what is read off them before training."""
+"""Frames on the device: their edges, how often each is drawn, reference energies and shortest distances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 from jaxpto import neighbors
 from jaxpto.errors import InputError
 from jaxpto.system import System
-from jaxpto.training.data import Frames, join, split
+from jaxpto.training.data import LabelledFrames, hold_out_blocks, join
+
+REGROWS = 10  # enlargements of the neighbour list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +25,12 @@ class Batch:
 
     Attributes:
         vectors: [f, n, 3, s] Angstrom, empty slots beyond the cutoff.
-        senders: [f, n * s], n marks an empty slot.
+        senders: [f, n * s] neighbour of each edge; n marks an empty slot.
         energies: [f] eV, reference energies subtracted.
         forces: [f, n, 3] eV / Angstrom.
         virials: [f, 3, 3] eV.
         numbers: [n] atomic numbers.
-        species: atomic numbers of the blocks.
-        slots: sizes of the blocks.
+        layout: the layout of the edges, with as many slots in each block as some frame needs.
     """
 
     vectors: Float[Array, "f n 3 s"]
@@ -38,8 +39,12 @@ class Batch:
     forces: Float[Array, "f n 3"]
     virials: Float[Array, "f 3 3"]
     numbers: np.ndarray
-    species: tuple[int, ...]
-    slots: tuple[int, ...]
+    layout: neighbors.Layout
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers of the blocks."""
+        return self.layout.species
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -47,8 +52,20 @@ class Batch:
         return self.vectors, self.senders, self.energies, self.forces, self.virials
 
 
-def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike) -> Batch:
-    """Build the edges of all frames (of one composition) and move everything to the device."""
+def make_batch(
+    frames: LabelledFrames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike
+) -> Batch:
+    """Build the edges of frames with one composition, and move everything to the device.
+
+    Args:
+        frames: labelled frames.
+        reference: energy of each element that is subtracted, eV.
+        cutoff: Angstrom.
+        dtype: floating-point type on the device.
+
+    Raises:
+        InputError: ever more neighbours within the cutoff.
+    """
     n = len(frames.numbers)
 
     def system(f: int) -> System:
@@ -73,13 +90,17 @@ def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: j
             jnp.asarray(frames.positions, dtype), jnp.asarray(frames.cells, dtype)
         )
 
-    for _ in range(10):
-        vectors, senders, overflow = edges(layout)
-        if not bool(overflow.any()):
-            break
-        layout = neighbors.grow(layout)
-    else:
-        raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells")
+    try:
+        found = neighbors.grow_until_it_fits(
+            edges,
+            layout,
+            overflowed=lambda found: bool(found[2].any()),
+            enlarge=lambda layout, _: neighbors.grow(layout, frames.cells),
+            enlargements=REGROWS,
+        )
+    except neighbors.NeighborOverflowError:
+        raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells") from None
+    layout, (vectors, senders, _) = found.layout, found.result
     vectors = np.swapaxes(np.asarray(vectors).reshape(len(frames), n, -1, 3), 2, 3)
     senders = np.asarray(senders).reshape(len(frames), n, -1)
     keep, slots, start = [], [], 0
@@ -96,8 +117,7 @@ def prepare(frames: Frames, reference: dict[int, float], cutoff: float, dtype: j
         jnp.asarray(frames.forces, dtype),
         jnp.asarray(frames.virials, dtype),
         frames.numbers,
-        layout.species,
-        tuple(slots),
+        dataclasses.replace(layout, slots=tuple(slots)),
     )
 
 
@@ -106,11 +126,11 @@ class Composition:
     """Training and validation frames of all trajectories that have the same atoms.
 
     Attributes:
-        name: of the first of them.
-        probability: [f] of drawing each training frame.
+        name: name of the first trajectory.
+        probability: [f] probability of drawing each training frame.
         weight_of: probability of each trajectory.
         train, held_out: batches on the device.
-        held_out_names: trajectory of each held-out frame.
+        held_out_names: name of the trajectory of each held-out frame.
     """
 
     name: str
@@ -122,15 +142,15 @@ class Composition:
 
 
 def group(
-    trajectories: list[Frames], probability: np.ndarray, reference: dict[int, float], cutoff: float
+    trajectories: list[LabelledFrames], probability: np.ndarray, reference: dict[int, float], cutoff: float
 ) -> list[Composition]:
-    """Split every trajectory into blocks and gather those with the same atoms, for they share a compiled program."""
+    """Split every trajectory into blocks, and join those with the same atoms, which share a compiled program."""
     gathered: dict[tuple[int, ...], list[int]] = {}
     for index, frames in enumerate(trajectories):
         gathered.setdefault(tuple(frames.numbers.tolist()), []).append(index)
     compositions = []
     for indices in gathered.values():
-        pieces = [split(trajectories[i]) for i in indices]
+        pieces = [hold_out_blocks(trajectories[i]) for i in indices]
         held = [p[1] for p in pieces if len(p[1])]
         compositions.append(
             Composition(
@@ -139,19 +159,19 @@ def group(
                     [np.full(len(p[0]), probability[i] / len(p[0])) for i, p in zip(indices, pieces, strict=True)]
                 ),
                 {trajectories[i].name: float(probability[i]) for i in indices},
-                prepare(join([p[0] for p in pieces]), reference, cutoff, np.float32),
-                prepare(join(held), reference, cutoff, np.float32) if held else None,
+                make_batch(join([p[0] for p in pieces]), reference, cutoff, np.float32),
+                make_batch(join(held), reference, cutoff, np.float32) if held else None,
                 [p.name for p in held for _ in range(len(p))],
             )
         )
     return compositions
 
 
-def share_of(trajectories: list[Frames], shares: tuple[str, ...]) -> np.ndarray:
+def share_of(trajectories: list[LabelledFrames], shares: tuple[str, ...]) -> np.ndarray:
     """Probability of each trajectory [t]; every GLOB's fraction is spread evenly over what it matches.
 
     Raises:
-        InputError: a share that cannot be read, matches nothing, or fractions above one.
+        InputError: a share that cannot be read or matches nothing, or fractions that add up to more than one.
     """
     probability, free = np.zeros(len(trajectories)), np.ones(len(trajectories), bool)
     for share in shares:
@@ -175,7 +195,7 @@ def share_of(trajectories: list[Frames], shares: tuple[str, ...]) -> np.ndarray:
     return probability / probability.sum()
 
 
-def reference_energies(groups: list[Frames], elements: tuple[int, ...]) -> np.ndarray:
+def reference_energies(groups: list[LabelledFrames], elements: tuple[int, ...]) -> np.ndarray:
     """Energies [element] in eV whose sums fit the mean energy of each trajectory (least squares, minimum norm).
 
     They are subtracted from the labels: float32 could not hold both 1e5 eV of core energies and a phonon.
@@ -190,7 +210,7 @@ def shortest_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trusted distance and wall [e, e] of each pair of elements, Angstrom.
 
-    Trusted: all but `rare` of the distances in the data are longer, or all but one in a thousand of few. Wall: 0.98 of
+    Trusted: all but `rare` of the distances in the data are longer (all but one in a thousand where there are few). Wall: 0.98 of
     the shortest of them. Both are 0.8 of the sum of covalent radii for pairs never in contact in the data.
     """
     radii = covalent_radii[list(elements)]
@@ -199,8 +219,8 @@ def shortest_distances(
     batches = [b for c in compositions for b in (c.train, c.held_out) if b is not None]
     for batch in batches:
         distances = np.linalg.norm(np.asarray(batch.vectors), axis=2)
-        ends = np.cumsum(batch.slots)
-        for other, end, size in zip(batch.species, ends, batch.slots, strict=True):
+        ends = np.cumsum(batch.layout.slots)
+        for other, end, size in zip(batch.species, ends, batch.layout.slots, strict=True):
             for own in batch.species:
                 pair = elements.index(own), elements.index(other)
                 if pair[0] <= pair[1]:  # the other direction holds the same distances

@@ -7,21 +7,21 @@ from pathlib import Path
 
 from jaxpto.errors import InputError
 from jaxpto.training.deepmd_folder import read_deepmd
-from jaxpto.training.frames import COLUMNS, Frames, clean, faults, gather, join, split
+from jaxpto.training.frames import COLUMNS, LabelledFrames, clean, faults, group_by_composition, hold_out_blocks, join
 from jaxpto.training.labelled_files import read_ase
 
-__all__ = ["COLUMNS", "Frames", "clean", "faults", "gather", "join", "read", "split"]
+__all__ = ["COLUMNS", "LabelledFrames", "clean", "faults", "group_by_composition", "hold_out_blocks", "join", "read"]
 
 
-def read(path: Path, say: Callable[[str], None] = print) -> list[Frames]:
+def read(path: Path, say: Callable[[str], None] = print) -> list[LabelledFrames]:
     """Read a DeePMD folder (type.raw, type_map.raw, set.*/*.npy), a folder of such folders, or a file that ASE reads.
 
     Args:
         path: the file or folder.
-        say: told, one line each, what is left out and what of the file is not used.
+        say: called with a line about everything that is left out or not used.
 
     Raises:
-        InputError: the path is none of these, or what `read_deepmd` and `read_ase` refuse.
+        InputError: the path is none of these, or `read_deepmd` or `read_ase` refuses it.
     """
     path = Path(path)
     if path.is_dir():

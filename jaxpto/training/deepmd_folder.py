@@ -1,4 +1,4 @@
-"""Training data in DeePMD npy folders, the mixed type format included."""
+"""Training data in DeePMD npy folders, including the mixed type format."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import ase.data
 import numpy as np
 
 from jaxpto.errors import InputError
-from jaxpto.training.frames import Frames, Row, gather
+from jaxpto.training.frames import LabelledFrames, Row, group_by_composition
 
 USED = ("box", "coord", "energy", "force", "virial", "real_atom_types")
 
 
-def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[Frames]:
+def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[LabelledFrames]:
     """Read one DeePMD npy folder: type.raw, type_map.raw and set.*/*.npy.
 
     In the mixed type format `real_atom_types.npy` holds the types of every frame, each of its own composition, and
@@ -22,7 +22,7 @@ def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[Frames]:
 
     Args:
         folder: the folder.
-        say: told in one line what the folder holds and training does not use.
+        say: called with a line about everything that training does not use.
 
     Raises:
         InputError: frames that are not periodic, or a file that is missing, unreadable or of the wrong shape.
@@ -33,7 +33,7 @@ def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[Frames]:
             "leave it out, or give the molecules a cell with vacuum and remove nopbc"
         )
     try:
-        return gather(folder.name, list(_rows(folder, say)))
+        return group_by_composition(folder.name, list(_rows(folder, say)))
     except (OSError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise

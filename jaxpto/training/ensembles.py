@@ -93,7 +93,7 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     """Settle everything that is the same in all simulations of a run.
 
     Args:
-        settings: of one simulation; its temperatures and pressure are not used.
+        settings: settings of one simulation; its temperatures and pressure are not used.
         conditions: temperature (K) and pressure (GPa) of each ensemble.
 
     Raises:
@@ -151,7 +151,7 @@ def simulate(
         potential: in float32.
         starts: batched, [s * r].
         layout: sizes of neighbour lists to begin with.
-        key: of velocities.
+        key: PRNG key of the velocities.
         progress: told the steps done.
 
     Returns:
@@ -192,7 +192,7 @@ def simulate(
             lost = int(np.argmax(reasons > 0))
             raise FloatingPointError(
                 f"a replica at {kelvin[lost]:g} K was lost ({plan.limits.describe(int(reasons[lost]))}); "
-                "the model has left what its data hold: lower --matching.rate, or ask for less"
+                "the model has left what its data hold: lower `rate`, or ask for less"
             )
         collected.append(chunk.samples)
         progress(int(chunk.samples.step[-1].max()))

@@ -1,4 +1,4 @@
-"""Labelled frames: gathered by composition, cleaned with the reason told, split by trajectory blocks."""
+"""Labelled frames: grouped by composition, cleaned with reasons, split into blocks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Row = tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Frames:
+class LabelledFrames:
     """Labelled frames of one trajectory (numpy, float64).
 
     Attributes:
-        name: of the folder or file.
+        name: name of the folder or file.
         numbers: [n] atomic numbers.
         positions: [f, n, 3] Angstrom.
         cells: [f, 3, 3] Angstrom.
@@ -41,8 +41,8 @@ class Frames:
     def __len__(self) -> int:
         return len(self.energies)
 
-    def __getitem__(self, index: np.ndarray) -> Frames:
-        return Frames(
+    def __getitem__(self, index: np.ndarray) -> LabelledFrames:
+        return LabelledFrames(
             self.name,
             self.numbers,
             *(getattr(self, k)[index] for k in COLUMNS),
@@ -55,15 +55,15 @@ class Frames:
 
     @property
     def digest(self) -> str:
-        """Of atoms, coordinates and labels; the name does not count."""
+        """Digest of atoms, coordinates and labels, without the name."""
         columns = (np.asarray(getattr(self, column), np.float64) for column in COLUMNS)
         return digest_of(np.asarray(self.numbers, np.int64), *columns)
 
 
-def gather(name: str, rows: Iterable[Row]) -> list[Frames]:
+def group_by_composition(name: str, rows: Iterable[Row]) -> list[LabelledFrames]:
     """One trajectory for each composition in the rows, with the atoms in the order of its first frame.
 
-    The trajectory has the name given, or NAME-FORMULA where there are several.
+    A trajectory is called `name`, or NAME-FORMULA where there are several.
     """
     groups: dict[tuple[int, ...], tuple[np.ndarray, list[tuple]]] = {}
     for numbers, positions, cell, energy, forces, virial in rows:
@@ -75,16 +75,16 @@ def gather(name: str, rows: Iterable[Row]) -> list[Frames]:
     for first, members in groups.values():
         formula = ase.Atoms(first).symbols.formula.format("metal")
         columns = (np.array(column, np.float64) for column in zip(*members, strict=True))
-        found.append(Frames(name if len(groups) == 1 else f"{name}-{formula}", first, *columns))
+        found.append(LabelledFrames(name if len(groups) == 1 else f"{name}-{formula}", first, *columns))
     return found
 
 
-def faults(frames: Frames, largest_force: float = 100.0) -> dict[str, np.ndarray]:
+def faults(frames: LabelledFrames, largest_force: float = 100.0) -> dict[str, np.ndarray]:
     """Frames [f] that cannot be trained on, by reason; a frame counts under the first that fits.
 
     Args:
-        frames: of one trajectory.
-        largest_force: absolute value of a component that no force on an atom of a crystal has, eV/Angstrom.
+        frames: frames of one trajectory.
+        largest_force: component above which a force counts as wrong, eV/Angstrom.
     """
     count = len(frames)
     columns = (frames.positions, frames.cells, frames.forces, frames.energies)
@@ -104,10 +104,10 @@ def faults(frames: Frames, largest_force: float = 100.0) -> dict[str, np.ndarray
     return {reason: hit for reason, hit in reasons.items() if hit.any()}
 
 
-def clean(frames: Frames, largest_force: float = 100.0) -> Frames:
-    """Without the frames that `faults` names.
+def clean(frames: LabelledFrames, largest_force: float = 100.0) -> LabelledFrames:
+    """The frames without those that `faults` names.
 
-    Frames that are merely wrong stay: the loss is robust against them.
+    Frames with merely inaccurate labels stay: the loss is robust against them.
     """
     bad = np.zeros(len(frames), bool)
     for hit in faults(frames, largest_force).values():
@@ -115,16 +115,18 @@ def clean(frames: Frames, largest_force: float = 100.0) -> Frames:
     return frames[np.flatnonzero(~bad)]
 
 
-def split(frames: Frames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)) -> tuple[Frames, Frames]:
-    """Training and validation frames: whole contiguous blocks are held out, for neighbouring frames are correlated."""
+def hold_out_blocks(
+    frames: LabelledFrames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)
+) -> tuple[LabelledFrames, LabelledFrames]:
+    """Training and validation frames: whole blocks are held out because neighbouring frames are correlated."""
     block = np.arange(len(frames)) * blocks // max(1, len(frames))
     out = np.isin(block, held_out)
     return frames[np.flatnonzero(~out)], frames[np.flatnonzero(out)]
 
 
-def join(parts: list[Frames]) -> Frames:
+def join(parts: list[LabelledFrames]) -> LabelledFrames:
     """Concatenate trajectories with the same atoms."""
-    return Frames(
+    return LabelledFrames(
         parts[0].name,
         parts[0].numbers,
         *(np.concatenate([getattr(p, k) for p in parts]) for k in COLUMNS),

@@ -16,7 +16,7 @@ from ase.geometry import minkowski_reduce
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from jaxpto.errors import InputError
-from jaxpto.training.frames import Frames, gather
+from jaxpto.training.frames import LabelledFrames, group_by_composition
 
 VIRIALS = ("virial", "virials")  # keys of extended xyz
 ALONE = 8.0  # Angstrom, the shortest distance between images at which a single atom is no crystal of its element
@@ -34,7 +34,7 @@ class _Frame:
     virial: np.ndarray
 
 
-def read_ase(path: Path, say: Callable[[str], None]) -> list[Frames]:
+def read_ase(path: Path, say: Callable[[str], None]) -> list[LabelledFrames]:
     """Read a file with energies and forces, and stress or virial if it has them; one trajectory for each composition.
 
     Where every frame has a `free_energy` that is used, because the forces of a calculation with smeared occupations
@@ -44,7 +44,7 @@ def read_ase(path: Path, say: Callable[[str], None]) -> list[Frames]:
 
     Args:
         path: the file.
-        say: told in one line each what is left out, and what the file holds that training does not use.
+        say: called with a line about everything that is left out or not used.
 
     Raises:
         InputError: the file is unreadable, or a frame is not periodic, lacks a cell, energy or forces, or contradicts
@@ -68,11 +68,11 @@ def read_ase(path: Path, say: Callable[[str], None]) -> list[Frames]:
         (f.atoms.numbers, f.atoms.positions, f.atoms.cell.array, energy, f.forces, f.virial)
         for f, energy in zip(frames, energies, strict=True)
     ]
-    return gather(path.stem, rows)
+    return group_by_composition(path.stem, rows)
 
 
 def _is_alone(atoms: ase.Atoms) -> bool:
-    """Whether it is one atom that no image of itself is near, or that has none."""
+    """Whether it is a single atom far from its own images, or without any."""
     if len(atoms) != 1:
         return False
     if not atoms.pbc.all() or atoms.cell.rank < 3:
@@ -178,7 +178,7 @@ def _tell_unused(path: Path, images: list[ase.Atoms], say: Callable[[str], None]
 
 
 def _tell_fixed(path: Path, frames: list[_Frame], say: Callable[[str], None]) -> None:
-    """Of constraints that may have changed the forces before they were written."""
+    """Report constraints that may have changed the forces before they were written."""
     held = zeroed = 0
     for frame in frames:
         fixed = [index for c in frame.atoms.constraints if isinstance(c, FixAtoms) for index in c.get_indices()]

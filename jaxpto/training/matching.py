@@ -1,9 +1,10 @@
 """Tunes a model to measured averages on top of its loss on DFT data, by gradients that need no trajectory.
 
-Each iteration adds the gradient of the loss on some frames of DFT data to that of the weighted squared deviations of
-<O>(parameters) from the targets, the latter by reweighting stored configurations (`jaxpto.thermodynamics.reweighting`;
-Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021)). Configurations are sampled anew once the parameters have moved so
-far that too few of them count; a step that would leave fresh ones behind, or end farther from the targets, is halved.
+Each iteration adds two gradients: that of the loss on some frames of DFT data, and that of the weighted squared
+deviations of the averages from their targets. The second one comes from reweighting stored configurations
+(`jaxpto.free_energy.estimators.reweighting`; Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021)). New configurations are
+sampled once the parameters have moved so far that too few of the old ones count. A step is halved where it would do
+that to fresh configurations, or would end farther from the targets.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from jaxpto.system import from_ase
 from jaxpto.training import optimizer
 from jaxpto.training.batches import Batch, Composition
 from jaxpto.training.checkpoint import checkpoint, restore
-from jaxpto.training.deviation import Look, make_look, prepare
+from jaxpto.training.deviation import Look, make_look, sampled_ensembles
 from jaxpto.training.ensembles import Frames, Plan, at_rest, last_frames, simulate
 from jaxpto.training.loss import LossWeights
 from jaxpto.training.matching_options import MatchOptions
-from jaxpto.training.targets import Target
+from jaxpto.training.targets import MeasuredAverage
 from jaxpto.training.whitening import Whitening, fold
 
 CHECKPOINT = "matching.npz"
@@ -44,19 +45,19 @@ HALVINGS = 8  # of a step at most
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is tuned, to what.
+    """A model to tune, its data and its targets.
 
     Attributes:
         model: architecture.
         raw: weights to start from, on whitened inputs.
         scales: whitening.
         compositions: the DFT data.
-        weights: of their loss.
+        weights: weights of their loss.
         targets: measured averages.
-        options: how.
+        options: settings of the tuning.
         plan: the simulations.
-        seed: of velocities and of the order of frames.
-        identity: what a checkpoint must agree on.
+        seed: seed of velocities and of the order of frames.
+        identity: `make_identity` of the run.
     """
 
     model: Perovskite
@@ -64,7 +65,7 @@ class Problem:
     scales: Whitening
     compositions: list[Composition]
     weights: LossWeights
-    targets: tuple[Target, ...]
+    targets: tuple[MeasuredAverage, ...]
     options: MatchOptions
     plan: Plan
     seed: int
@@ -77,19 +78,19 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """State of a run between two iterations.
 
     Attributes:
         raw: weights.
-        moments: of the optimizer.
+        moments: state of the optimizer.
         sampled: weights that `frames` were sampled with.
         frames: configurations.
-        fresh: they have not been looked at before.
-        layout: of the neighbour lists in the simulation.
+        fresh: whether they are used for the first time.
+        layout: sizes of the neighbour lists in the simulation.
         iteration: changes of the weights so far.
         simulations: batches sampled so far.
         rows: the history.
-        met: fresh configurations met all targets.
+        met: whether fresh configurations met all targets.
     """
 
     raw: Params
@@ -104,7 +105,7 @@ class Position:
     met: bool
 
 
-def match(
+def match_averages(
     problem: Problem,
     out: Path,
     validate: Callable[[Params], float],
@@ -116,15 +117,15 @@ def match(
     """Tune until fresh configurations meet all targets, or to the last iteration.
 
     Args:
-        problem: what is tuned, to what.
+        problem: the model, its data and its targets.
         out: folder of the checkpoint.
         validate: RMS error of the forces on held-out DFT data, eV/Angstrom, of weights (NaN without such data).
-        save: called with every position that was looked at, to write the model and the history.
+        save: called with the state after every iteration, to write model and history.
         resume: go on with the checkpoint in `out`.
-        console: where to report.
+        console: console for reports.
 
     Raises:
-        InputError: see `restore`.
+        InputError: `restore` refuses the checkpoint.
         FloatingPointError: a replica was lost, or the loss is not finite.
     """
     options, plan = problem.options, problem.plan
@@ -137,13 +138,13 @@ def match(
     if not at.simulations:
         at = _sample(problem, at, console)
         _checkpoint(problem, at, out)
-    sampled = prepare(plan, problem.targets, at.frames, problem.potential, at.sampled, [])
+    sampled = sampled_ensembles(plan, problem.targets, at.frames, problem.potential, at.sampled, [])
     look = look_at(at.raw, sampled)
 
     def sample_again() -> None:
         nonlocal at, sampled, look
         at = _sample(problem, at, console)
-        sampled = prepare(plan, problem.targets, at.frames, problem.potential, at.sampled, sampled)
+        sampled = sampled_ensembles(plan, problem.targets, at.frames, problem.potential, at.sampled, sampled)
         look = look_at(at.raw, sampled)
 
     while not at.met and at.iteration < options.iterations:
@@ -154,10 +155,10 @@ def match(
         loss, gradient = dft_gradient(at.raw, at.iteration)
         row = _row(problem, at, look, loss, validate(at.raw))
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower --matching.rate")
+            raise FloatingPointError(f"the loss is not finite in iteration {at.iteration + 1}; lower `rate`")
         met = at.fresh and _met(problem, look)
         at = dataclasses.replace(at, rows=(*at.rows, row), iteration=at.iteration + 1, met=met)
-        console.print(progress_line(problem, at))
+        console.print(iteration_line(problem, at))
         save(at)
         if not (met or last):
             total = jax.tree.map(jnp.add, gradient, look.gradient)
@@ -178,8 +179,8 @@ def match(
     return at
 
 
-def progress_line(problem: Problem, at: Position) -> str:
-    """One line: every target, the configurations that count, and the errors on DFT data."""
+def iteration_line(problem: Problem, at: Position) -> str:
+    """One line: every average, the share of effective configurations, and the errors on DFT data."""
     row, first = at.rows[-1], at.rows[0]
     averages = "  ".join(
         f"{t.name} {row[t.name]:.4f} +/- {row[f'{t.name}_error']:.4f} ({t.value:g})" for t in problem.targets

@@ -1,4 +1,4 @@
-"""Settings of `--match`, and the simulations they stand for."""
+"""Settings for tuning a model to measured averages, and the simulations that this needs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import dataclasses
 import math
 from typing import Literal
 
-from jaxpto.errors import InputError
+from jaxpto.errors import InputError, settings_of
 from jaxpto.md.config import SweepConfig
 from jaxpto.structures import repeats_of
 from jaxpto.training.ensembles import Plan, make_plan
-from jaxpto.training.targets import Target, conditions
+from jaxpto.training.targets import MeasuredAverage, conditions
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchOptions:
-    """How a model is tuned to the targets of --match."""
+    """How a model is tuned to measured averages."""
 
     structure: str = "PbTiO3-tetragonal"
     """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
@@ -39,7 +39,7 @@ class MatchOptions:
     rate: float = 1e-5
     """Learning rate of Adam: the largest change of a weight in one iteration."""
     weight: float = 1.0
-    """Of the squared deviations from the targets, in tolerances, against the loss on DFT data."""
+    """Weight of the squared deviations, in units of the tolerance, relative to the loss on DFT data."""
     tolerance: float = 0.001
     """Relative deviation that is good enough."""
     frames: int = 32
@@ -47,7 +47,7 @@ class MatchOptions:
     effective: float = 0.5
     """Configurations are sampled anew before the effective number of them falls below this fraction."""
     format: str | None = None
-    """Of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
 
@@ -57,8 +57,8 @@ class MatchOptions:
         return repeats_of(self.structure, self.supercell, (3, 3, 3))
 
 
-def check_options(options: MatchOptions) -> None:
-    """Refuse options that cannot run; those of the simulation are checked by `make_plan`.
+def check_matching(options: MatchOptions) -> None:
+    """Refuse options that cannot be used; `make_plan` checks those of the simulation.
 
     Raises:
         InputError: a number out of range.
@@ -66,18 +66,18 @@ def check_options(options: MatchOptions) -> None:
     for name in ("iterations", "rate", "tolerance", "frames"):
         value = getattr(options, name)
         if not 0 < value < math.inf:
-            raise InputError(f"--matching.{name} {value:g}: it must be above 0")
+            raise InputError(f"`{name}={value:g}`: it must be above 0")
     if not 0 <= options.weight < math.inf:
-        raise InputError(f"--matching.weight {options.weight:g}: it must be 0 or more")
+        raise InputError(f"`weight={options.weight:g}`: it must be 0 or more")
     if not 0 < options.effective < 1:
-        raise InputError(f"--matching.effective {options.effective:g}: it must lie in (0, 1)")
+        raise InputError(f"`effective={options.effective:g}`: it must lie in (0, 1)")
 
 
-def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Plan:
+def plan_of(options: MatchOptions, targets: tuple[MeasuredAverage, ...], seed: int) -> Plan:
     """The simulations that targets need.
 
     Raises:
-        InputError: settings that cannot run, or a polarization of what has none.
+        InputError: settings that cannot run, or a polarization target for a structure without one.
     """
     settings = SweepConfig(
         structure=options.structure,
@@ -92,10 +92,8 @@ def plan_of(options: MatchOptions, targets: tuple[Target, ...], seed: int) -> Pl
         format=options.format,
         species=options.species,
     )
-    try:
+    with settings_of("matching"):
         plan = make_plan(settings, conditions(targets))
-    except InputError as error:
-        raise InputError(str(error).replace("--", "--matching.", 1)) from None
     if plan.topology is None and any(target.observable == "polarization" for target in targets):
-        raise InputError(f"--match polarization: {plan.note}")
+        raise InputError(f"`match` polarization: {plan.note}")
     return plan

@@ -15,27 +15,27 @@ from jaxpto.reporting.columns import Column, terminal_table, uncertain
 from jaxpto.reporting.result import write_csv, write_image
 from jaxpto.reporting.style import COLORS, DASHED, GREY, png, styled
 from jaxpto.storage.files import write_json_atomic
-from jaxpto.training.targets import UNITS, Target
+from jaxpto.training.targets import UNITS, MeasuredAverage
 
 Rows = tuple[dict[str, Any], ...]
 COLUMNS = (Column("quantity", "", words=True), *(Column(name, name) for name in ("target", "before", "after")))
 LABELS = {"c_over_a": "c/a", "a": "a (Å)", "c": "c (Å)", "volume": "volume (Å$^3$)", "polarization": "P (C/m$^2$)"}
 
 
-def write_history(out: Path, targets: tuple[Target, ...], rows: Rows, settings: Mapping[str, Any]) -> None:
+def write_history(out: Path, targets: tuple[MeasuredAverage, ...], rows: Rows, settings: Mapping[str, Any]) -> None:
     """Write match.csv (one row an iteration) and match.json (the same, with targets and settings) into `out`."""
     write_csv(out / "match.csv", rows)
     wanted = [{"name": t.name, "value": t.value, "unit": UNITS[t.observable]} for t in targets]
     write_json_atomic(out / "match.json", {"targets": wanted, "rows": list(rows), "settings": dict(settings)})
 
 
-def write_figure(out: Path, targets: tuple[Target, ...], rows: Rows) -> None:
+def write_figure(out: Path, targets: tuple[MeasuredAverage, ...], rows: Rows) -> None:
     """Write match.png into `out`."""
     write_image(out / "match.png", png(match_figure(targets, rows)))
 
 
 @styled()
-def match_figure(targets: tuple[Target, ...], rows: Rows) -> Figure:
+def match_figure(targets: tuple[MeasuredAverage, ...], rows: Rows) -> Figure:
     """Every target's average, and the force error on DFT data, against the iteration."""
     turn = np.array([row["iteration"] for row in rows])
     fresh = np.array([row["fresh"] for row in rows])
@@ -64,7 +64,7 @@ def match_figure(targets: tuple[Target, ...], rows: Rows) -> Figure:
     return figure
 
 
-def print_matching(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path, console: Console) -> None:
+def print_matching(targets: tuple[MeasuredAverage, ...], rows: Rows, met: bool, out: Path, console: Console) -> None:
     """Print the first and last averages of the targets, and what became of the force error."""
     first, last = rows[0], rows[-1]
     table = []
@@ -78,7 +78,7 @@ def print_matching(targets: tuple[Target, ...], rows: Rows, met: bool, out: Path
         named = "force error on held-out DFT data, meV/A"
         table.append({"quantity": named, "target": "", "before": f"{1e3 * before:.1f}", "after": f"{1e3 * after:.1f}"})
     console.print(terminal_table(COLUMNS, table))
-    verdict = "all targets are met" if met else "not all targets are met: give more --matching.iterations and --resume"
+    verdict = "all targets are met" if met else "not all targets are met: give more `iterations` and `resume=True`"
     change = f", force errors changed by {100 * (after / before - 1):+.1f} %" if np.isfinite(before) else ""
     console.print(f"after {last['iteration']} iterations {verdict}{change}")
     console.print(f"model, match.csv, match.json, match.png: {out}")

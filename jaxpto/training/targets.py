@@ -1,4 +1,4 @@
-"""Measured values that a model is tuned to: how they are written, and what of a simulated frame they are about."""
+"""Measured averages that a model is tuned to: how they are written, and the observables of a frame."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TARGET = re.compile(rf"\s*(\w+)\s*@\s*({_NUMBER})\s*K\s*(?:,\s*({_NUMBER})\s*GP
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class MeasuredAverage:
     """A measured average.
 
     Attributes:
         observable: one of `UNITS`.
         temperature: K.
         pressure: GPa.
-        value: in the unit of the observable.
+        value: measured value, in the unit of the observable.
     """
 
     observable: str
@@ -47,7 +47,7 @@ class Target:
         return f"{self.observable}@{spell_kelvin(self.temperature)}K{squeezed}"
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> MeasuredAverage:
     """Read a target such as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5".
 
     Raises:
@@ -55,34 +55,34 @@ def parse_target(text: str) -> Target:
     """
     found = _TARGET.fullmatch(text)
     if found is None:
-        raise InputError(f"--match {text!r} cannot be read; {FORM}")
+        raise InputError(f"`match` {text!r} cannot be read; {FORM}")
     observable, temperature, pressure, value = found[1], float(found[2]), float(found[3] or 0.0), float(found[4])
     if observable not in UNITS:
-        raise InputError(f"--match {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
+        raise InputError(f"`match` {text!r}: unknown observable {observable!r}; choose one of {', '.join(UNITS)}")
     if not 0.0 < temperature < math.inf:
-        raise InputError(f"--match {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
+        raise InputError(f"`match` {text!r}: {spell_kelvin(temperature)} K; the temperature must be above 0 K")
     if not math.isfinite(pressure):
-        raise InputError(f"--match {text!r}: {pressure:g} GPa; the pressure must be finite")
+        raise InputError(f"`match` {text!r}: {pressure:g} GPa; the pressure must be finite")
     if not 0.0 < value < math.inf:
-        raise InputError(f"--match {text!r}: {value:g}; the value must be above 0")
-    return Target(observable, temperature, pressure, value)
+        raise InputError(f"`match` {text!r}: {value:g}; the value must be above 0")
+    return MeasuredAverage(observable, temperature, pressure, value)
 
 
-def parse_targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
+def parse_targets(texts: tuple[str, ...]) -> tuple[MeasuredAverage, ...]:
     """Read all targets of a run.
 
     Raises:
-        InputError: what `parse_target` refuses, or two targets for one average.
+        InputError: `parse_target` refuses one, or there are two targets for one average.
     """
     targets = tuple(map(parse_target, texts))
     names = [target.name for target in targets]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise InputError(f"--match {twice[0]} is given twice; give one value for it")
+        raise InputError(f"`match={twice[0]}` is given twice; give one value for it")
     return targets
 
 
-def conditions(targets: tuple[Target, ...]) -> list[tuple[float, float]]:
+def conditions(targets: tuple[MeasuredAverage, ...]) -> list[tuple[float, float]]:
     """Temperatures (K) and pressures (GPa) that have to be simulated, in the order of the targets."""
     return list(dict.fromkeys(target.condition for target in targets))
 
@@ -92,7 +92,7 @@ def observe(
     polarizations: Float[np.ndarray, "f 3"],
     unit: UnitCell,
 ) -> dict[str, Float[np.ndarray, " f"]]:
-    """Every observable of `UNITS` in every frame, of the unit cell.
+    """Every observable of `UNITS` in every frame, for the unit cell.
 
     c lies along the component of the polarization that is largest in the frame, a is the mean of the two others: a
     small crystal turns its polar axis now and then. Without a polarization (NaN) c is the third axis.
@@ -100,7 +100,7 @@ def observe(
     Args:
         cells: [f, 3, 3] Angstrom.
         polarizations: [f, 3] C/m^2, or NaN.
-        unit: the cell that is meant, such as the 5-atom cell of a perovskite.
+        unit: the unit cell, such as the 5-atom cell of a perovskite.
     """
     lattice = lattice_parameters(cells, unit)
     vectors = np.einsum("fkx,fx->fk", lattice.frame, np.asarray(polarizations, np.float64))

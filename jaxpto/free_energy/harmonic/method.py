@@ -23,20 +23,20 @@ from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.spectral import ModeFunction, frequencies
 from jaxpto.free_energy.harmonic.output import HarmonicResult, Treatment, write_harmonic
 from jaxpto.free_energy.harmonic.vibrations import (
-    Crystal,
-    Thermal,
+    VibratingCrystal,
+    VibrationalThermodynamics,
     dynamical_matrices,
-    free_energy,
     make_crystal,
-    thermal,
     usual_mesh,
+    vibrational_free_energy,
+    vibrational_thermodynamics,
     without_translations,
 )
 from jaxpto.free_energy.quasiharmonic.landscape import imaginary_text
 from jaxpto.lattice_dynamics.harmonic import formula_units
 from jaxpto.lattice_dynamics.phonopy_bridge import hessian_force_constants, make_phonopy
 from jaxpto.models.ase_calculator import HostCalculator
-from jaxpto.models.catalogue import check_supports
+from jaxpto.models.suitability import check_supports
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance
@@ -52,13 +52,13 @@ COLD = 1e-3  # K, where only the zero-point energy is left
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A structure with a model, ready for its vibrations.
+    """A structure and a model, prepared for the computation of vibrations.
 
     Attributes:
         calculator: the model in double precision.
-        atoms: unit cell, relaxed if that was wanted.
+        atoms: unit cell, relaxed if `relax` says so.
         phonon: phonopy's object for the supercell.
-        crystal: what it says, with the mesh.
+        crystal: the vibrating crystal, with its mesh.
         subject: crystal and model; energies belong to the primitive cell.
         treatment: statistics, pressure, supercell and mesh.
     """
@@ -66,7 +66,7 @@ class Prepared:
     calculator: JaxptoCalculator
     atoms: ase.Atoms
     phonon: Phonopy
-    crystal: Crystal
+    crystal: VibratingCrystal
     subject: Subject
     treatment: Treatment
 
@@ -79,35 +79,35 @@ def run_harmonic(config: FreeEnergyConfig, console: Console) -> HarmonicResult:
             refused; nothing is written then.
     """
     with jax.enable_x64(True):
-        check(config)
-        prepared = prepare(config, console)
+        check_harmonic(config)
+        prepared = prepare_crystal(config, console)
         result = _analyse(config, prepared, console)
     settings = dataclasses.asdict(config) | provenance()
     write_harmonic(result, prepared.subject, prepared.treatment, config.out, settings, console)
     return result
 
 
-def check(config: FreeEnergyConfig) -> None:
-    """Refuse settings that neither harmonic nor qha can use, and an output folder that holds something else.
+def check_harmonic(config: FreeEnergyConfig) -> None:
+    """Refuse settings that neither harmonic nor qha can use, and output folders of other methods.
 
     Raises:
         InputError: one line with the value, the limit and the remedy.
     """
     if not config.temperatures:
-        raise InputError("--temperatures (none): give at least one temperature in K")
+        raise InputError("`temperatures` (none): give at least one temperature in K")
     for kelvin in config.temperatures:
         if not (math.isfinite(kelvin) and kelvin > 0.0):
-            raise InputError(f"--temperatures {kelvin:g}: must be above 0 K; 1 K is as good as 0 K")
+            raise InputError(f"`temperatures={kelvin:g}`: must be above 0 K; 1 K is as good as 0 K")
     if not math.isfinite(config.pressure):
-        raise InputError(f"--pressure {config.pressure}: must be a finite number of GPa")
+        raise InputError(f"`pressure={config.pressure}`: must be a finite number of GPa")
     mesh = config.harmonic.mesh
     if mesh is not None and min(mesh) < 1:
-        raise InputError(f"--harmonic.mesh {' '.join(map(str, mesh))}: must be three counts of at least 1")
+        raise InputError(f"`mesh={mesh}`: must be three counts of at least 1")
     check_output_folder(config.out, resume=_method_of(config.out) == config.method)
 
 
-def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
-    """Load the model and the structure, relax it if wanted, and set its supercell and wave vectors up.
+def prepare_crystal(config: FreeEnergyConfig, console: Console) -> Prepared:
+    """Load the model and the structure, relax it if wanted, and set up its supercell and wave vectors.
 
     Raises:
         InputError: structure or model that cannot be used, or a relaxation that does not converge.
@@ -119,8 +119,8 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
     check_supports(potential, given, config.structure)
     if isinstance(potential.model, HostCalculator):
         raise InputError(
-            f"--method {config.method}: model {potential.name} runs in Python, where JAX has no derivatives; "
-            "use python -m jaxpto.phonons --method displacement"
+            f"`method={config.method}`: model {potential.name} runs in Python, where JAX has no derivatives; "
+            "use python -m jaxpto.phonons `method=displacement`"
         )
     make_phonopy(given, config.repeats)  # refuses what are no counts, before any time is spent
     for note in read.notes:
@@ -129,7 +129,7 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
     if config.harmonic.relax != "none":
         fixed = config.harmonic.relax == "positions"
         if not fixed and config.mask == "diag" and (held := held_shear(given.cell.array)):
-            console.print(f"{config.structure}: {held}; --mask full relaxes it")
+            console.print(f"{config.structure}: {held}; `mask=full` relaxes it")
         target = Target(FMAX, "fixed" if fixed else config.mask, 0.0 if fixed else config.pressure)
         with StatusLine(console, "relaxing ...") as line:
             relaxed = relax_with_ase(
@@ -138,7 +138,7 @@ def prepare(config: FreeEnergyConfig, console: Console) -> Prepared:
         if not relaxed.converged:
             raise InputError(
                 f"{config.structure} does not relax to {FMAX:g} eV/A ({relaxed.reason}); start from a structure nearer "
-                "to equilibrium, or take it as it is with --harmonic.relax none"
+                "to equilibrium, or take it as it is with `harmonic.relax=none`"
             )
         atoms = relaxed.atoms
     phonon = make_phonopy(atoms, config.repeats)
@@ -170,13 +170,15 @@ def _analyse(config: FreeEnergyConfig, prepared: Prepared, console: Console) -> 
             worst = np.unravel_index(found.argmin(), found.shape)[0]
             raise InputError(
                 f"{imaginary_text(float(found.min()), np.asarray(crystal.points)[worst])}: a harmonic free energy is "
-                "that of a stable crystal; take another phase or a larger --supercell, or say what is to become of "
-                "such modes with --harmonic.imaginary omit or absolute"
+                "that of a stable crystal; take another phase or a larger `supercell`, or say what is to become of "
+                "such modes with `imaginary=omit` or absolute"
             )
         function = ModeFunction(config.harmonic.statistics, config.harmonic.imaginary)
         kelvin = np.unique(config.temperatures)
         values = jax.device_get(_thermal(function, crystal, matrices, jnp.asarray(kelvin)))
-        zero = free_energy(dataclasses.replace(function, statistics="quantum"), crystal, matrices, jnp.asarray(COLD))
+        zero = vibrational_free_energy(
+            dataclasses.replace(function, statistics="quantum"), crystal, matrices, jnp.asarray(COLD)
+        )
     single = prepared.atoms.copy()
     single.calc = prepared.calculator
     cells = len(single) / prepared.subject.atoms
@@ -197,13 +199,16 @@ def _analyse(config: FreeEnergyConfig, prepared: Prepared, console: Console) -> 
 
 @functools.partial(jax.jit, static_argnames="function")
 def _thermal(
-    function: ModeFunction, crystal: Crystal, matrices: Complex[Array, "q m m"], temperatures: Float[Array, " t"]
-) -> Thermal:
-    return jax.vmap(lambda kelvin: thermal(function, crystal, matrices, kelvin))(temperatures)
+    function: ModeFunction,
+    crystal: VibratingCrystal,
+    matrices: Complex[Array, "q m m"],
+    temperatures: Float[Array, " t"],
+) -> VibrationalThermodynamics:
+    return jax.vmap(lambda kelvin: vibrational_thermodynamics(function, crystal, matrices, kelvin))(temperatures)
 
 
 def _method_of(out: Path) -> str | None:
-    """The method that wrote an output folder, or is at it; None if no method of this kind did."""
+    """The method that writes or wrote an output folder; None if it was neither harmonic nor qha."""
     for name in ("free_energy.json", "points.json"):
         try:
             document = json.loads((out / name).read_text())

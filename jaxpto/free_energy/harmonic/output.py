@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxpto.free_energy.harmonic.vibrations import Thermal
+from jaxpto.free_energy.harmonic.vibrations import VibrationalThermodynamics
 from jaxpto.reporting.columns import TEMPERATURE, Column, Row
 from jaxpto.reporting.panels import dulong_petit, four_panels
 from jaxpto.reporting.result import Result, write_result
@@ -73,7 +73,7 @@ class HarmonicResult:
     static: float
     volume: float
     work: float
-    values: Thermal
+    values: VibrationalThermodynamics
     zero_point: float
     lowest: float
     imaginary: float

@@ -27,7 +27,7 @@ from phonopy.structure.cells import Primitive
 
 from jaxpto.free_energy.estimators.spectral import ModeFunction, trace
 from jaxpto.lattice_dynamics.hessian import force_constants
-from jaxpto.neighbors import Layout, Neighbors, build
+from jaxpto.neighbors import Neighbors
 from jaxpto.potential import Potential
 from jaxpto.system import Leaf, System
 
@@ -36,8 +36,8 @@ STAND_IN = 1.0  # eV/Angstrom^2/amu, in the place of the three zeros of the tran
 
 
 @struct.dataclass
-class Crystal:
-    """What of a supercell does not change with cell and positions.
+class VibratingCrystal:
+    """The part of a supercell that does not change with cell and positions.
 
     Attributes:
         numbers: [p] atomic numbers of the primitive cell.
@@ -48,7 +48,7 @@ class Crystal:
         rows: [p] atoms of the supercell whose force constants are used.
         images: [p, c] atoms of the supercell that are images of each atom of the primitive cell.
         points: [q, 3] wave vectors, in units of the reciprocal lattice vectors; the first is Gamma.
-        weights: [q] their weights, of sum 1; of q and -q one is there.
+        weights: [q] their weights, which add up to 1; one of q and -q is kept.
         phases: [q, p, p, c] mean of exp(2 pi i q.R) over the shortest images.
     """
 
@@ -64,9 +64,14 @@ class Crystal:
     phases: Complex[Leaf, "q p p c"]
 
 
-class Thermal(NamedTuple):
-    """Of the vibrations of one primitive cell: free_energy [] eV, entropy [] eV/K, heat_capacity [] eV/K at fixed
-    cell."""
+class VibrationalThermodynamics(NamedTuple):
+    """Thermodynamics of the vibrations of one primitive cell, at fixed cell.
+
+    Attributes:
+        free_energy: [] Helmholtz energy, eV.
+        entropy: [] eV/K.
+        heat_capacity: [] eV/K.
+    """
 
     free_energy: Float[Array, ""]
     entropy: Float[Array, ""]
@@ -80,8 +85,8 @@ def usual_mesh(primitive: Primitive) -> tuple[int, int, int]:
     return a, b, c
 
 
-def make_crystal(phonon: Phonopy, mesh: Sequence[int]) -> Crystal:
-    """What phonopy knows about a supercell and its shortest pairs, and a mesh of wave vectors centred at Gamma.
+def make_crystal(phonon: Phonopy, mesh: Sequence[int]) -> VibratingCrystal:
+    """A crystal from phonopy's supercell and shortest pairs, with a mesh of wave vectors centred at Gamma.
 
     Call it in JAX's 64-bit mode.
 
@@ -104,7 +109,7 @@ def make_crystal(phonon: Phonopy, mesh: Sequence[int]) -> Crystal:
         apart = primitive.scaled_positions[owners[atom]] - primitive.scaled_positions[centre]
         whole = np.rint(vectors[first : first + number] - apart)
         phases[:, centre, atom] = np.exp(2j * np.pi * points @ whole.T).mean(axis=1)
-    return Crystal(
+    return VibratingCrystal(
         numbers=jnp.asarray(primitive.numbers, jnp.int32),
         masses=jnp.asarray(primitive.masses),
         owners=jnp.asarray(owners, jnp.int32),
@@ -118,25 +123,25 @@ def make_crystal(phonon: Phonopy, mesh: Sequence[int]) -> Crystal:
     )
 
 
-def unit_system(crystal: Crystal, cell: Float[Array, "3 3"], places: Float[Array, "p 3"]) -> System:
+def unit_system(crystal: VibratingCrystal, cell: Float[Array, "3 3"], places: Float[Array, "p 3"]) -> System:
     """The primitive cell [3, 3] Angstrom with atoms at fractional coordinates [p, 3]."""
     return System(places @ cell, cell, crystal.numbers, crystal.masses)
 
 
-def supercell_system(crystal: Crystal, cell: Float[Array, "3 3"], places: Float[Array, "p 3"]) -> System:
+def supercell_system(crystal: VibratingCrystal, cell: Float[Array, "3 3"], places: Float[Array, "p 3"]) -> System:
     """The supercell of a primitive cell [3, 3] Angstrom with atoms at fractional coordinates [p, 3]."""
     positions = (places[crystal.owners] + crystal.translations) @ cell
     return System(positions, crystal.repeats @ cell, crystal.numbers[crystal.owners], crystal.masses[crystal.owners])
 
 
 def crystal_constants(
-    potential: Potential, crystal: Crystal, system: System, neighbors: Neighbors
+    potential: Potential, crystal: VibratingCrystal, system: System, neighbors: Neighbors
 ) -> Float[Array, "p n 3 3"]:
     """Force constants of the atoms of the primitive cell with all of the supercell, eV/Angstrom^2.
 
     Differentiated, it holds the intermediate results of one atom at a time and computes them again.
     """
-    batch = 1 if jax.default_backend() == "cpu" else 3
+    batch = 1 if neighbors.layout.platform == "cpu" else 3
 
     @jax.checkpoint
     def of_one(row: Int[Array, ""]) -> Float[Array, "n 3 3"]:
@@ -145,11 +150,11 @@ def crystal_constants(
     return jax.lax.map(of_one, crystal.rows)
 
 
-def dynamical_matrices(crystal: Crystal, constants: Float[Array, "p n 3 3"]) -> Complex[Array, "q m m"]:
+def dynamical_matrices(crystal: VibratingCrystal, constants: Float[Array, "p n 3 3"]) -> Complex[Array, "q m m"]:
     """D(q) of all wave vectors, m = 3 p, eV/Angstrom^2/amu, made Hermitian.
 
     Args:
-        crystal: whose atoms the indices mean.
+        crystal: the crystal whose atoms are indexed.
         constants: force constants [p, n, 3, 3] eV/Angstrom^2.
     """
     size = 3 * crystal.masses.shape[0]
@@ -160,7 +165,7 @@ def dynamical_matrices(crystal: Crystal, constants: Float[Array, "p n 3 3"]) -> 
     return 0.5 * (matrices + jnp.conj(jnp.swapaxes(matrices, 1, 2)))
 
 
-def without_translations(crystal: Crystal, matrices: Complex[Array, "q m m"]) -> Complex[Array, "q m m"]:
+def without_translations(crystal: VibratingCrystal, matrices: Complex[Array, "q m m"]) -> Complex[Array, "q m m"]:
     """The same with the three translations at Gamma, the first matrix, at `STAND_IN` in place of zero."""
     shares = jnp.sqrt(crystal.masses / jnp.sum(crystal.masses))
     rigid = jnp.kron(jnp.outer(shares, shares), jnp.eye(3)).astype(matrices.dtype)
@@ -168,17 +173,17 @@ def without_translations(crystal: Crystal, matrices: Complex[Array, "q m m"]) ->
     return matrices.at[0].set(other @ matrices[0] @ other + STAND_IN * rigid)
 
 
-def free_energy(
-    function: ModeFunction, crystal: Crystal, matrices: Complex[Array, "q m m"], temperature: Float[Array, ""]
+def vibrational_free_energy(
+    function: ModeFunction, crystal: VibratingCrystal, matrices: Complex[Array, "q m m"], temperature: Float[Array, ""]
 ) -> Float[Array, ""]:
     """Free energy of the vibrations of one primitive cell, eV, or the derivative of it that `function` stands for.
 
     The three translations at Gamma are left out, as phonopy does on a mesh that holds it.
 
     Args:
-        function: of one mode.
-        crystal: for weights and masses.
-        matrices: from `dynamical_matrices`.
+        function: free energy of one mode, or a derivative of it.
+        crystal: source of weights and masses.
+        matrices: [q, m, m] from `dynamical_matrices`, eV/Angstrom^2/amu.
         temperature: K.
     """
     traces = trace(function, without_translations(crystal, matrices), temperature)
@@ -186,42 +191,16 @@ def free_energy(
     return jnp.dot(crystal.weights, traces) - stand_ins
 
 
-def thermal(
-    function: ModeFunction, crystal: Crystal, matrices: Complex[Array, "q m m"], temperature: Float[Array, ""]
-) -> Thermal:
-    """F, S = -dF/dT and Cv = -T d2F/dT2, derivatives by automatic differentiation; arguments as in `free_energy`."""
+def vibrational_thermodynamics(
+    function: ModeFunction, crystal: VibratingCrystal, matrices: Complex[Array, "q m m"], temperature: Float[Array, ""]
+) -> VibrationalThermodynamics:
+    """F, S = -dF/dT and Cv = -T d2F/dT2 by automatic differentiation; arguments as in `vibrational_free_energy`."""
 
     def at(kelvin: Float[Array, ""]) -> Float[Array, ""]:
-        return free_energy(function, crystal, matrices, kelvin)
+        return vibrational_free_energy(function, crystal, matrices, kelvin)
 
     value, slope = jax.value_and_grad(at)(temperature)
-    return Thermal(value, -slope, -temperature * jax.grad(jax.grad(at))(temperature))
-
-
-def vibrational_free_energy(
-    potential: Potential,
-    crystal: Crystal,
-    layout: Layout,
-    function: ModeFunction,
-    cell: Float[Array, "3 3"],
-    places: Float[Array, "p 3"],
-    temperature: Float[Array, ""],
-) -> Float[Array, ""]:
-    """F(T; cell, places, parameters) of the vibrations of one primitive cell, eV; compile it, differentiate it.
-
-    Args:
-        potential: conservative, parameters in double precision.
-        crystal: from `make_crystal`.
-        layout: of neighbours in the supercell, with room for its edges (not checked here).
-        function: of one mode.
-        cell: [3, 3] of the primitive cell, Angstrom.
-        places: [p, 3] fractional coordinates.
-        temperature: K.
-    """
-    system = supercell_system(crystal, cell, places)
-    neighbors = build(jax.lax.stop_gradient(system), layout)
-    constants = crystal_constants(potential, crystal, system, neighbors)
-    return free_energy(function, crystal, dynamical_matrices(crystal, constants), temperature)
+    return VibrationalThermodynamics(value, -slope, -temperature * jax.grad(jax.grad(at))(temperature))
 
 
 def _mesh(mesh: Sequence[int]) -> tuple[Float[np.ndarray, "q 3"], Float[np.ndarray, " q"]]:

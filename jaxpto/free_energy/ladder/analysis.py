@@ -1,4 +1,4 @@
-"""A ladder of sampled temperatures turned into thermodynamics with error bars, and the checks that it holds."""
+"""Thermodynamics with error bars from a ladder of sampled temperatures, and the check that its neighbours overlap."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import EnthalpySamples
-from jaxpto.free_energy.estimators.transition import PhaseBracket, Transition, transition
-from jaxpto.free_energy.ladder.integration import (
+from jaxpto.free_energy.estimators.transition import PhaseBracket, TransitionThermodynamics, transition_thermodynamics
+from jaxpto.free_energy.ladder.thermodynamics import (
     Thermodynamics,
     fluctuation_heat_capacity,
     gibbs_helmholtz,
@@ -38,9 +38,9 @@ class LadderResult:
         fluctuations, fluctuations_errors: [k] heat capacity from the variance of h, eV/K.
         overlap: [k, k] overlap matrix.
         effective: [k] effective number of samples at the ladder's temperatures.
-        samples: what all of it is made of.
-        bracket: the phases on both sides of a transition, or None.
-        transition, transition_errors: what it takes, with bootstrap standard errors; None without one.
+        samples: the samples behind all of it.
+        bracket: which temperatures lie on which side of a transition, or None.
+        transition, transition_errors: its enthalpy and entropy, with bootstrap standard errors; None without one.
     """
 
     wanted: Float[np.ndarray, " t"]
@@ -54,11 +54,11 @@ class LadderResult:
     effective: Float[np.ndarray, " k"]
     samples: EnthalpySamples
     bracket: PhaseBracket | None
-    transition: Transition | None
-    transition_errors: Transition | None
+    transition: TransitionThermodynamics | None
+    transition_errors: TransitionThermodynamics | None
 
 
-def analyse(
+def analyse_ladder(
     samples: EnthalpySamples,
     wanted: Float[np.ndarray, " t"],
     degrees_of_freedom: int,
@@ -70,12 +70,12 @@ def analyse(
     """Thermodynamics at `wanted` from the samples of a ladder, the lowest temperature being the reference.
 
     Args:
-        samples: independent ones.
+        samples: independent samples at each temperature.
         wanted: [t] K, within the ladder.
-        degrees_of_freedom: of the momenta, 3 N - 3 in npt.
+        degrees_of_freedom: number of momentum degrees of freedom, 3 N - 3 in npt.
         bracket: the phases, if the ladder leads through a transition.
-        resamplings: of the bootstrap.
-        seed: of the bootstrap.
+        resamplings: number of bootstrap resamplings.
+        seed: seed of the bootstrap.
 
     Raises:
         InputError: neighbouring temperatures do not overlap, or `wanted` lies outside of the ladder.
@@ -88,7 +88,7 @@ def analyse(
         pooled = np.concatenate(samples.enthalpies)
         origin = pooled.mean()
         overlap, effective = map(np.asarray, _trust(jnp.asarray(pooled - origin), counts, temperatures))
-        check_overlap(samples, overlap)
+        check_ladder_overlap(samples, overlap)
         one = functools.partial(
             _one,
             counts=counts,
@@ -123,11 +123,11 @@ def analyse(
     )
 
 
-def check_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -> None:
+def check_ladder_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -> None:
     """Refuse a ladder whose neighbours hardly share configurations.
 
     Raises:
-        InputError: with the spacing that would do.
+        InputError: the message names the spacing that would do.
     """
     shared = np.minimum(np.diagonal(overlap, 1), np.diagonal(overlap, -1))
     worst = int(np.argmin(shared))
@@ -138,7 +138,7 @@ def check_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k k"]) -
     spacing = GOOD_SPACING * BOLTZMANN * first * second / deviation
     raise InputError(
         f"{first:g} and {second:g} K overlap by {shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; "
-        f"give a ladder with steps of {spacing:.2g} K there, or a smaller --supercell"
+        f"give a ladder with steps of {spacing:.2g} K there, or a smaller `supercell`"
     )
 
 
@@ -150,8 +150,8 @@ def _one(
     wanted: Float[Array, " t"],
     freedom: int,
     bracket: PhaseBracket | None,
-) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], Transition | None]:
-    """MBAR, Gibbs-Helmholtz, fluctuations and what the transition takes from one set of samples."""
+) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], TransitionThermodynamics | None]:
+    """MBAR, Gibbs-Helmholtz, fluctuations and the transition from one set of samples."""
     found = thermodynamics(enthalpies, counts, temperatures, wanted, temperatures[0], freedom)
     owner = jnp.repeat(jnp.arange(counts.shape[0]), counts.astype(int), total_repeat_length=enthalpies.shape[0])
     means = jax.ops.segment_sum(enthalpies, owner, counts.shape[0]) / counts
@@ -161,7 +161,12 @@ def _one(
     if bracket is None:
         return found, integrated, fluctuations, None
     there = thermodynamics(enthalpies, counts, temperatures, temperatures, temperatures[0], freedom)
-    return found, integrated, fluctuations, transition(temperatures, there.enthalpy, there.entropy, bracket)
+    return (
+        found,
+        integrated,
+        fluctuations,
+        transition_thermodynamics(temperatures, there.enthalpy, there.entropy, bracket),
+    )
 
 
 @jax.jit

@@ -12,9 +12,9 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.samples import enthalpy_samples
 from jaxpto.free_energy.estimators.transition import phase_bracket
-from jaxpto.free_energy.ladder.analysis import LadderResult, analyse
+from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
 from jaxpto.free_energy.ladder.output import write_ladder
-from jaxpto.free_energy.sampling import sweep_settings
+from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.md.sweep_run import run_sweep
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.perovskite.measurements import crystal_measurements
@@ -29,11 +29,11 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     """Run the sweep (or go on with it), analyse it, write the output folder, and return what was found.
 
     Raises:
-        InputError: settings that cannot be used, or a sweep that is no ladder: temperatures that do not overlap, lost
-            replicas, too few samples; the sweep itself is kept.
+        InputError: settings that cannot be used, temperatures that do not overlap, lost replicas or too few samples; the
+            sweep itself is kept.
     """
     if len(config.temperatures) < 2:
-        raise InputError(f"--temperatures {len(config.temperatures)} value: a ladder needs at least two")
+        raise InputError(f"`temperatures` {len(config.temperatures)} value: a ladder needs at least two")
     cell = read_input(config.structure, "dynamics", format=config.format, species=config.species).atoms
     folder = config.out / "sweep"
     check_output_folder(config.out, resume=folder.exists())
@@ -48,7 +48,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     rows = summarize(finished.records, finished.unit, finished.equilibration)
     found = next(iter(transitions(rows)), None)
     bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None
-    result = analyse(samples, wanted, freedom, bracket=bracket, seed=config.seed)
+    result = analyse_ladder(samples, wanted, freedom, bracket=bracket, seed=config.seed)
     formula, units = cell.symbols.formula.reduce()
     flexible = config.ensemble == "npt"
     subject = Subject(formula.format("metal"), config.model, cells * units, atoms, flexible, finished.caveat)

@@ -1,4 +1,4 @@
-"""Umbrella windows turned into a free-energy landscape at each temperature, with error bars and the checks it needs."""
+"""Free-energy profiles with error bars from umbrella windows at each temperature, and the checks that they hold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import FEWEST
 from jaxpto.free_energy.ladder.analysis import LEAST_OVERLAP
-from jaxpto.free_energy.landau.landscape import (
-    Landscape,
+from jaxpto.free_energy.landau.profile import (
+    FreeEnergyProfile,
     curie_weiss,
-    landscape,
+    free_energy_profile,
     reduced_bias,
     umbrella_integration,
 )
@@ -56,7 +56,7 @@ class WindowSamples:
     Attributes:
         temperature: K.
         polarizations, volumes: for each window [n_k], C/m^2 and Angstrom^3 of the whole cell.
-        inefficiencies: [k] frames for each of them.
+        inefficiencies: [k] frames for each independent sample.
     """
 
     temperature: float
@@ -72,29 +72,29 @@ class WindowSamples:
 
 @dataclasses.dataclass(frozen=True)
 class TemperatureResult:
-    """What the windows at one temperature say.
+    """The profile at one temperature.
 
     Attributes:
-        samples: what it is made of.
+        samples: the samples behind it.
         values, errors: by MBAR, with bootstrap standard errors.
         overlap: [k, k] overlap matrix of the windows.
         integrated: [e] F at the bins' edges by umbrella integration, eV, zero at P = 0.
     """
 
     samples: WindowSamples
-    values: Landscape
-    errors: Landscape
+    values: FreeEnergyProfile
+    errors: FreeEnergyProfile
     overlap: Float[np.ndarray, "k k"]
     integrated: Float[np.ndarray, " e"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LandauResult:
-    """The landscapes at all temperatures.
+    """The profiles at all temperatures.
 
     Attributes:
-        windows: where it was sampled.
-        rows: one a temperature, ascending.
+        windows: where the polarization was sampled.
+        rows: one row for each temperature, ascending.
         curie_weiss, curie_weiss_errors: [2] a0 (J m / C^2 / K) and T0 (K), or None with a single temperature.
     """
 
@@ -117,8 +117,9 @@ def thinned(
 
     Args:
         temperature: K.
-        polarizations, volumes: of each window, of each of its runs, the series [frames] without equilibration.
-        windows: where the windows are.
+        polarizations, volumes: for each window and each of its runs the series [frames] without equilibration, C/m^2 and
+            Angstrom^3.
+        windows: the windows.
 
     Raises:
         InputError: a window with too few independent samples.
@@ -132,26 +133,28 @@ def thinned(
         if len(kept_p[-1]) < FEWEST:
             raise InputError(
                 f"{temperature:g} K, window at {center:.3g} C/m^2: {len(kept_p[-1])} independent samples, at least "
-                f"{FEWEST} are needed; take more --steps or --replicas"
+                f"{FEWEST} are needed; take more `steps` or `replicas`"
             )
     return WindowSamples(temperature, tuple(kept_p), tuple(kept_v), np.array(inefficiencies))
 
 
-def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0) -> LandauResult:
-    """Landscapes at all temperatures, with errors by bootstrap over the samples of each window.
+def analyse_windows(
+    sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0
+) -> LandauResult:
+    """Profiles at all temperatures, with errors by bootstrap over the samples of each window.
 
     Args:
-        sampled: one a temperature, ascending.
-        windows: the same at all of them.
-        resamplings: of the bootstrap.
-        seed: of the bootstrap.
+        sampled: samples at each temperature, ascending.
+        windows: the windows, the same at all temperatures.
+        resamplings: number of bootstrap resamplings.
+        seed: seed of the bootstrap.
 
     Raises:
         InputError: neighbouring windows do not overlap, or the lowest point lies at the end of the range.
     """
     generator = np.random.default_rng(seed)
     with jax.enable_x64(True):
-        trusts = [check_overlap(samples, windows) for samples in sampled]
+        trusts = [check_window_overlap(samples, windows) for samples in sampled]
         rows = [
             _temperature(samples, windows, overlap, generator, resamplings)
             for samples, overlap in zip(sampled, trusts, strict=True)
@@ -169,11 +172,11 @@ def analyse(sampled: list[WindowSamples], windows: Windows, *, resamplings: int 
     return LandauResult(windows, rows, law, spread)
 
 
-def check_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
-    """Overlap matrix of the windows; refuses those that hardly share configurations (in 64-bit mode).
+def check_window_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
+    """Overlap matrix of the windows; refuses those that hardly share configurations. Call it in 64-bit mode.
 
     Raises:
-        InputError: with the number of windows that would do.
+        InputError: the message names the number of windows that would do.
     """
     overlap = np.asarray(
         _overlap(
@@ -196,8 +199,8 @@ def check_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray,
     first, second = windows.centers[worst : worst + 2]
     raise InputError(
         f"{samples.temperature:g} K: the windows at {first:.3g} and {second:.3g} C/m^2 overlap by "
-        f"{shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; take --landau.windows {enough} with "
-        f"--landau.strength {windows.strength:.3g} in a new folder"
+        f"{shared[worst]:.2g}, at least {LEAST_OVERLAP:g} is needed; take `windows={enough}` with "
+        f"`strength={windows.strength:.3g}` in a new folder"
     )
 
 
@@ -228,9 +231,9 @@ def _temperature(
     ends = np.cumsum(samples.counts).astype(int)
     starts = np.concatenate([[0], ends[:-1]])
 
-    def one(both: tuple[Float[Array, " n"], Float[Array, " n"]]) -> Landscape:
+    def one(both: tuple[Float[Array, " n"], Float[Array, " n"]]) -> FreeEnergyProfile:
         shape = (counts, centers, strength, kT, jnp.asarray(windows.edges))
-        return landscape(*both, *shape, symmetric=windows.symmetric)
+        return free_energy_profile(*both, *shape, symmetric=windows.symmetric)
 
     chosen = np.stack(
         [
@@ -278,7 +281,7 @@ def _check_range(row: TemperatureResult, windows: Windows) -> None:
     """Refuse a profile whose lowest point is its last.
 
     Raises:
-        InputError: with the range that would do.
+        InputError: the message names the range that would do.
     """
     last = max(abs(windows.centers[0]), abs(windows.centers[-1]))
     if row.values.spontaneous < 0.97 * last:
@@ -286,5 +289,5 @@ def _check_range(row: TemperatureResult, windows: Windows) -> None:
     low = windows.centers[0] if windows.symmetric else -1.3 * last
     raise InputError(
         f"{row.samples.temperature:g} K: the free energy is lowest at the end of the range, {last:g} C/m^2; "
-        f"take --landau.range {low:g} {1.3 * last:.2g} in a new folder"
+        f"take `range=({low:g}, {1.3 * last:.2g})` in a new folder"
     )

@@ -1,4 +1,4 @@
-"""The figure of a landscape: profiles at all temperatures, and what they say against temperature."""
+"""The figure: profiles at all temperatures, and P_s, barrier and Landau coefficients against temperature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpto.free_energy.landau.analysis import LandauResult, TemperatureResult
-from jaxpto.free_energy.landau.landscape import JOULE_PER_CUBIC_METRE, landau_energy, landau_well
+from jaxpto.free_energy.landau.profile import JOULE_PER_CUBIC_METRE, landau_energy, landau_well
 from jaxpto.perovskite.literature import LandauCoefficients
 from jaxpto.reporting.columns import TEMPERATURE, Column, Row
 from jaxpto.reporting.panels import bars

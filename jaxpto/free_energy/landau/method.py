@@ -14,20 +14,21 @@ from rich.console import Console
 from jaxpto.console.command import configure_devices
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig, LandauOptions
-from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamples, analyse, thinned
+from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamples, analyse_windows, thinned
 from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
-from jaxpto.free_energy.sampling import sweep_settings
+from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.integrators.state import Integrator
 from jaxpto.md.config import check
 from jaxpto.md.preparation import Setup, prepare
 from jaxpto.md.sweep_run import simulate
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.observables.observable import general_observables
 from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
-from jaxpto.potential import EvaluateFn
+from jaxpto.platform import local_devices
 from jaxpto.reporting.provenance import provenance
 from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.reporting.subject import Subject
@@ -46,7 +47,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
         InputError: settings that cannot be used, a structure without polarization, or windows that do not overlap or
             were sampled too little; what was simulated is kept.
     """
-    check_options(config.landau)
+    check_landau(config.landau)
     folder = config.out / "windows"
     check_output_folder(config.out, resume=folder.exists())
     sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
@@ -61,7 +62,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     windows = choose_windows(config.landau, min(config.temperatures), units)
     setup = window_setup(config, plain, topology, windows)
     formula = atoms.symbols.formula.reduce()[0].format("metal")
-    devices = jax.local_devices()
+    devices = local_devices()
     plan = (
         f"{formula}, {len(atoms)} atoms, {len(windows.centers)} windows from {windows.centers[0]:g} to "
         f"{windows.centers[-1]:g} C/m^2 with K = {windows.strength:.3g} eV/(C/m^2)^2, at {len(config.temperatures)} "
@@ -72,46 +73,44 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     simulate(setup, folder, console, told=(*plain.notes, plan), marks=marks)
     sampled = read_windows(folder, windows, config)
     console.print("MBAR and bootstrap ...")
-    result = analyse(sampled, windows, seed=config.seed)
+    result = analyse_windows(sampled, windows, seed=config.seed)
     flexible, caveat = config.ensemble == "npt", plain.batch.potential.caveat
     subject = Subject(formula, config.model, units, len(atoms), flexible, caveat)
     write_landau(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
 
 
-def check_options(options: LandauOptions) -> None:
-    """Refuse windows that cannot be.
+def check_landau(options: LandauOptions) -> None:
+    """Refuse impossible windows.
 
     Raises:
         InputError: one line with the value, the limit and the remedy.
     """
     low, high = options.range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"--landau.range {low:g} {high:g}: give the lowest and the highest centre in C/m^2")
+        raise InputError(f"`range=({low:g}, {high:g})`: give the lowest and the highest centre in C/m^2")
     if options.symmetric and low != 0.0:
-        raise InputError(
-            f"--landau.range {low:g} {high:g}: starts at 0 where F(P) = F(-P) is used; add --landau.no-symmetric"
-        )
+        raise InputError(f"`range=({low:g}, {high:g})`: starts at 0 where F(P) = F(-P) is used; add `symmetric=False`")
     if not options.symmetric and not low < 0.0 < high:
-        raise InputError(f"--landau.range {low:g} {high:g}: must hold P = 0 within, where the barrier is")
+        raise InputError(f"`range=({low:g}, {high:g})`: must hold P = 0 within, where the barrier is")
     if options.windows is not None and options.windows < 4:
-        raise InputError(f"--landau.windows {options.windows}: at least 4 are needed, 16 are usual")
+        raise InputError(f"`windows={options.windows}`: at least 4 are needed, 16 are usual")
     if options.strength is not None and not (math.isfinite(options.strength) and options.strength > 0.0):
-        raise InputError(f"--landau.strength {options.strength:g}: must be above 0 eV/(C/m^2)^2")
+        raise InputError(f"`strength={options.strength:g}`: must be above 0 eV/(C/m^2)^2")
     if options.transverse is not None and not (math.isfinite(options.transverse) and options.transverse >= 0.0):
-        raise InputError(f"--landau.transverse {options.transverse:g}: must be 0 (free) or above, in eV/(C/m^2)^2")
+        raise InputError(f"`transverse={options.transverse:g}`: must be 0 (free) or above, in eV/(C/m^2)^2")
 
 
 def choose_windows(options: LandauOptions, coldest: float, units: int) -> Windows:
     """Centres and strength from the options, or such that neighbouring windows overlap at the lowest temperature.
 
     Args:
-        options: checked.
+        options: options that `check_landau` accepts.
         coldest: lowest temperature, K.
-        units: formula units in the cell; what the bias must outweigh grows with it, so windows grow with its root.
+        units: formula units in the cell; the barrier grows with it, and the number of windows with its root.
 
     Raises:
-        InputError: the bias alone holds neighbouring windows apart.
+        InputError: the bias is so strong that neighbouring windows cannot overlap.
     """
     low, high = options.range
     share = 1.0 if options.symmetric else 2.0
@@ -123,15 +122,15 @@ def choose_windows(options: LandauOptions, coldest: float, units: int) -> Window
     if apart > 4.0:
         enough = 1 + math.ceil((number - 1) * apart / 2.0)
         raise InputError(
-            f"--landau.strength {strength:g}: {number} windows are {apart:.1f} widths of the bias apart at "
-            f"{coldest:g} K, at most 4 will do; take --landau.windows {enough}, or a strength of "
+            f"`strength={strength:g}`: {number} windows are {apart:.1f} widths of the bias apart at "
+            f"{coldest:g} K, at most 4 will do; take `windows={enough}`, or a strength of "
             f"{kT * (SPACING / spacing) ** 2:.3g}"
         )
     return Windows(np.linspace(low, high, number), strength, options.symmetric)
 
 
 def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationTopology, windows: Windows) -> Setup:
-    """The batch: at each temperature every window, each as often as --replicas says, started near its centre."""
+    """The batch: at each temperature every window, each as often as `replicas` says, started near its centre."""
     number = len(windows.centers) * config.replicas
     sweep = dataclasses.replace(plain.config, replicas=number)
     setup = prepare(sweep, crystal_measurements)  # a chunk of as many replicas has fewer steps
@@ -180,7 +179,7 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
             if record.status != "ok" or record.polarization is None:
                 raise InputError(
                     f"{kelvin:g} K, window at {windows.centers[window]:.3g} C/m^2: {record.status} ({record.reason}); "
-                    "leave this temperature out, or take a shorter --landau.range"
+                    "leave this temperature out, or take a shorter `range`"
                 )
             first = math.ceil(config.equilibration * len(record.polarization))
             # the bias holds P along z of the laboratory

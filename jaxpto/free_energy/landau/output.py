@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.landau.analysis import LandauResult, TemperatureResult
 from jaxpto.free_energy.landau.figure import landau_figure
 from jaxpto.perovskite.literature import LANDAU, LandauCoefficients
@@ -68,6 +69,7 @@ def write_landau(
         pictures={FIGURE: picture(landau_figure(result, subject, COLUMNS[1:6], rows, known), CAPTION)},
         settings=settings,
         caveat=subject.caveat,
+        options=FreeEnergyConfig,
     )
     write_result(out, document, console)
     write_csv(out / "profiles.csv", [point for row in result.rows for point in _points(row, result, subject)])
@@ -139,7 +141,7 @@ def _sentences(
     if few:
         sentences.append(
             f"At {few} K the Landau polynomial misses the profile by more than kT of the "
-            "cell: P_s and barrier come from a longer one and hold; the coefficients depend on --landau.range."
+            "cell: P_s and barrier come from a longer one and hold; the coefficients depend on `range`."
         )
     return sentences
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Layout, Neighbors, build
 from jaxpto.perovskite.polarization import PolarizationTopology, polarization
-from jaxpto.potential import EvaluateFn, Prediction
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import COULOMB_PER_SQUARE_METRE
 
@@ -46,7 +46,7 @@ def bias_energy(umbrella: Umbrella, system: System, topology: PolarizationTopolo
     return 0.5 * jnp.sum(umbrella.strength * away**2)
 
 
-def predict(energy: Callable[[System], Float[Array, ""]], system: System) -> Prediction:
+def prediction_from_energy(energy: Callable[[System], Float[Array, ""]], system: System) -> Prediction:
     """Energy, forces and stress that follow from any energy function of positions and cell, by one backward pass.
 
     Forces are -dU/dr; the stress is the symmetric derivative (1/V) dU/de at e = 0, with r -> r (1 + e), h -> h (1 + e).
@@ -70,14 +70,14 @@ def biased(evaluate: EvaluateFn, topology: PolarizationTopology) -> Callable[[Um
     """The evaluate function with a bias on top, for `integrators.parametrised`: (umbrella, system, neighbors)."""
 
     def evaluate_biased(umbrella: Umbrella, system: System, neighbors: Neighbors) -> Prediction:
-        bias = predict(lambda moved: bias_energy(umbrella, moved, topology), system)
+        bias = prediction_from_energy(lambda moved: bias_energy(umbrella, moved, topology), system)
         return jax.tree.map(jnp.add, evaluate(system, neighbors), bias)
 
     return evaluate_biased
 
 
 def displaced(system: System, topology: PolarizationTopology, target: Float[Array, 3]) -> System:
-    """One system whose atoms are moved, in its present cell, by the least sum of squares that makes P the target.
+    """The system with its atoms moved by the least squares that give it the target polarization at its cell.
 
     d_i = Z_i^T m with the vector m that gives the wanted change of the dipole, sum_i Z_i Z_i^T m = V (P0 - P).
 
@@ -91,16 +91,16 @@ def displaced(system: System, topology: PolarizationTopology, target: Float[Arra
 
 
 def settled(evaluate: EvaluateFn, system: System, topology: PolarizationTopology, layout: Layout) -> System:
-    """One system after a short descent in energy at its present cell and polarization: no longer strained.
+    """The system after a short descent in energy at fixed cell and polarization.
 
-    A start may lie some eV above the valley of its polarization, and dynamics would make heat of that. The steps follow
-    the forces less their part along the charges, which leaves the dipole as it is.
+    A start may lie some eV above the lowest energy at its polarization, and dynamics would turn that into heat. The
+    steps follow the forces without their part along the charges, so that the dipole stays as it is.
 
     Args:
-        evaluate: without bias.
+        evaluate: energy, forces and stress without the bias.
         system: one system with unwrapped positions.
         topology: Born charges.
-        layout: of the neighbour lists; edges that have no room are left out, which a mere start can bear.
+        layout: sizes of the neighbour lists; edges without room are left out, which does no harm to a start.
     """
 
     def step(_: Array, moved: System) -> System:

@@ -2,7 +2,8 @@
 
     G(T, p) = min_x [E(x) + F(T; x) + p V(x)],
 
-x the strain (and, if wanted, the internal coordinates), E the static energy, F that of the vibrations about x. dF/dx
+x is the strain (with internal = full also the internal coordinates), E the static energy, F the free energy of the
+vibrations about x. dF/dx
 goes through the force constants, by third derivatives of the energy. Internal coordinates y are treated in one of two
 ways (Allan, Barron & Bruno, J. Chem. Phys. 105, 8300 (1996)):
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -28,15 +30,15 @@ from jaxtyping import Array, Float
 
 from jaxpto.free_energy.estimators.spectral import ModeFunction, frequencies
 from jaxpto.free_energy.harmonic.vibrations import (
-    Crystal,
+    VibratingCrystal,
     crystal_constants,
     dynamical_matrices,
-    free_energy,
     supercell_system,
     unit_system,
+    vibrational_free_energy,
     without_translations,
 )
-from jaxpto.neighbors import Layout, build
+from jaxpto.neighbors import Layout, build, grow, grow_until_it_fits
 from jaxpto.potential import Potential
 from jaxpto.system import System
 
@@ -48,12 +50,12 @@ REGROWS = 5
 
 
 class UnstableError(RuntimeError):
-    """A crystal that has no vibrational free energy, or no minimum of it; the message says why, in words."""
+    """Raised for a crystal without a vibrational free energy or a minimum of it; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Landscape:
-    """What is minimised, and over which coordinates.
+    """The free energy that is minimised, and its coordinates.
 
     Attributes:
         potential: conservative, parameters in double precision.
@@ -61,14 +63,14 @@ class Landscape:
         function: free energy of one mode.
         pressure: eV/Angstrom^3.
         internal: how internal coordinates are treated.
-        cell: [3, 3] of the primitive cell at zero strain, Angstrom.
-        places: [p, 3] fractional coordinates there.
+        cell: [3, 3] primitive cell at zero strain, Angstrom.
+        places: [p, 3] fractional coordinates at zero strain.
         strains: [k, 3, 3] basis of the strain.
         shifts: [m, p, 3] basis of the internal coordinates.
     """
 
     potential: Potential
-    crystal: Crystal
+    crystal: VibratingCrystal
     function: ModeFunction
     pressure: float
     internal: Internal
@@ -83,7 +85,7 @@ class Landscape:
         return len(self.strains) + (len(self.shifts) if self.internal == "full" else 0)
 
     def cell_at(self, x: Float[np.ndarray, " k"]) -> Float[np.ndarray, "3 3"]:
-        """Cell h (1 + strain) at coordinates of which the first are those of the strain."""
+        """Cell h (1 + strain), Angstrom; the first coordinates are those of the strain."""
         return self.cell @ (np.eye(3) + np.tensordot(x[: len(self.strains)], self.strains, 1))
 
     def places_at(self, y: Float[np.ndarray, " m"]) -> Float[np.ndarray, "p 3"]:
@@ -97,7 +99,7 @@ class Point:
 
     Attributes:
         x: coordinates.
-        y: internal coordinates, those in x or those that follow from it.
+        y: [m] internal coordinates, part of x or following from it.
         cell: [3, 3] Angstrom.
         static, vibrational, gibbs: E, F and E + F + p V, eV.
         entropy, heat_capacity: at fixed x, eV/K.
@@ -118,20 +120,12 @@ class Point:
     thermal_stress: Float[np.ndarray, "3 3"]
 
 
-@dataclasses.dataclass
-class _Layouts:
-    """Neighbour layouts that have been large enough so far."""
-
-    static: Layout | None = None
-    super: Layout | None = None
-
-
 class Evaluator:
     """Evaluates a landscape; keeps neighbour layouts between calls, and regrows them. Use it in 64-bit mode."""
 
     def __init__(self, landscape: Landscape) -> None:
         self.landscape = landscape
-        self._layouts = _Layouts()
+        self._layouts: dict[int, Layout] = {}  # by the number of atoms
 
     def __call__(
         self,
@@ -144,10 +138,10 @@ class Evaluator:
         """The point at x.
 
         Args:
-            x: coordinates.
-            y: internal coordinates to start from with zsisa; not used otherwise.
+            x: [k] coordinates.
+            y: [m] internal coordinates to start from with zsisa; not used otherwise.
             temperature: K.
-            entropy_gradient: whether dS/dx is wanted too, for as much time again.
+            entropy_gradient: compute dS/dx too, which takes as long again.
 
         Raises:
             UnstableError: imaginary modes, or no static equilibrium of the internal coordinates.
@@ -213,16 +207,12 @@ class Evaluator:
     def _static(self, cell: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         terrain = self.landscape
         place = jnp.asarray(cell), jnp.asarray(terrain.places_at(y))
-        for regrown in range(REGROWS):
-            layout = self._layouts.static
-            if layout is None:
-                layout = _room(terrain.potential, unit_system(terrain.crystal, *place), regrown)
-            shifts = jnp.asarray(terrain.shifts)
-            found = jax.device_get(_static(terrain.potential, terrain.crystal, *place, shifts, layout=layout))
-            self._layouts.static = None if found["overflow"] else layout
-            if not found["overflow"]:
-                return found
-        raise RuntimeError("the neighbour list of the cell still overflows; check the structure's density")
+        shifts = jnp.asarray(terrain.shifts)
+
+        def compute(layout: Layout) -> dict[str, np.ndarray]:
+            return jax.device_get(_static(terrain.potential, terrain.crystal, *place, shifts, layout=layout))
+
+        return self._with_room(compute, unit_system(terrain.crystal, *place))
 
     def _vibrations(
         self, cell: np.ndarray, y: np.ndarray, temperature: float, mixture: tuple[float, float]
@@ -230,17 +220,12 @@ class Evaluator:
         terrain = self.landscape
         place = jnp.asarray(cell), jnp.asarray(terrain.places_at(y))
         state = jnp.asarray(temperature, float), jnp.asarray(mixture)
-        for regrown in range(REGROWS):
-            layout = self._layouts.super
-            if layout is None:
-                layout = _room(terrain.potential, supercell_system(terrain.crystal, *place), regrown)
+
+        def compute(layout: Layout) -> dict[str, np.ndarray]:
             fixed = {"function": terrain.function, "layout": layout}
-            found = jax.device_get(_vibrations(terrain.potential, terrain.crystal, *place, *state, **fixed))
-            self._layouts.super = None if found["overflow"] else layout
-            if not found["overflow"]:
-                break
-        else:
-            raise RuntimeError("the neighbour list of the supercell still overflows; check the structure's density")
+            return jax.device_get(_vibrations(terrain.potential, terrain.crystal, *place, *state, **fixed))
+
+        found = self._with_room(compute, supercell_system(terrain.crystal, *place))
         if found["lowest"].min() <= 0.0:
             worst = int(found["lowest"].argmin())
             raise UnstableError(
@@ -248,20 +233,30 @@ class Evaluator:
             )
         return found
 
+    def _with_room(self, compute: Callable[[Layout], dict[str, np.ndarray]], system: System) -> dict[str, np.ndarray]:
+        """What is computed of a system, by the layout that has been large enough so far for as many atoms."""
+        atoms = len(system.numbers)
+        layout = self._layouts.get(atoms) or self.landscape.potential.allocate([system], skin=0.0)
+        fitted = grow_until_it_fits(
+            compute,
+            layout,
+            overflowed=lambda found: bool(found["overflow"]),
+            enlarge=lambda layout, _: grow(layout, np.asarray(system.cell)),
+            enlargements=REGROWS,
+        )
+        self._layouts[atoms] = fitted.layout
+        return fitted.result
+
 
 def imaginary_text(frequency: float, point: Float[np.ndarray, "3"]) -> str:
     """Words for the worst of the imaginary modes: its frequency, THz, and wave vector."""
     return f"the mode at q = ({point[0]:.4g} {point[1]:.4g} {point[2]:.4g}) is imaginary ({abs(frequency):.3g}i THz)"
 
 
-def _room(potential: Potential, system: System, regrown: int) -> Layout:
-    return potential.allocate([system], skin=0.0, headroom=1.25 + 0.25 * regrown)
-
-
 @functools.partial(jax.jit, static_argnames="layout")
 def _static(
     potential: Potential,
-    crystal: Crystal,
+    crystal: VibratingCrystal,
     cell: Float[Array, "3 3"],
     places: Float[Array, "p 3"],
     shifts: Float[Array, "m p 3"],
@@ -288,7 +283,7 @@ def _static(
 @functools.partial(jax.jit, static_argnames=("function", "layout"))
 def _vibrations(
     potential: Potential,
-    crystal: Crystal,
+    crystal: VibratingCrystal,
     cell: Float[Array, "3 3"],
     places: Float[Array, "p 3"],
     temperature: Float[Array, ""],
@@ -307,7 +302,7 @@ def _vibrations(
         neighbors = build(jax.lax.stop_gradient(system), layout)
         matrices = dynamical_matrices(crystal, crystal_constants(potential, crystal, system, neighbors))
         energy, entropy, capacity = (
-            sign * free_energy(order, crystal, matrices, temperature)
+            sign * vibrational_free_energy(order, crystal, matrices, temperature)
             for sign, order in (
                 (1.0, function),
                 (-1.0, function.in_temperature),

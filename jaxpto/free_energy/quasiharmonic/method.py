@@ -15,10 +15,10 @@ from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.spectral import ModeFunction
-from jaxpto.free_energy.harmonic.method import check, prepare
+from jaxpto.free_energy.harmonic.method import check_harmonic, prepare_crystal
 from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Point
+from jaxpto.free_energy.quasiharmonic.minimum import Equilibrium, Lost, follow
 from jaxpto.free_energy.quasiharmonic.output import QuasiharmonicResult, write_quasiharmonic
-from jaxpto.free_energy.quasiharmonic.path import Equilibrium, Lost, follow
 from jaxpto.free_energy.quasiharmonic.symmetric_coordinates import internal_basis, strain_basis
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.files import write_json_atomic
@@ -37,20 +37,20 @@ def run_quasiharmonic(config: FreeEnergyConfig, console: Console) -> Quasiharmon
         InputError: settings, structure, model or output folder that cannot be used, or no minimum at any temperature.
     """
     with jax.enable_x64(True):
-        check(config)
+        check_harmonic(config)
         if config.harmonic.relax != "cell":
-            raise InputError(f"--harmonic.relax {config.harmonic.relax}: qha moves the cell; leave it at cell")
+            raise InputError(f"`harmonic.relax={config.harmonic.relax}`: qha moves the cell; leave it at cell")
         if config.harmonic.imaginary != "refuse":
             raise InputError(
-                f"--harmonic.imaginary {config.harmonic.imaginary}: a minimum over the cell needs every mode; with qha "
+                f"`imaginary={config.harmonic.imaginary}`: a minimum over the cell needs every mode; with qha "
                 "leave it at refuse"
             )
-        prepared = prepare(config, console)
+        prepared = prepare_crystal(config, console)
         potential, primitive = prepared.calculator.potential, prepared.phonon.primitive
         if not potential.conservative:
             raise InputError(
                 f"model {potential.name}: its forces are not derivatives of its energy, so no gradient leads to the "
-                "minimum of a free energy; use a conservative model, or --method harmonic"
+                "minimum of a free energy; use a conservative model, or `method=harmonic`"
             )
         symmetry = prepared.phonon.primitive_symmetry
         landscape = Landscape(
@@ -67,8 +67,8 @@ def run_quasiharmonic(config: FreeEnergyConfig, console: Console) -> Quasiharmon
         found, lost = _follow(config, landscape, fingerprint(potential), console)
     if lost is not None and not found:
         raise InputError(
-            f"no minimum at {lost.first:g} K{_bracket(lost)}: {lost.reason}; give lower --temperatures, another phase "
-            "or a larger --supercell"
+            f"no minimum at {lost.first:g} K{_bracket(lost)}: {lost.reason}; give lower `temperatures`, another phase "
+            "or a larger `supercell`"
         )
     unit_from_primitive = np.linalg.inv(prepared.phonon.primitive_matrix).T
     result = QuasiharmonicResult(
@@ -125,7 +125,7 @@ def _read(out: Path, settings: dict[str, Any]) -> dict[float, Equilibrium]:
         stored, points = document["settings"], document["points"]
         found = [_equilibrium(point) for point in points]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out / STORE} cannot be read ({error}); name a new --out folder") from error
+        raise InputError(f"{out / STORE} cannot be read ({error}); name a new `out` folder") from error
     for name in dict.fromkeys([*settings, *stored]):
         before, now = stored.get(name), settings.get(name)
         same = before == now
@@ -133,7 +133,7 @@ def _read(out: Path, settings: dict[str, Any]) -> dict[float, Equilibrium]:
             before, now = np.array(before, float), np.array(now, float)
             same = before.shape == now.shape and np.allclose(before, now, atol=1e-5)
         if not same:
-            raise InputError(f"--out {out} holds minima found with another {name}; name a new folder")
+            raise InputError(f"`out={out}` holds minima found with another {name}; name a new folder")
     return {minimum.temperature: minimum for minimum in found}
 
 

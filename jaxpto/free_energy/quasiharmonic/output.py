@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxpto.free_energy.harmonic.output import FIGURE, Treatment, about_vibrations
-from jaxpto.free_energy.quasiharmonic.path import Equilibrium, Lost
+from jaxpto.free_energy.quasiharmonic.minimum import Equilibrium, Lost
 from jaxpto.reporting.columns import TEMPERATURE, Column, Row
 from jaxpto.reporting.panels import dulong_petit, four_panels
 from jaxpto.reporting.result import Result, write_result

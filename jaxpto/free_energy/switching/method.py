@@ -21,22 +21,23 @@ from jaxpto.console.command import configure_devices
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.sampling import sweep_settings
+from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.free_energy.switching.analysis import (
-    Crystal,
     Sites,
+    SwitchedCrystal,
     analyse_scaling,
     analyse_switches,
     sites_of,
 )
+from jaxpto.free_energy.switching.einstein_crystal import einstein_displacements
 from jaxpto.free_energy.switching.output import SwitchingResult, write_switching
-from jaxpto.free_energy.switching.paths import einstein_displacements
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.stored_run import trajectory_paths
 from jaxpto.md.sweep_run import run_sweep
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.models.catalogue import check_supports, load_potential
+from jaxpto.models.catalogue import load_potential
+from jaxpto.models.suitability import check_supports
 from jaxpto.observables.statistics import estimate
 from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.perovskite.measurements import crystal_measurements
@@ -96,7 +97,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
         if record.status != "ok":
             raise InputError(
                 f"{record.temperature_K:g} K: replica {record.replica} is {record.status} ({record.reason}); "
-                "leave this temperature out of --temperatures"
+                "leave this temperature out of `temperatures`"
             )
     paths = trajectory_paths(Path(sweep.out), [kelvin for kelvin in kelvins for _ in range(config.replicas)])
     own = [slice(t * config.replicas, (t + 1) * config.replicas) for t in range(len(kelvins))]
@@ -104,7 +105,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
         sites_of(map(partial(_frames, config.equilibration), paths[mine]), atoms.positions, masses, len(cell), kelvin)
         for mine, kelvin in zip(own, kelvins, strict=True)
     ]
-    crystal = Crystal(
+    crystal = SwitchedCrystal(
         masses,
         atoms.get_volume(),
         math.prod(config.repeats) * _translations(cell),
@@ -140,16 +141,16 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
 
 def _check(config: FreeEnergyConfig) -> None:
     if config.ensemble != "nvt":
-        raise InputError(f"--ensemble {config.ensemble}: switching is done at fixed cell; give --ensemble nvt")
+        raise InputError(f"`ensemble={config.ensemble}`: switching is done at fixed cell; give `ensemble=nvt`")
     if config.replicas < 2:
         raise InputError(
-            f"--replicas {config.replicas}: errors come from independent switches; give at least 2, better 8"
+            f"`replicas={config.replicas}`: errors come from independent switches; give at least 2, better 8"
         )
     if config.switching.scaling and len(config.temperatures) < 2:
-        raise InputError(f"--temperatures {len(config.temperatures)} value: scaling needs at least two")
+        raise InputError(f"`temperatures` {len(config.temperatures)} value: scaling needs at least two")
     held = math.ceil(config.equilibration * config.steps)
     if config.steps - held < SLICES:
-        raise InputError(f"--steps {config.steps}: {config.steps - held} of switching, at least {SLICES} are needed")
+        raise InputError(f"`steps={config.steps}`: {config.steps - held} of switching, at least {SLICES} are needed")
 
 
 def _protocol(config: FreeEnergyConfig) -> Protocol:
@@ -177,7 +178,7 @@ def _relaxed(config: FreeEnergyConfig, start: ase.Atoms, potential: Potential, c
     origin = f"relaxed from {source.hexdigest()[:16]}"
     if path.exists():
         if read_structure(path).info.get("comment") != origin:
-            raise InputError(f"{path} is that of another structure or model; name a new --out")
+            raise InputError(f"{path} is that of another structure or model; name a new `out`")
         return path
     with StatusLine(console, "relaxing positions and cell ...", config.model) as line:
         relaxed = relax_with_ase(
@@ -187,7 +188,7 @@ def _relaxed(config: FreeEnergyConfig, start: ase.Atoms, potential: Potential, c
             on_step=lambda step, residual: line.update(f"step {step}, {residual:.1e} eV/A"),
         )
     if not relaxed.converged:
-        raise InputError(f"--switching.relax cell: not converged ({relaxed.reason}); relax with python -m jaxpto.relax")
+        raise InputError(f"`switching.relax=cell`: not converged ({relaxed.reason}); relax with python -m jaxpto.relax")
     relaxed.atoms.info["comment"] = origin
     write_frames([relaxed.atoms], path)
     return path
@@ -202,7 +203,7 @@ def _translations(cell: ase.Atoms) -> int:
     return int((found["rotations"] == np.eye(3, dtype=int)).all(axis=(1, 2)).sum())
 
 
-def _lanes(config: FreeEnergyConfig, kelvins: list[float], sites: list[Sites], crystal: Crystal) -> Lanes:
+def _lanes(config: FreeEnergyConfig, kelvins: list[float], sites: list[Sites], crystal: SwitchedCrystal) -> Lanes:
     """For each temperature the replicas that go to the Einstein crystal and those that come back, then scaling."""
     number = config.replicas
     pairs = [(place, kelvin, 0.0) for place, kelvin in zip(sites, kelvins, strict=True)]

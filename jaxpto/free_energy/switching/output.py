@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from jaxpto.free_energy.switching.analysis import Crystal, Scaled, Switched, agreement, at_temperatures
-from jaxpto.free_energy.switching.paths import PLANCK
+from jaxpto.free_energy.config import FreeEnergyConfig
+from jaxpto.free_energy.switching.analysis import Scaled, Switched, SwitchedCrystal, agreement, at_temperatures
+from jaxpto.free_energy.switching.einstein_crystal import PLANCK
 from jaxpto.reporting.columns import TEMPERATURE, Column, measured, uncertain
 from jaxpto.reporting.result import Result, write_result
 from jaxpto.reporting.sections import ResultTable, picture
@@ -53,7 +54,7 @@ def write_switching(
     result: SwitchingResult,
     wanted: Float[np.ndarray, " t"],
     subject: Subject,
-    crystal: Crystal,
+    crystal: SwitchedCrystal,
     out: Path,
     settings: Mapping[str, Any],
     console: Console,
@@ -70,7 +71,7 @@ def write_switching(
         console: where the table goes.
     """
     scaled = result.scaled
-    headline, *remarks = _sentences(result.switched, scaled, subject, crystal)
+    headline, *remarks = _sentences(result, subject, crystal)
     document = Result(
         title=f"Free energy of {subject.name}",
         headline=headline,
@@ -88,6 +89,7 @@ def write_switching(
         pictures={FIGURE: picture(switching_figure(result.switched, scaled, subject), CAPTION)},
         settings=settings,
         caveat=subject.caveat,
+        options=FreeEnergyConfig,
     )
     write_result(out, document, console)
 
@@ -186,7 +188,7 @@ def _mean(works: Float[np.ndarray, " r"] | None) -> tuple[float, float]:
     return float(works.mean()), float(works.std(ddof=1) / math.sqrt(len(works)))
 
 
-def _switches(one: Switched, crystal: Crystal) -> dict[str, Any]:
+def _switches(one: Switched, crystal: SwitchedCrystal) -> dict[str, Any]:
     """Everything about the switches at one temperature, of the whole cell in eV."""
     kT = BOLTZMANN * one.temperature
     thermal = PLANCK / math.sqrt(2.0 * math.pi * float(crystal.masses.sum()) * kT)
@@ -212,13 +214,13 @@ def _columns(scaled: Scaled | None) -> tuple[Column, ...]:
     )
 
 
-def _sentences(switched: list[Switched], scaled: Scaled | None, subject: Subject, crystal: Crystal) -> list[str]:
-    first = switched[0]
+def _sentences(result: SwitchingResult, subject: Subject, crystal: SwitchedCrystal) -> list[str]:
+    switched, scaled, first = result.switched, result.scaled, result.switched[0]
     value = uncertain(first.free_energy / subject.units, first.error / subject.units)
     dissipations = [one.dissipation / (BOLTZMANN * one.temperature) for one in switched]
     gaps = [abs(one.bar - one.free_energy) for one in switched]
     centre = 1000.0 * _switches(first, crystal)["centre_of_mass"] / subject.atoms
-    fast = "; take more --steps" if max(dissipations) > LARGE_DISSIPATION else ""
+    fast = "; take more `steps`" if max(dissipations) > LARGE_DISSIPATION else ""
     sentences = [
         f"{subject.name}: F = {value} eV per formula unit at {first.temperature:g} K, absolute.",
         f"One way dissipates {max(dissipations):.2g} kT of the whole cell at most{fast}; half the difference of the "

@@ -1,4 +1,4 @@
-"""Switches of many replicas as one batch: set-up, the stored run that can be continued, the works that come out."""
+"""Switches of many replicas as one batch: set-up, a stored run that can be continued, and the works."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
 from jaxpto.md.progress import duration
 from jaxpto.md.stored_run import StoredRun, advance
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.observables.observable import Sample
-from jaxpto.potential import EvaluateFn, Potential
+from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.system import defining_arrays, from_ase
@@ -45,7 +46,7 @@ class Protocol:
         friction: 1/fs.
         hold: steps at the first weights.
         length: steps of switching, a multiple of `slices`.
-        slices: in which the work is recorded.
+        slices: number of parts in which the work is recorded.
     """
 
     timestep: float
@@ -71,7 +72,7 @@ class Lanes:
     """The replicas of a batch.
 
     Attributes:
-        temperatures: [l] of the thermostat, K.
+        temperatures: [l] target temperatures, K.
         starts: [l, n, 3] positions to begin from, Angstrom.
         sites: [l, n, 3] where springs hold the atoms, Angstrom.
         springs: [l, n] eV/Angstrom^2.
@@ -99,7 +100,7 @@ def run_lanes(
         atoms: the perfect crystal; its cell is that of all replicas.
         lanes: the batch.
         protocol: how it is switched.
-        seed: of velocities and noise.
+        seed: seed of velocities and noise.
         folder: for checkpoints and, in the end, work.json.
         console: for the status line.
 
@@ -122,8 +123,8 @@ def run_lanes(
     for kelvin, reason in zip(lanes.temperatures, document["reasons"], strict=True):
         if reason:
             raise InputError(
-                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of --temperatures, or take a "
-                "shorter --timestep"
+                f"{kelvin:g} K: a switch was lost ({reason}); leave this temperature out of `temperatures`, or take a "
+                "shorter `timestep`"
             )
     return np.asarray(document["work"], np.float64)
 
@@ -231,4 +232,4 @@ def _identity(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Pr
 
 def _check_identity(stored: str, now: str, folder: Path) -> None:
     if stored != now:
-        raise InputError(f"{folder} holds switches with other settings; name a new --out")
+        raise InputError(f"{folder} holds switches with other settings; name a new `out`")
