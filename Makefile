@@ -8,7 +8,7 @@ OUT ?= runs/PbTiO3
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow campaign lint tables lock clean
+.PHONY: help sweep test test-fast test-slow campaign lint tables lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,11 +25,17 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 sweep: $(VENV)/.complete ## run the default temperature sweep of PbTiO3 into runs/PbTiO3 (continues it if it was interrupted)
 	@$(BIN)/python -m jaxpto.sweep --out $(OUT) $$(test -d $(OUT) && echo --resume)
 
+# The tests of a file share compiled programs, and so a process. tests/conftest.py has the longest files begin.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.complete lint ## lint, type-check and run the tests
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	@$(PYTEST)
+
+test-fast: $(VENV)/.complete ## the unit tests, for every commit (two minutes)
+	@$(PYTEST) -m 'not slow and not long'
 
 test-slow: $(VENV)/.complete ## the statistical tests as well (about an hour)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -q -m ''
+	@$(PYTEST) -m ''
 
 campaign: $(VENV)/.complete ## kill, signal, damage and starve runs for MINUTES=10 and report what did not hold
 	@$(BIN)/python -m benchmarks.campaign --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)

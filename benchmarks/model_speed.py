@@ -73,7 +73,7 @@ def run(config: Config) -> dict[str, Any]:
         systems.append(from_ase(image))
     layout = potential.allocate(systems, config.skin)
     one = systems[0]
-    found = jax.jit(neighbors.build, static_argnames="layout")(one, layout)
+    found = neighbors.build(one, layout)
     batch = stack(systems)
     batch_found = jax.jit(jax.vmap(lambda s: neighbors.build(s, layout)))(batch)
     cases: dict[str, tuple[Callable, tuple]] = {

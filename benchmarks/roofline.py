@@ -147,7 +147,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     system = from_ase(atoms, np.float32)
     # for perovskite as in a sweep
     layout = in_whole_vectors(potential.allocate([system], potential.usual_skin, headroom=1.05))
-    neighbors = jax.jit(build, static_argnames="layout")(system, layout=layout)
+    neighbors = build(system, layout)
 
     def compile_evaluate() -> Any:
         evaluate = jax.jit(lambda p, s, n: p.evaluate(s, n), compiler_options=WIDE)

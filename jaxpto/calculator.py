@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import ase
 import jax
@@ -16,12 +15,11 @@ from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
 from jaxpto.model_interface import Prediction, SiteModel
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, Neighbors, build, grow_until_it_fits, needs_rebuild
 from jaxpto.potential import Potential
 from jaxpto.system import System, check_atoms, check_cell, from_ase
-
-_build = jax.jit(build, static_argnames="layout")
 
 
 @jax.jit(compiler_options=WIDE)
@@ -74,7 +72,7 @@ class JaxptoCalculator(Calculator):
         self.dtype = np.dtype(dtype)
         with jax.enable_x64(True):
             potential = model if isinstance(model, Potential) else load_potential(model, self.dtype)
-            self.potential = potential.replace(params=jax.tree.map(self._cast, potential.params))  # ty: ignore[missing-attribute]
+            self.potential = potential.astype(self.dtype)
         self.skin = self.potential.usual_skin if skin is None else float(skin)
         if isinstance(potential.model, SiteModel):
             self.implemented_properties = [*self.implemented_properties, *potential.model.site_quantities]
@@ -108,6 +106,7 @@ class JaxptoCalculator(Calculator):
     def _predict(self, atoms: ase.Atoms) -> Prediction:
         if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
             check_known(self.potential, atoms)
+            probe(self.potential, atoms)
             if self._system is not None:
                 self._layout = None  # of other atoms
             self._system, self._neighbors = from_ase(atoms, np.float64), None
@@ -131,13 +130,9 @@ class JaxptoCalculator(Calculator):
             return self.potential.allocate([system], self.skin)
 
         return grow_until_it_fits(
-            lambda layout: _build(system, layout),
+            lambda layout: build(system, layout),
             layout or self.potential.allocate([system], self.skin),
             overflowed=lambda neighbors: bool(neighbors.overflow),
             enlarge=enlarge,
             enlargements=1,
         ).result
-
-    def _cast(self, leaf: Any) -> jax.Array:
-        array = np.asarray(leaf)
-        return jnp.asarray(array, self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)

@@ -6,6 +6,11 @@ import pathlib
 import signal
 from collections.abc import Iterator
 
+# Also for the processes that tests start. What the environment says stands.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxpto/xla-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the threads of small matrices wait by spinning
+
 import pytest
 from jaxtyping import install_import_hook
 
@@ -13,12 +18,12 @@ install_import_hook("jaxpto", "beartype.beartype")
 
 import ase  # noqa: E402
 import jax  # noqa: E402
+from crystals import four_species  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxpto/xla-tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+gc.set_threshold(50_000)  # as commands do: tracing makes many objects and no garbage
 
 # In the background of a shell, or under nohup, a suite starts with these ignored; tests of interrupts need them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,10 +32,41 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 
 
+LONGEST = (
+    "parallel", "dynamics", "notebooks", "ensembles", "models", "perovskite", "chgnet", "orb", "mace", "deepmd",
+    "sevennet", "harmonic", "landau", "train", "docs", "phonons", "m3gnet", "switching", "matching", "gptff",
+    "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
+    "model_check", "relax", "thermodynamics", "reweighting", "switching_argon", "programs", "checkpoint",
+)  # fmt: skip
+"""Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
+
+
+def _rank(item: pytest.Item) -> int:
+    name = item.path.stem.removeprefix("test_")
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that the last ones to run are short; their tests are marked long."""
+    items.sort(key=_rank)
+    for item in items:
+        if _rank(item) < len(LONGEST):
+            item.add_marker("long")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_file() -> Iterator[None]:
-    """Frees compiled programs after each file: each takes many memory maps, of which a process may have 65,530."""
-    yield
+def _programs_of_one_file(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How the programs of a file are compiled; frees them afterwards.
+
+    Most run a few times and are compiled quickly. Those of files marked `simulation` run for long, and with the slow
+    tests all programs are compiled as users compile them. Each takes many memory maps, of which a process may have
+    65,530.
+    """
+    quickly = "not slow" in request.config.option.markexpr and not request.node.get_closest_marker("simulation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(quickly))  # for the processes that tests start
+        jax.config.update("jax_disable_most_optimizations", quickly)
+        yield
     jax.clear_caches()
     gc.collect()
 
@@ -46,8 +82,4 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def crystal() -> ase.Atoms:
     """A triclinic, rattled five-atom cell, smaller than the cutoff, its species interleaved."""
-    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
-    cell = [[3.9, 0.1, 0.0], [0.2, 3.85, -0.1], [-0.1, 0.15, 4.2]]
-    atoms = ase.Atoms("PbOOSrTi", scaled_positions=places, cell=cell, pbc=True)
-    atoms.rattle(0.08, seed=5)
-    return atoms
+    return four_species()

@@ -7,7 +7,6 @@ import itertools
 
 import ase
 import ase.neighborlist
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +14,6 @@ from hypothesis import strategies as st
 
 from jaxpto.neighbors import Layout, Neighbors, allocate, build, grow
 from jaxpto.system import from_ase
-
-BUILD = jax.jit(build, static_argnames="layout")
 
 
 def random_atoms(seed: int, n: int, edge: float) -> ase.Atoms:
@@ -49,7 +46,7 @@ def as_sets(neighbors: Neighbors) -> tuple[set, dict[int, tuple], list[tuple[int
 
 
 def check(atoms: ase.Atoms, layout: Layout, reach: float) -> None:
-    neighbors = BUILD(from_ase(atoms, np.float64), layout)
+    neighbors = build(from_ase(atoms, np.float64), layout)
     assert not neighbors.overflow
     bonds, by_place, angles = as_sets(neighbors)
     i, j, shift = ase.neighborlist.neighbor_list("ijS", atoms, reach)
@@ -82,7 +79,7 @@ def test_larger_cell() -> None:
 
 def test_no_bond_at_all() -> None:
     atoms = ase.Atoms("He", cell=[9.0] * 3, pbc=True)
-    neighbors = BUILD(
+    neighbors = build(
         from_ase(atoms, np.float64), allocate([from_ase(atoms, np.float64)], 5.0, 0.3, packed=True, angle_cutoff=3.0)
     )
     assert as_sets(neighbors) == (set(), {}, [])
@@ -95,11 +92,11 @@ def test_too_small_a_capacity_is_flagged_and_grows(name: str) -> None:
     system = from_ase(atoms, np.float64)
     exact = allocate([system], 4.0, 0.3, packed=True, angle_cutoff=3.0, headroom=1.0)
     enough = dataclasses.replace(exact, **{name: getattr(exact, name) - 1})  # allocate leaves one place free
-    assert not BUILD(system, enough).overflow
+    assert not build(system, enough).overflow
     short = dataclasses.replace(exact, **{name: getattr(exact, name) - 2})
-    assert BUILD(system, short).overflow
+    assert build(system, short).overflow
     grown = grow(short, atoms.cell.array)
-    assert not BUILD(system, grown).overflow
+    assert not build(system, grown).overflow
     check(atoms, grown, 3.3)
 
 

@@ -99,8 +99,8 @@ def test_double_precision_needs_no_flag(noble):
 
 def test_neighbour_list_is_reused_and_rebuilt(noble, monkeypatch):
     built, allocated = [], []
-    real_build, real_allocate = calculator_module._build, Potential.allocate
-    monkeypatch.setattr(calculator_module, "_build", lambda *a, **k: built.append(1) or real_build(*a, **k))
+    real_build, real_allocate = calculator_module.build, Potential.allocate
+    monkeypatch.setattr(calculator_module, "build", lambda *a, **k: built.append(1) or real_build(*a, **k))
     monkeypatch.setattr(Potential, "allocate", lambda *a, **k: allocated.append(1) or real_allocate(*a, **k))
     atoms = triclinic()
     atoms.calc = JaxptoCalculator(noble, skin=0.5)
@@ -128,9 +128,9 @@ def test_other_elements_and_sizes_start_afresh(noble):
 
 
 def test_endless_overflow_is_an_error(noble, monkeypatch):
-    real_build = calculator_module._build
+    real_build = calculator_module.build
     monkeypatch.setattr(
-        calculator_module, "_build", lambda *a, **k: real_build(*a, **k).replace(overflow=jnp.asarray(True))
+        calculator_module, "build", lambda *a, **k: real_build(*a, **k).replace(overflow=jnp.asarray(True))
     )
     atoms = triclinic()
     atoms.calc = JaxptoCalculator(noble)

@@ -53,10 +53,11 @@ def make(
     )
 
 
-def begin(setup: preparation.Setup, headroom: float = 1.5):
+def begin(setup: preparation.Setup, headroom: float = 3.0):
+    """The start, with one capacity unless a test needs another, so that tests share programs."""
     system = from_ase(setup.atoms, np.float64)
     layout = setup.potential.allocate([system], 0.4, headroom)
-    return jax.jit(lambda: preparation.start(setup, layout))()
+    return preparation.begin(setup, layout)[:2]
 
 
 def go(setup: preparation.Setup, states, watch, devices=1) -> tuple[loop.Sample, list[loop.Chunk]]:
@@ -115,8 +116,7 @@ def test_a_batch_of_three_is_three_singles(reference):
 
 def test_two_devices_and_a_padded_batch_give_the_same(reference):
     setup, samples = reference
-    if len(jax.local_devices()) < 2:
-        pytest.skip("JAX was started with one CPU device; run the suite through pytest so that conftest sets two")
+    assert len(jax.local_devices()) == 2  # as conftest.py sets it
     spread, _ = go(setup, *begin(setup), devices=2)
     np.testing.assert_allclose(spread.positions, samples.positions, rtol=0, atol=1e-9)
     assert spread.valid.shape == samples.valid.shape
@@ -142,7 +142,7 @@ def spoil(states, replica: int, factor: float):
 @pytest.mark.parametrize(("factor", "reason"), [(8.0, {2, 3, 4}), (np.nan, {1})], ids=["exploding", "not finite"])
 def test_a_lost_replica_is_frozen_and_the_others_do_not_notice(reference, factor, reason):
     setup, _ = reference
-    states, watch = begin(setup, headroom=3.0)
+    states, watch = begin(setup)
     healthy, _ = go(setup, states, watch)
     lost, chunks = go(setup, spoil(states, 1, factor), watch)
     last = chunks[-1]
@@ -161,7 +161,7 @@ def test_a_lost_replica_is_frozen_and_the_others_do_not_notice(reference, factor
 def test_heat_makes_argon_melt():
     setup = make("nvt", temperatures=(20.0, 600.0), steps=1500, sample_every=50, per_chunk=30)
     setup = dataclasses.replace(setup, limits=loop.Limits(lindemann=0.3))
-    _, chunks = go(setup, *begin(setup, headroom=3.0))
+    _, chunks = go(setup, *begin(setup))
     assert np.asarray(chunks[-1].watch.alive).tolist() == [True, False]
     assert "molten" in setup.limits.describe(int(chunks[-1].watch.reason[1]))
 
@@ -178,7 +178,7 @@ def test_a_rigid_drift_is_not_melting():
 
 def test_overflow_is_redone_with_a_larger_list_and_the_same_numbers():
     setup = make(temperatures=(20.0, 80.0), steps=60, per_chunk=6)
-    roomy, _ = go(setup, *begin(setup, headroom=3.0))
+    roomy, _ = go(setup, *begin(setup))
     tight, chunks = go(setup, *begin(setup, headroom=1.0))
     assert sum(chunk.regrown for chunk in chunks) > 0, "the tight list never overflowed: nothing was tested"
     np.testing.assert_allclose(tight.positions, roomy.positions, rtol=0, atol=1e-8)
@@ -186,7 +186,7 @@ def test_overflow_is_redone_with_a_larger_list_and_the_same_numbers():
 
 def test_overflow_without_end_freezes_only_its_replica():
     setup = make(temperatures=(20.0, 30.0), steps=40)
-    states, watch = begin(setup)
+    states, watch = begin(setup, headroom=1.5)
     crushed = states.system.cell.at[1].multiply(0.35)
     inner = states.system.positions.at[1].multiply(0.35)
     states = states.replace(system=states.system.replace(cell=crushed, positions=inner))

@@ -37,6 +37,8 @@ from jaxpto.potential import Potential
 from jaxpto.system import System, to_ase
 from jaxpto.units import GIGAPASCAL
 
+pytestmark = pytest.mark.simulation
+
 ARGON = lennard_jones()
 MASKS = ["iso", "diag", "full"]
 TRICLINIC = np.array([[1.0, 0.2, -0.1], [0.1, 1.1, 0.3], [-0.2, 0.1, 0.9]])
@@ -99,7 +101,7 @@ def springs(replicas_of: int = 2) -> tuple[System, Potential, object]:
 def spring_displacements(crystal: System, potential: Potential, neighbors, kT: float, replicas: int) -> np.ndarray:
     """Displacements [replicas, n, 3] from the canonical distribution with the centre of geometry at rest."""
     energy = lambda x: potential.energy(crystal.replace(positions=x.reshape(-1, 3)), neighbors)  # noqa: E731
-    curvature = np.asarray(jax.hessian(energy)(crystal.positions.reshape(-1)))
+    curvature = np.asarray(jax.jit(jax.hessian(energy))(crystal.positions.reshape(-1)))
     values, vectors = np.linalg.eigh(curvature)
     assert np.abs(values[:3]).max() < 1e-10 < values[3]
     amplitudes = np.random.default_rng(2).normal(size=(replicas, len(values) - 3)) * np.sqrt(kT / values[3:])

@@ -352,7 +352,9 @@ def test_files(folder: pathlib.Path) -> None:
 
 def test_windows_hold_the_polarization(folder: pathlib.Path) -> None:
     """The mean polarizations rise with the centres and stay within the width of a window of them."""
-    for row in json.loads((folder / "landau.json").read_text())["windows"]:
+    rows = json.loads((folder / "landau.json").read_text())["windows"]
+    assert rows
+    for row in rows:
         means = np.array(row["mean_polarization_C_m-2"])
         assert (np.diff(means) > 0.0).all()
         assert np.abs(means - np.linspace(0.0, 1.2, 6)).max() < 0.5

@@ -292,7 +292,9 @@ def test_imaginary_modes_of_cubic_lead_titanate(cubic: Phonopy) -> None:
 def test_eigenvectors_belong_to_their_frequency(cubic: Phonopy) -> None:
     """After the recombination of degenerate ones: D e = (2 pi f)^2 e."""
     path = automatic_path(cubic.primitive, SYMMETRY_PRECISION)
-    for mode in imaginary_modes(cubic, path):
+    modes = imaginary_modes(cubic, path)
+    assert modes
+    for mode in modes:
         matrix = cubic.run_qpoints([mode.q], with_dynamical_matrices=True).dynamical_matrices[0]
         for vector in mode.eigenvectors.reshape(mode.degeneracy, -1):
             np.testing.assert_allclose(matrix @ vector, -((mode.frequency / THZ) ** 2) * vector, atol=1e-6)

@@ -31,7 +31,6 @@ from jaxpto.neighbors import (
 from jaxpto.system import System, from_ase, stack
 
 LAYOUTS = {"dense": {}, "by_species": {"by_species": True}, "packed": {"packed": True}}
-build_one = jax.jit(build, static_argnames="layout")
 
 
 def roomy_layout(n: int, kind: str) -> Layout:
@@ -107,7 +106,7 @@ def check_vectors(atoms: ase.Atoms, neighbors: Neighbors) -> None:
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_edges_equal_ase(kind: str, seed: int, n: int) -> None:
     atoms = random_atoms(seed, n)
-    neighbors = build_one(from_ase(atoms, np.float64), roomy_layout(n, kind))
+    neighbors = build(from_ase(atoms, np.float64), roomy_layout(n, kind))
     check_against_ase(atoms, neighbors, 6.0)
     check_vectors(atoms, neighbors)
 
@@ -117,7 +116,7 @@ def test_edges_equal_ase(kind: str, seed: int, n: int) -> None:
 def test_allocated_layout_holds_its_system(kind: str, n: int, size: float) -> None:
     atoms = random_atoms(n, n, size)
     system = from_ase(atoms, np.float64)
-    check_against_ase(atoms, build_one(system, allocate([system], 4.0, 0.5, **LAYOUTS[kind])), 4.5)
+    check_against_ase(atoms, build(system, allocate([system], 4.0, 0.5, **LAYOUTS[kind])), 4.5)
 
 
 @pytest.mark.parametrize("bins", [(1, 1, 1), (2, 2, 2), (3, 1, 4), (5, 6, 7)])
@@ -128,7 +127,7 @@ def test_number_of_bins_does_not_matter(bins: tuple[int, int, int]) -> None:
         system = from_ase(atoms, np.float64)
         stencil = np.ceil(4.5 * np.asarray(bins) / heights(atoms.cell.array)).astype(int)
         layout = Layout(4.0, 0.5, bins, tuple(stencil.tolist()), (n * 160,), (), (600,))
-        check_against_ase(atoms, build_one(system, layout), 4.5)
+        check_against_ase(atoms, build(system, layout), 4.5)
 
 
 def test_large_cell_and_blocks_by_species() -> None:
@@ -136,7 +135,7 @@ def test_large_cell_and_blocks_by_species() -> None:
     system = from_ase(atoms, np.float64)
     layout = allocate([system], 4.0, 0.3, by_species=True)
     assert min(layout.bins) >= 2
-    neighbors = build_one(system, layout)
+    neighbors = build(system, layout)
     check_against_ase(atoms, neighbors, 4.3)
     senders = np.asarray(neighbors.senders).reshape(len(atoms), -1)
     first = 0
@@ -150,7 +149,7 @@ def test_float32_finds_the_same_edges() -> None:
     atoms = random_atoms(4, 60, size=9.0, far=0)
     single, double = from_ase(atoms, np.float32), from_ase(atoms, np.float64)
     layout = allocate([double], 4.0, 0.3)
-    edges = edges_of(build_one(single, layout))
+    edges = edges_of(build(single, layout))
     assert edges <= edges_of_ase(atoms, 4.3 + 1e-5)
     assert edges >= edges_of_ase(atoms, 4.3 - 1e-5)
 
@@ -160,7 +159,7 @@ def test_isolated_atoms_have_no_edges(kind: str) -> None:
     for n in (1, 2):
         atoms = ase.Atoms("O" * n, positions=[[0, 0, 0], [25.0, 0, 0]][:n], cell=np.eye(3) * 50, pbc=True)
         system = from_ase(atoms, np.float64)
-        neighbors = build_one(system, allocate([system], 6.0, 0.5, **LAYOUTS[kind]))
+        neighbors = build(system, allocate([system], 6.0, 0.5, **LAYOUTS[kind]))
         assert not neighbors.overflow
         assert not edges_of(neighbors)
         check_vectors(atoms, neighbors)
@@ -185,7 +184,7 @@ def test_each_capacity_raises_the_overflow_flag_alone(kind: str) -> None:
     atoms = random_atoms(5, 120, size=12.0)
     system = from_ase(atoms, np.float64)
     layout = exact_layout(system, kind)
-    check_against_ase(atoms, build_one(system, layout), 4.4)  # just large enough is large enough
+    check_against_ase(atoms, build(system, layout), 4.4)  # just large enough is large enough
     shorter = lambda sizes, k, by: tuple(s - by * (i == k) for i, s in enumerate(sizes))  # noqa: E731
     too_small = [dataclasses.replace(layout, slots=shorter(layout.slots, k, 1)) for k in range(len(layout.slots))]
     too_small += [dataclasses.replace(layout, stencil=shorter(layout.stencil, k, 1)) for k in range(3)]
@@ -198,7 +197,7 @@ def test_each_capacity_raises_the_overflow_flag_alone(kind: str) -> None:
     if layout.edges:
         too_small.append(dataclasses.replace(layout, edges=layout.edges - 1))
     for small in too_small:
-        assert build_one(system, small).overflow, small
+        assert build(system, small).overflow, small
 
 
 def test_grown_layout_serves_again() -> None:
@@ -207,10 +206,10 @@ def test_grown_layout_serves_again() -> None:
     layout = exact_layout(system, "by_species")
     squeezed = dataclasses.replace(system, positions=system.positions * 0.9, cell=system.cell * 0.9)
     grown, turns = layout, 0
-    while build_one(squeezed, grown).overflow:
+    while build(squeezed, grown).overflow:
         grown, turns = grow(grown, np.asarray(squeezed.cell)[None]), turns + 1
     atoms = ase.Atoms(atoms.numbers, positions=squeezed.positions, cell=squeezed.cell, pbc=True)
-    check_against_ase(atoms, build_one(squeezed, grown), 4.4)
+    check_against_ase(atoms, build(squeezed, grown), 4.4)
     assert 1 <= turns <= 4
     assert all(slots % 8 == 0 for slots in grown.slots)  # whole vectors
     assert grow(layout, np.asarray(system.cell)).stencil == layout.stencil
@@ -236,7 +235,7 @@ def test_doubled_capacity_changes_nothing(kind: str) -> None:
         slots=tuple(2 * s for s in layout.slots),
         edges=2 * layout.edges,
     )
-    both = [build_one(system, which) for which in (layout, doubled)]
+    both = [build(system, which) for which in (layout, doubled)]
     values = [jax.value_and_grad(moved_energy, argnums=(0, 1))(system.positions, system.cell, system, b) for b in both]
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-13)
     np.testing.assert_allclose(values[0][1][0], values[1][1][0], atol=1e-12)
@@ -247,7 +246,7 @@ def test_doubled_capacity_changes_nothing(kind: str) -> None:
 def test_forces_of_the_vectors_are_exact() -> None:
     """The gradient through the table of images, against finite differences, for positions and cell."""
     system = from_ase(random_atoms(8, 5), np.float64)
-    neighbors = build_one(system, allocate([system], 4.0, 0.4))
+    neighbors = build(system, allocate([system], 4.0, 0.4))
     energy = jax.jit(lambda positions, cell: moved_energy(positions, cell, system, neighbors))
     check_grads(energy, (system.positions, system.cell), order=1, modes=["rev"], atol=1e-6, rtol=1e-7, eps=1e-5)
 
@@ -259,7 +258,7 @@ def test_list_is_never_stale(seed: int, n: int, size: float) -> None:
     rng = np.random.default_rng(seed)
     atoms = random_atoms(seed, n)
     system = from_ase(atoms, np.float64)
-    neighbors = build_one(system, roomy_layout(n, "dense"))
+    neighbors = build(system, roomy_layout(n, "dense"))
     listed = edges_of(neighbors)
     drift = rng.normal(size=3)
     for _ in range(20):
@@ -278,7 +277,7 @@ jitted_needs_rebuild = jax.jit(needs_rebuild)
 def test_rebuild_is_asked_for_by_relative_motion_only() -> None:
     atoms = random_atoms(9, 5)
     system = from_ase(atoms, np.float64)
-    neighbors = build_one(system, allocate([system], 4.0, 0.4))
+    neighbors = build(system, allocate([system], 4.0, 0.4))
     asked = lambda **changed: bool(jitted_needs_rebuild(neighbors, dataclasses.replace(system, **changed)))  # noqa: E731
     assert not asked()
     assert not asked(positions=system.positions + jnp.asarray([[30.0, -7.0, 11.0]]))

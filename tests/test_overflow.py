@@ -2,25 +2,20 @@
 
 import dataclasses
 
-import jax
 import pytest
 from ase.build import bulk
 
 from jaxpto.neighbors import Fitted, Layout, NeighborOverflowError, Neighbors, allocate, build, grow, grow_until_it_fits
-from jaxpto.system import System, from_ase
+from jaxpto.system import from_ase
 
 ARGON = bulk("Ar", "fcc", 5.3, cubic=True)  # 12 neighbours within 4 Angstrom
 TIGHT = dataclasses.replace(allocate([from_ase(ARGON)], 4.0, 0.0), slots=(2,))
 
 
-def list_of(system: System, layout: Layout) -> Neighbors:
-    return jax.jit(build, static_argnames="layout")(system, layout=layout)
-
-
 def grow_list(layout: Layout, enlargements: int) -> Fitted[Neighbors]:
     system = from_ase(ARGON)
     return grow_until_it_fits(
-        lambda layout: list_of(system, layout),
+        lambda layout: build(system, layout),
         layout,
         overflowed=lambda neighbors: bool(neighbors.overflow),
         enlarge=lambda layout, _: grow(layout, ARGON.cell.array),

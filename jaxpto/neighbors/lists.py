@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -105,8 +106,9 @@ def allocate(
     return dataclasses.replace(layout, slots=tuple(math.ceil(m * headroom) + 1 for m in most))
 
 
+@functools.partial(jax.jit, static_argnames="layout", inline=True)
 def build(system: System, layout: Layout) -> Neighbors:
-    """Build the neighbour list of one system; it can be traced and vmapped, with `layout` static."""
+    """Build the neighbour list of one system, compiled; it can be traced and vmapped, with `layout` static."""
     n = system.positions.shape[0]
     words, codes, bin_of, wraps, overflow = search.adjacency(system, layout)
     counts = [search.edge_counts(block) for block in search.split_blocks(words, layout)]
