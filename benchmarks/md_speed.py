@@ -112,14 +112,14 @@ def steps_per_list(potential: Potential, method: Method, states: MDState, steps:
     import jax
     import jax.numpy as jnp
 
-    from jaxpto.devices.sequential import in_turn
+    from jaxpto.devices.sequential import sequential_over_replicas
     from jaxpto.neighbors import needs_rebuild, refresh
 
     running = jnp.ones(len(states.step), bool)
 
     @jax.jit
     def lists_built(potential: Potential, states: MDState) -> jax.Array:
-        integrator = method(in_turn(potential.evaluate))
+        integrator = method(sequential_over_replicas(potential.evaluate))
 
         def step(states: MDState, _: None) -> tuple[MDState, jax.Array]:
             moved = jax.vmap(integrator.move)(states)

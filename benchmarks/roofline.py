@@ -155,7 +155,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
 
     compiled = compile_evaluate()
     at_once = mock.patch.object(perovskite, "SLICE", len(atoms))
-    with at_once, mock.patch.object(perovskite_moments, "by_slices", lambda function, *rows: function(*rows)):
+    with at_once, mock.patch.object(perovskite_moments, "by_slices", lambda layout, function, *rows: function(*rows)):
         counted = compile_evaluate()
     if " while(" in counted.as_text():
         exact = build(system, potential.allocate([system], skin=0.0, headroom=1.0))

@@ -1,4 +1,4 @@
-"""Any potential as an ASE calculator."""
+"""The ASE calculator of a potential."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from jaxpto.model_interface import Prediction, SiteModel
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
-from jaxpto.neighbors import Layout, Neighbors, build, needs_rebuild
+from jaxpto.neighbors import Layout, Neighbors, build, grow_until_it_fits, needs_rebuild
 from jaxpto.potential import Potential
-from jaxpto.system import System, check_cell, from_ase
+from jaxpto.system import System, check_atoms, check_cell, from_ase
 
-_MAXIMUM_REGROWS = 3
 _build = jax.jit(build, static_argnames="layout")
 
 
@@ -38,25 +37,24 @@ def _site_properties(potential: Potential, system: System, neighbors: Neighbors)
 class JaxptoCalculator(Calculator):
     """ASE calculator of a potential: energy and free energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3.
 
-    `potential.caveat` tells of a model whose forces are not, or not known to be, derivatives of its energy.
+    `potential.caveat` says whether the forces of the model are derivatives of its energy.
 
-    Models that know energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these too, when asked.
+    Models that predict energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these on request.
 
     The neighbour list is kept between calls and rebuilt when the atoms have moved by more than the skin allows, so that
-    molecular dynamics and relaxations compile once. Double precision needs no global flag: it is switched on inside
-    each call only.
+    molecular dynamics and relaxations compile once. Double precision needs no global flag; each call switches it on and
+    off again.
 
     Args:
         model: a potential, or what `load_potential` takes.
-        dtype: of parameters and network, "float32" or "float64". Positions, cell and edge vectors are in double
-            precision either way: rounding those would cost more digits than the network does.
-        skin: extra distance of the neighbour list, Angstrom; by default what suits the model.
-        layout: sizes of the neighbour list to begin with, for structures with the same atoms; by default those that
-            the first structure needs.
+        dtype: precision of parameters and network, "float32" or "float64". Positions, cell and edge vectors are in
+            double precision either way: rounding them would cost more digits than the network does.
+        skin: extra distance of the neighbour list, Angstrom; by default `potential.usual_skin`.
+        layout: sizes of the first neighbour list; by default those that the first structure needs.
 
     Raises:
-        InputError: unknown model, other dtype or negative skin; on calculation, an unknown element or a structure that
-            `check_atoms` refuses (not periodic, say).
+        InputError: unknown model, other dtype or negative skin; in a calculation, an unknown element or a structure
+            that `check_atoms` refuses (not periodic, say).
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012, the way of ASE
@@ -127,18 +125,16 @@ class JaxptoCalculator(Calculator):
 
     def _rebuild(self, atoms: ase.Atoms, system: System) -> Neighbors:
         layout = self._layout if self._neighbors is None else self._neighbors.layout
-        if layout is not None:
-            neighbors = _build(system, layout)
-            if not neighbors.overflow:
-                return neighbors
-        from_ase(atoms, np.float64)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
-        headroom = 1.25
-        for _ in range(_MAXIMUM_REGROWS):
-            layout = self.potential.allocate([system], self.skin, headroom)
-            neighbors = _build(system, layout)
-            if not neighbors.overflow:
-                return neighbors
-            headroom *= 1.5
-        raise RuntimeError(
-            f"the neighbour list still overflows after {_MAXIMUM_REGROWS} regrows; check the structure's density"
-        )
+
+        def enlarge(layout: Layout, _: Neighbors) -> Layout:
+            check_atoms(atoms)  # refuses atoms that have collapsed onto each other, the usual cause of an overflow
+            # counted anew: the structure may have nothing in common with the one before
+            return self.potential.allocate([system], self.skin)
+
+        return grow_until_it_fits(
+            lambda layout: _build(system, layout),
+            layout or self.potential.allocate([system], self.skin),
+            overflowed=lambda neighbors: bool(neighbors.overflow),
+            enlarge=enlarge,
+            enlargements=1,
+        ).result

@@ -20,7 +20,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import leave, run_command
 from jaxpto.console.terminal import WholeTable
 from jaxpto.errors import InputError
-from jaxpto.models.suitability import check_supports, crowding
+from jaxpto.models.suitability import check_supports, neighbor_bound_warning
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_file
 from jaxpto.structures import read_input
@@ -76,7 +76,9 @@ def run(config: EvaluateConfig, potential: Potential | None = None) -> list[ase.
         notes += read.notes
     evaluated = evaluate_frames(frames, calculator.potential, config.dtype, progress=sys.stderr.isatty())
     write_frames(evaluated, config.out)
-    _show(evaluated, config, calculator.potential.caveat, [*notes, crowding(calculator.potential, frames)])
+    _show(
+        evaluated, config, calculator.potential.caveat, [*notes, neighbor_bound_warning(calculator.potential, frames)]
+    )
     return evaluated
 
 

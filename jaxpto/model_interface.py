@@ -136,7 +136,7 @@ class LocalModel(Protocol):
     It can be evaluated a few atoms at a time, and by several devices with some of the atoms each.
     """
 
-    def atoms_at_a_time(self, n: int) -> Int[Array, "i m"] | None:
+    def atoms_at_a_time(self, n: int, layout: Layout) -> Int[Array, "i m"] | None:
         """Which of n atoms to evaluate at a time, where the edges of all would not fit the caches; None: all at once.
 
         Each atom once, in slices of one length; indices from n on are padding.

@@ -1,4 +1,4 @@
-"""A potential: parameters plus an architecture, and what follows from its energy (forces, stress)."""
+"""A potential: an architecture with its parameters, and the forces and stress that follow from its energy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.model_interface import AngularModel, DirectModel, LocalModel, Model, Prediction, SiteModel, caveat
 from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
+from jaxpto.platform import platform_of
 from jaxpto.system import System, volume
 
 
@@ -26,7 +27,7 @@ class Potential:
     Attributes:
         params: the model's parameter pytree.
         model: architecture and hyperparameters (static).
-        name: what the user calls it.
+        name: name that the user gave.
     """
 
     params: Any
@@ -45,7 +46,7 @@ class Potential:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Precision of the arrays of parameters, in which the model is evaluated; JAX's own where there are none."""
+        """Precision of the parameters, in which the model is evaluated; JAX's default if there are no parameters."""
         arrays = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array | np.ndarray)]
         floating = [array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
         return jnp.result_type(*floating) if floating else jnp.result_type(float)
@@ -57,7 +58,7 @@ class Potential:
 
     @property
     def caveat(self) -> str:
-        """What is said wherever the potential is named; "" of a conservative one."""
+        """A warning to print with the name of a potential that may not be conservative; "" for others."""
         return caveat(self.conservative)
 
     @property
@@ -75,14 +76,14 @@ class Potential:
         return dataclasses.replace(self, params=jax.tree.map(cast, self.params))
 
     def allocate(self, systems: list[System], skin: float, headroom: float = 1.25) -> Layout:
-        """The neighbour layout that the model wants, with room for the given systems; see `neighbors.allocate`.
+        """The neighbour layout that the model needs, with room for the given systems; see `neighbors.allocate`.
 
         Args:
             systems: unbatched systems of the same composition.
             skin: Angstrom.
             headroom: factor on the largest counts found.
         """
-        return allocate(
+        layout = allocate(
             systems,
             self.cutoff,
             skin,
@@ -91,16 +92,17 @@ class Potential:
             angle_cutoff=self.model.angle_cutoff if isinstance(self.model, AngularModel) else 0.0,
             headroom=headroom,
         )
+        return dataclasses.replace(layout, platform=platform_of((self.params, systems)))
 
     def energy(self, system: System, neighbors: Neighbors) -> Float[Array, ""]:
         """Energy of one system, eV; differentiable in positions, cell and params.
 
-        Edge vectors are taken in the precision of the system and then rounded to that of the parameters.
+        Edge vectors are computed in the precision of the system and then rounded to that of the parameters.
         """
         return self.model.energy(self.params, system, neighbors, self._vectors(system, neighbors))
 
     def site_properties(self, system: System, neighbors: Neighbors) -> dict[str, Array]:
-        """What a `SiteModel` says about each atom of one system; nothing for other models."""
+        """The quantities [n] that a `SiteModel` predicts for each atom of one system; {} for other models."""
         if not isinstance(self.model, SiteModel):
             return {}
         return self.model.site_properties(self.params, system, neighbors, self._vectors(system, neighbors))
@@ -114,9 +116,12 @@ class Potential:
         if isinstance(self.model, DirectModel):
             return self.model.predict(self.params, system, neighbors)
         n = system.positions.shape[0]
-        if isinstance(self.model, LocalModel) and jax.sharding.get_abstract_mesh().auto_axes:
+        if isinstance(self.model, LocalModel) and neighbors.layout.devices > 1:
             energy, forces, virial = self._over_devices(self.model, system, neighbors)
-        elif isinstance(self.model, LocalModel) and (slices := self.model.atoms_at_a_time(n)) is not None:
+        elif (
+            isinstance(self.model, LocalModel)
+            and (slices := self.model.atoms_at_a_time(n, neighbors.layout)) is not None
+        ):
             energy, forces, virial = self._in_slices(self.model, slices, system, neighbors)
         else:
             energy, forces, virial = self._at_once(system, neighbors)
@@ -137,14 +142,15 @@ class Potential:
         return energy, forces, virial_tensor(vectors, gradient)
 
     def _over_devices(self, model: LocalModel, system: System, neighbors: Neighbors) -> tuple[Array, Array, Array]:
-        """The same, each device of the mesh with its rows of the list; they meet in the sums only."""
+        """The same on several devices, each with its rows of the list; only the results are summed over devices."""
         mesh = jax.sharding.get_abstract_mesh()
         axes = mesh.auto_axes
         n_rows = system.positions.shape[0] // math.prod(mesh.shape[axis] for axis in axes)
 
         def own(potential: Potential, system: System, wraps: Array, senders: Array, images: Array) -> Any:
-            held = dataclasses.replace(neighbors, senders=senders, images=images, wraps=wraps)
-            slices = model.atoms_at_a_time(n_rows)
+            layout = dataclasses.replace(neighbors.layout, devices=1)
+            held = dataclasses.replace(neighbors, senders=senders, images=images, wraps=wraps, layout=layout)
+            slices = model.atoms_at_a_time(n_rows, layout)
             slices = jnp.arange(n_rows, dtype=jnp.int32)[None, :] if slices is None else slices
             first = n_rows * jax.lax.axis_index(axes)
             return jax.lax.psum(potential._in_slices(model, slices, system, held, first), axes)
@@ -163,9 +169,9 @@ class Potential:
         neighbors: Neighbors,
         first: int | Int[Array, ""] = 0,
     ) -> tuple[Array, Array, Array]:
-        """The same, of a few atoms at a time: no array of all edges but their list is read or written.
+        """The same, a few atoms at a time, so that no array over all edges is needed except the list itself.
 
-        The list may be consecutive rows of that of the system, from that of the `first` atom on.
+        The list may hold only consecutive rows of the list of the system, beginning with the row of atom `first`.
         """
         n = neighbors.senders.shape[0] // sum(neighbors.layout.slots)
         rows = edge_rows(system, neighbors, first)
@@ -197,7 +203,7 @@ class Potential:
         return vectors.astype(self._narrowest(vectors.dtype))
 
     def _narrowest(self, dtype: jnp.dtype) -> jnp.dtype:
-        """The less precise one of a type and that of the parameters."""
+        """The less precise of a type and the type of the parameters."""
         return min(self.dtype, dtype, key=lambda one: one.itemsize)
 
 

@@ -21,7 +21,7 @@ from jaxpto.md.loop import Limits
 from jaxpto.md.preparation import Setup, prepare, usable_devices
 from jaxpto.md.stored_run import check_space, read_outcome, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.models.suitability import crowding
+from jaxpto.models.suitability import neighbor_bound_warning
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.lock import one_run
@@ -65,7 +65,7 @@ def run(config: SweepConfig, potential: Potential | None = None) -> Path:
             for note in (
                 *setup.notes,
                 setup.note,
-                crowding(setup.potential, [setup.atoms]),
+                neighbor_bound_warning(setup.potential, [setup.atoms]),
                 _few_samples(setup.config),
             ):
                 if note:

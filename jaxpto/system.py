@@ -1,4 +1,4 @@
-"""The periodic system that is simulated, and its way in from ASE and out to ASE."""
+"""The periodic system that is simulated, its conversion from and to ASE, and checks of its structure."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class System:
     """Atoms in a periodic cell; a pytree without a batch axis (`jax.vmap` adds replicas).
 
     Attributes:
-        positions: [n, 3] Angstrom, unwrapped (they are never folded back into the cell).
-        cell: [3, 3] Angstrom, rows are the lattice vectors.
+        positions: [n, 3] Cartesian, Angstrom, unwrapped (never folded back into the cell).
+        cell: [3, 3] lattice vectors in rows, Angstrom.
         numbers: [n] atomic numbers.
         masses: [n] amu.
     """
@@ -57,7 +57,7 @@ def stack(systems: list[System]) -> System:
 
 
 def unstack(systems: System) -> list[System]:
-    """The systems of a batch, one by one."""
+    """The systems of a batch as a list."""
     return [jax.tree.map(lambda leaf, r=r: leaf[r], systems) for r in range(systems.masses.shape[0])]
 
 
@@ -77,12 +77,12 @@ def from_ase(atoms: ase.Atoms, dtype: DTypeLike = np.float32) -> System:
 
 
 def on_device(values: ArrayLike, dtype: DTypeLike) -> Array:
-    """Numbers of the host as an array of that type; rounded there, where it takes no program."""
+    """Host numbers as a JAX array of a given type, rounded on the host, where that needs no compiled program."""
     return jnp.asarray(np.asarray(values, dtype))
 
 
 def to_ase(system: System) -> ase.Atoms:
-    """Convert one (unbatched) system to ASE atoms, periodic in three directions, positions unwrapped."""
+    """Convert one unbatched system to ASE atoms, periodic in three directions, with unwrapped positions."""
     return ase.Atoms(
         numbers=np.asarray(system.numbers),
         positions=np.asarray(system.positions, np.float64),
@@ -93,10 +93,10 @@ def to_ase(system: System) -> ase.Atoms:
 
 
 def made_anew(atoms: ase.Atoms) -> ase.Atoms:
-    """The same atoms as a free structure, periodic in three directions: the one way of making atoms from given ones.
+    """A copy of a structure, periodic in three directions, without calculator, constraints and earlier results.
 
-    Masses, magnetic moments, charges, tags, further arrays and `info` come along. What does not are calculator and
-    constraints, and the results of another calculation (forces, virial, ...) in arrays or `info`.
+    Masses, magnetic moments, charges, tags, other arrays and `info` are copied; results of an earlier calculation
+    (forces, virial, ...) in arrays or `info` are not.
     """
     new = atoms.copy()
     new.set_constraint()
@@ -109,20 +109,20 @@ def made_anew(atoms: ase.Atoms) -> ase.Atoms:
 
 
 def defining_arrays(atoms: ase.Atoms) -> list[np.ndarray]:
-    """What two structures share if they are one to a simulation: elements, places, cell, and masses not of elements."""
+    """The arrays that define a structure in a simulation: elements, positions, cell, and masses unless standard."""
     own = [atoms.get_masses()] if has_own_masses(atoms.numbers, atoms.get_masses()) else []
     return [np.ascontiguousarray(array) for array in (atoms.numbers, atoms.positions, atoms.cell.array, *own)]
 
 
 def has_own_masses(numbers: Int[np.ndarray, " n"], masses: Float[np.ndarray, " n"]) -> bool:
-    """Whether masses [n] amu differ from those of the elements with atomic numbers [n] by 1e-4 amu or more."""
+    """Whether masses [n] differ by 1e-4 amu or more from the standard ones of the elements with atomic numbers [n]."""
     return bool((np.abs(masses - ase.data.atomic_masses[numbers]) >= 10.0**-SAME_MASS).any())
 
 
 def site_kinds(atoms: ase.Atoms) -> Int[np.ndarray, " n"]:
     """Kind of each atom [n], counted from 0: atoms of one kind have the same element and (to 1e-4 amu) the same mass.
 
-    Motion tells isotopes apart, so the symmetry of vibrations and of trajectories is that of kinds, not of elements.
+    Isotopes move differently, so the symmetry of vibrations and trajectories is that of kinds, not of elements.
     """
     pairs = list(zip(atoms.numbers.tolist(), atoms.get_masses().round(SAME_MASS).tolist(), strict=True))
     kinds = {pair: kind for kind, pair in enumerate(dict.fromkeys(pairs))}
@@ -130,7 +130,7 @@ def site_kinds(atoms: ase.Atoms) -> Int[np.ndarray, " n"]:
 
 
 def check_atoms(atoms: ase.Atoms, where: str = "structure") -> None:
-    """Refuse atoms that no simulation can start from.
+    """Refuse structures that no simulation can start from.
 
     Args:
         atoms: any ASE atoms.
@@ -147,7 +147,7 @@ def check_atoms(atoms: ase.Atoms, where: str = "structure") -> None:
 
 
 def _check_extent(atoms: ase.Atoms, where: str) -> None:
-    """Refuse cells in other units than Angstrom, before their images are counted."""
+    """Refuse cells in other units than Angstrom; searching their images could take forever."""
     volume = atoms.cell.volume
     height = volume / max(float(np.linalg.norm(np.cross(*atoms.cell.array[[i, i - 1]]))) for i in range(3))
     if volume / len(atoms) < LEAST_VOLUME or height < LEAST_HEIGHT:
@@ -164,10 +164,10 @@ def _check_extent(atoms: ase.Atoms, where: str) -> None:
 
 
 def check_cell(atoms: ase.Atoms, where: str = "structure") -> None:
-    """The part of `check_atoms` that is cheap enough for every step: everything but distances between atoms.
+    """The part of `check_atoms` that is cheap enough for every step.
 
     Raises:
-        InputError: no atoms, not finite, no periodic cell, zero volume, or left-handed cell.
+        InputError: no atoms, numbers that are not finite, no periodic cell, zero volume, or a left-handed cell.
     """
     if len(atoms) == 0:
         raise InputError(f"{where}: it has no atoms; give a structure with at least one")
@@ -196,7 +196,7 @@ def check_cell(atoms: ase.Atoms, where: str = "structure") -> None:
 
 
 def _check_occupancies(atoms: ase.Atoms, where: str) -> None:
-    """Readers put one atom on a site that several share or that is partly empty, which is not what the file says."""
+    """Refuse partly occupied sites: readers put one whole atom on a site that is shared or partly empty in the file."""
     mixed: dict[frozenset, list[str]] = {}
     for site, shares in _site_occupancies(atoms).items():
         if list(shares.values()) != [1.0]:
@@ -216,7 +216,7 @@ def _check_occupancies(atoms: ase.Atoms, where: str) -> None:
 
 
 def _site_occupancies(atoms: ase.Atoms) -> dict[str, dict[str, float]]:
-    """What shares each site, as CIF files (by their own sites) and PDB files (by atoms) have it."""
+    """The elements that share each site, and their shares, as CIF files (by site) and PDB files (by atom) give them."""
     found = {}
     described = atoms.info.get("occupancy")
     if isinstance(described, dict):
@@ -230,7 +230,7 @@ def _site_occupancies(atoms: ase.Atoms) -> dict[str, dict[str, float]]:
 
 
 def _share(value: object) -> float:
-    """A share as a number; 1 where a file leaves it open ("?" or "." in CIF)."""
+    """An occupancy as a number; 1 if the file leaves it open ("?" or "." in CIF)."""
     try:
         share = float(value)  # ty: ignore[invalid-argument-type]
     except (TypeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxpto.free_energy.switching.paths import PLANCK
+from jaxpto.free_energy.switching.einstein_crystal import PLANCK
 from jaxpto.units import BOLTZMANN
 
 

@@ -98,7 +98,7 @@ def test_too_small_a_capacity_is_flagged_and_grows(name: str) -> None:
     assert not BUILD(system, enough).overflow
     short = dataclasses.replace(exact, **{name: getattr(exact, name) - 2})
     assert BUILD(system, short).overflow
-    grown = grow(short)
+    grown = grow(short, atoms.cell.array)
     assert not BUILD(system, grown).overflow
     check(atoms, grown, 3.3)
 

@@ -119,7 +119,7 @@ def test_traced_programs_are_neither_written_nor_read_where_others_can_write(
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     for _ in range(2):
-        assert float(compiled.kept(lambda x: x + 1.0, "one more")(1.0)) == 2.0
+        assert float(compiled.cached_jit(lambda x: x + 1.0, "one more")(1.0)) == 2.0
     assert not list(folder.iterdir())
     assert [line for line in caplog.messages if str(folder) in line] == caplog.messages
     assert len(caplog.messages) == 1
@@ -132,13 +132,13 @@ class Payload:
 
 def test_a_pickle_in_the_place_of_a_program_does_not_run(cache: pathlib.Path) -> None:
     pathlib.Path(MARK).unlink(missing_ok=True)
-    function = compiled.kept(lambda x: x + 1.0, "two more")
+    function = compiled.cached_jit(lambda x: x + 1.0, "two more")
     function(1.0)
     (path,) = (cache / compiled.FOLDER).iterdir()
     whole = path.read_bytes()
     planted = pickle.dumps((b"", Payload()))
     path.write_bytes(hashlib.sha256(planted).digest() + planted)
-    assert float(compiled.kept(lambda x: x + 1.0, "two more")(1.0)) == 2.0
+    assert float(compiled.cached_jit(lambda x: x + 1.0, "two more")(1.0)) == 2.0
     assert not pathlib.Path(MARK).exists()
     assert len(path.read_bytes()) == len(whole)
 

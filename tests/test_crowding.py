@@ -6,7 +6,7 @@ from ase.build import bulk
 
 from jaxpto.models.deepmd import DPA1, DeepPotSE
 from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.models.suitability import crowding
+from jaxpto.models.suitability import neighbor_bound_warning
 from jaxpto.potential import Potential
 
 COPPER = bulk("Cu", "fcc", 3.6)  # 12 nearest neighbours at 2.55 A, 6 at 3.6 A
@@ -24,8 +24,8 @@ def dpa1(elements: tuple[int, ...], sel: int, cutoff: float) -> Potential:
 
 
 def test_dense_crystals_are_told() -> None:
-    assert crowding(dpa1((29,), 18, 3.7), [COPPER]) == ""
-    message = crowding(dpa1((29,), 17, 3.7), [COPPER])
+    assert neighbor_bound_warning(dpa1((29,), 18, 3.7), [COPPER]) == ""
+    message = neighbor_bound_warning(dpa1((29,), 17, 3.7), [COPPER])
     assert message.startswith(
         "the structure: an atom has 18 neighbours within 3.7 A where dpa counts the nearest 17 (sel)"
     )
@@ -33,7 +33,7 @@ def test_dense_crystals_are_told() -> None:
 
 def test_the_worst_of_several() -> None:
     dense = bulk("Cu", "fcc", 2.6)
-    message = crowding(dpa1((29,), 12, 3.7), [COPPER, bulk("Cu", "fcc", 4.5), dense])
+    message = neighbor_bound_warning(dpa1((29,), 12, 3.7), [COPPER, bulk("Cu", "fcc", 4.5), dense])
     assert message.startswith("2 of 3 structures: an atom has 54 neighbours")
 
 
@@ -44,10 +44,10 @@ def test_each_type_has_a_bound_of_its_own() -> None:
         ((17, 1), False, "12 neighbours within 4.2 A where deep counts the nearest 1 "),
         ((12, 12), True, ""),
     ):
-        message = crowding(deep_pot((11, 17), sel, nearest_first), [SALT])
+        message = neighbor_bound_warning(deep_pot((11, 17), sel, nearest_first), [SALT])
         assert told in message
         assert bool(told) == bool(message)
 
 
 def test_other_models_are_not_crowded() -> None:
-    assert crowding(lennard_jones(["Cu"], [0.1], [2.3], 6.0, 5.0), [COPPER]) == ""
+    assert neighbor_bound_warning(lennard_jones(["Cu"], [0.1], [2.3], 6.0, 5.0), [COPPER]) == ""

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
 
 from converters import mace, sevennet
 from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint
 from jaxpto import neighbors
+from jaxpto.devices.sharding import atom_mesh, divisible, sharded
 from jaxpto.model_interface import Prediction
 from jaxpto.models import convolution, fused_convolution
 from jaxpto.models import sevennet as sevennet_model
@@ -73,7 +73,7 @@ def small() -> Potential:
 
 def _run(function: Callable, fused: bool, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Any:
     """What a function gives by the polynomial, or by block passes; it is traced anew each time."""
-    monkeypatch.setattr(fused_convolution, "available", lambda: fused)
+    monkeypatch.setattr(fused_convolution, "available", lambda layout: fused)
     return jax.device_get(jax.jit(lambda *arguments: function(*arguments))(*arguments))
 
 
@@ -180,7 +180,7 @@ def test_polynomial_is_a_tensor_product() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "missing", "expected"),
+    ("platform", "missing", "expected"),
     [
         ("gpu", None, True),
         ("gpu", "cuequivariance_jax", False),
@@ -188,24 +188,26 @@ def test_polynomial_is_a_tensor_product() -> None:
         ("cpu", None, False),
     ],
 )
-def test_when_it_is_chosen(backend: str, missing: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_when_it_is_chosen(
+    platform: str, missing: str | None, expected: bool, crystal: ase.Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = neighbors.allocate([from_ase(crystal)], 4.0, 0.0, packed=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else object())
-    assert fused_convolution.available() is expected
+    assert fused_convolution.available(dataclasses.replace(layout, platform=platform)) is expected
 
 
-def test_devices_that_share_a_replica_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_devices_that_share_a_replica_do_without(crystal: ase.Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    devices = np.asarray(jax.devices()[:2])
+    system = from_ase(crystal)
+    layout = neighbors.allocate([system], 4.0, 0.0, packed=True)
+    edges = neighbors.build(system, divisible(dataclasses.replace(layout, platform="gpu"), 2))
+    devices = jax.devices()
     found = {}
-    for mesh in (Mesh(devices[:1], ("replicas",)), Mesh(devices.reshape(1, 2), ("replicas", "atoms"))):
-        spec = PartitionSpec("replicas")
 
-        def body(x: jax.Array, mesh: Mesh = mesh) -> jax.Array:
-            found[mesh.size] = fused_convolution.available()
-            return x
+    def evaluate(system: System, edges: neighbors.Neighbors) -> Prediction:
+        found[edges.layout.devices] = fused_convolution.available(edges.layout)
+        return Prediction(system.positions.sum(), system.positions, system.cell)
 
-        mapped = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={"replicas"}, check_vma=False)
-        jax.eval_shape(mapped, jnp.zeros(1))
+    for count in (1, 2):
+        jax.eval_shape(sharded(evaluate, atom_mesh(devices[:count])), system, edges)
     assert found == {1: True, 2: False}

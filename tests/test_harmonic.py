@@ -33,7 +33,7 @@ from jaxpto.free_energy.harmonic.vibrations import (
     without_translations,
 )
 from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Point, UnstableError
-from jaxpto.free_energy.quasiharmonic.path import _curvature, follow, minimise
+from jaxpto.free_energy.quasiharmonic.minimum import _curvature, follow, minimise
 from jaxpto.free_energy.quasiharmonic.symmetric_coordinates import internal_basis, strain_basis
 from jaxpto.lattice_dynamics.phonopy_bridge import displacement_force_constants, hessian_force_constants, make_phonopy
 from jaxpto.models.folder import save_potential

@@ -175,7 +175,7 @@ def _graph(atoms: ase.Atoms, cutoff: float = 6.0, most: int = 20) -> orb_graph.G
     system = from_ase(atoms, np.float64)
     layout = neighbors.allocate([system], cutoff, contract.SKIN, packed=True)
     graph = _nearest(system, layout, cutoff, most)
-    return orb_graph.Graph(*(leaf[: int(graph.count)] for leaf in graph[:3]), graph.count)
+    return orb_graph.Graph(*(leaf[: int(graph.count.used)] for leaf in graph[:3]), graph.count)
 
 
 @jax.jit(static_argnames=("layout", "cutoff", "most"))

@@ -54,7 +54,7 @@ def test_the_error_holds_the_last_result_and_its_layout(enlargements: int) -> No
         computed.append(layout.edges)
         return layout.edges
 
-    with pytest.raises(NeighborOverflowError, match=f"overflows after {enlargements} enlargements") as caught:
+    with pytest.raises(NeighborOverflowError, match=f"overflows even after enlargement {enlargements};") as caught:
         grow_until_it_fits(
             compute,
             dataclasses.replace(TIGHT, edges=10),

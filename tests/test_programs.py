@@ -11,7 +11,7 @@ from test_dynamics import make
 from test_parallel import child
 
 from jaxpto.devices import compiled
-from jaxpto.devices.compiled import kept
+from jaxpto.devices.compiled import cached_jit
 from jaxpto.integrators.nve import nve
 from jaxpto.md import preparation
 
@@ -44,7 +44,7 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def test_the_next_process_does_not_trace_and_gets_the_same(cache):
     first, second = Traced(), Traced()
-    found = [kept(function, "sine")({"x": X, "n": 3}) for function in (first, second)]
+    found = [cached_jit(function, "sine")({"x": X, "n": 3}) for function in (first, second)]
     assert (first.times, second.times) == (1, 0)
     for values in found:
         assert values.keys() == {"sine", "number", "none"}
@@ -57,7 +57,7 @@ def test_shapes_types_structure_settings_and_what_it_is_made_from_make_another_p
     def new(made_from, *arguments):
         """Whether a function made from this is traced."""
         function = Traced()
-        kept(function, made_from)(*arguments)
+        cached_jit(function, made_from)(*arguments)
         return function.times == 1
 
     assert new("sine", {"x": X, "n": 3})
@@ -97,15 +97,15 @@ def test_the_code_is_that_of_the_package(monkeypatch, tmp_path):
     "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:99] + b"x" + data[100:]]
 )
 def test_a_damaged_file_is_replaced(cache, damage):
-    kept(Traced(), "sine")({"x": X, "n": 3})
+    cached_jit(Traced(), "sine")({"x": X, "n": 3})
     (path,) = files(cache)
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     again = Traced()
-    np.testing.assert_array_equal(kept(again, "sine")({"x": X, "n": 3})["sine"], np.sin(X))
+    np.testing.assert_array_equal(cached_jit(again, "sine")({"x": X, "n": 3})["sine"], np.sin(X))
     assert again.times == 1
     last = Traced()
-    kept(last, "sine")({"x": X, "n": 3})
+    cached_jit(last, "sine")({"x": X, "n": 3})
     assert last.times == 0
 
 
@@ -115,7 +115,7 @@ def a_function_of_this_file():
 
 @pytest.mark.parametrize("made_from", [lambda: None, a_function_of_this_file, Traced, functools.partial(Traced)])
 def test_what_may_change_without_a_sign_is_not_kept(cache, made_from):
-    np.testing.assert_array_equal(kept(Traced(), made_from)({"x": X, "n": 3})["sine"], np.sin(X))
+    np.testing.assert_array_equal(cached_jit(Traced(), made_from)({"x": X, "n": 3})["sine"], np.sin(X))
     assert not files(cache)
 
 
@@ -123,18 +123,18 @@ def test_a_call_back_to_python_is_not_kept(cache):
     def through_python(x):
         return jax.pure_callback(np.cos, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
-    np.testing.assert_array_equal(kept(through_python, "callback")(X), np.cos(X))
+    np.testing.assert_array_equal(cached_jit(through_python, "callback")(X), np.cos(X))
     assert not files(cache)
 
 
 def test_no_place_for_the_file_is_no_failure(cache):
     cache.write_text("a file where the folder should be")
-    assert int(kept(Traced(), "sine")({"x": X, "n": 3})["number"]) == 4
+    assert int(cached_jit(Traced(), "sine")({"x": X, "n": 3})["number"]) == 4
 
 
 def test_without_a_cache_nothing_is_kept(cache):
     jax.config.update("jax_compilation_cache_dir", None)
-    assert int(kept(Traced(), "sine")({"x": X, "n": 3})["number"]) == 4
+    assert int(cached_jit(Traced(), "sine")({"x": X, "n": 3})["number"]) == 4
     assert not files(cache)
 
 
@@ -143,7 +143,7 @@ def test_errors_of_the_function_come_through(cache):
         raise ValueError("a value")
 
     with pytest.raises(ValueError, match="a value"):
-        kept(wrong, "wrong")(X)
+        cached_jit(wrong, "wrong")(X)
 
 
 @pytest.mark.parametrize("ensemble", ["npt", "nvt", "nve"])

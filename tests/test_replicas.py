@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.build import make_supercell as repeat
 
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.model_interface import Prediction
 from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
@@ -38,7 +38,7 @@ def batch(potential: Potential):
 
 
 def _in_turn(potential: Potential, systems, neighbors) -> Prediction:
-    return jax.vmap(in_turn(potential.evaluate))(systems, neighbors)
+    return jax.vmap(sequential_over_replicas(potential.evaluate))(systems, neighbors)
 
 
 def test_same_numbers_as_alone(potential: Potential, batch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from ase.geometry import cellpar_to_cell
 
 from jaxpto import relax
+from jaxpto.console.options import as_typed
 from jaxpto.errors import InputError
 from jaxpto.md.config import PRESETS, SweepConfig, changed_fields, check, is_hydrostatic, to_json
 from jaxpto.md.preparation import check_dynamics, external_stress, method_of, prepare
@@ -47,7 +48,7 @@ def test_what_would_be_ignored_is_refused(settings, words):
     with pytest.raises(InputError) as refused:
         check(SweepConfig(**settings))
     for word in words:
-        assert word in str(refused.value)
+        assert word in as_typed(str(refused.value), SweepConfig)
 
 
 def test_what_has_an_effect_or_comes_from_the_preset_is_accepted():

@@ -26,7 +26,7 @@ from toy_potentials import argon_crystal, lennard_jones, listed, no_neighbors
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.command import main
-from jaxpto.free_energy.switching import paths, run
+from jaxpto.free_energy.switching import einstein_crystal, paths, run, works
 from jaxpto.free_energy.switching.analysis import (
     SwitchedCrystal,
     analyse_scaling,
@@ -99,7 +99,7 @@ def test_equal_springs_are_the_published_formula() -> None:
     oscillators = 3 * number * kT * math.log(scipy.constants.hbar * omega / kT)
     width = 2.0 * math.pi * kT / (number * mass * scipy.constants.u * omega**2)
     centre = kT * math.log(number / (volume * 1e-30) * width**1.5)
-    ours = paths.einstein_free_energy(
+    ours = einstein_crystal.einstein_free_energy(
         jnp.full(number, stiffness), jnp.full(number, mass), jnp.asarray(KELVIN), jnp.asarray(volume), number
     )
     assert float(ours) == pytest.approx((oscillators + centre) / scipy.constants.e, rel=1e-6)  # CODATA 2014 and 2018
@@ -109,31 +109,31 @@ def test_an_einstein_crystal_is_a_harmonic_one() -> None:
     """Unequal springs and masses: the closed form against normal modes of the same energy."""
 
     def energy(flat: Array) -> Array:
-        return paths.spring_energy(flat.reshape(-1, 3), SPRINGS)[0]
+        return einstein_crystal.spring_energy(flat.reshape(-1, 3), SPRINGS)[0]
 
     roots = 1.0 / jnp.sqrt(jnp.repeat(MASSES, 3))
     modes = jnp.linalg.eigvalsh(jax.hessian(energy)(jnp.ones(15)) * roots[:, None] * roots[None, :])
     np.testing.assert_allclose(modes[:3], 0.0, atol=1e-12)
     where = (MASSES, jnp.asarray(KELVIN), jnp.asarray(64.0), 2)
     assert float(harmonic_free_energy(modes[3:], *where)) == pytest.approx(
-        float(paths.einstein_free_energy(SPRINGS, *where)), rel=1e-12
+        float(einstein_crystal.einstein_free_energy(SPRINGS, *where)), rel=1e-12
     )
 
 
 def test_springs_do_not_feel_a_translation() -> None:
     moved = jax.random.normal(jax.random.PRNGKey(0), (5, 3))
-    energy, forces = paths.spring_energy(moved, SPRINGS)
-    shifted, _ = paths.spring_energy(moved + jnp.asarray([[5.0, -3.0, 1.0]]), SPRINGS)
+    energy, forces = einstein_crystal.spring_energy(moved, SPRINGS)
+    shifted, _ = einstein_crystal.spring_energy(moved + jnp.asarray([[5.0, -3.0, 1.0]]), SPRINGS)
     assert float(shifted) == pytest.approx(float(energy), rel=1e-12)
-    gradient = jax.grad(lambda u: paths.spring_energy(u, SPRINGS)[0])(moved)
+    gradient = jax.grad(lambda u: einstein_crystal.spring_energy(u, SPRINGS)[0])(moved)
     np.testing.assert_allclose(forces, -gradient, atol=1e-12)
     np.testing.assert_allclose(forces.sum(0), 0.0, atol=1e-12)
 
 
 def test_draws_of_the_einstein_crystal_have_its_energy() -> None:
     keys = jax.random.split(jax.random.PRNGKey(1), 4000)
-    draws = jax.vmap(paths.einstein_displacements, (0, None, None))(keys, SPRINGS, jnp.asarray(KELVIN))
-    energies = jax.vmap(lambda u: paths.spring_energy(u, SPRINGS)[0])(draws)
+    draws = jax.vmap(einstein_crystal.einstein_displacements, (0, None, None))(keys, SPRINGS, jnp.asarray(KELVIN))
+    energies = jax.vmap(lambda u: einstein_crystal.spring_energy(u, SPRINGS)[0])(draws)
     expected = 0.5 * 12 * BOLTZMANN * KELVIN  # 3 n - 3 modes
     assert abs(float(energies.mean()) - expected) < 4.0 * float(energies.std()) / math.sqrt(4000)
     np.testing.assert_allclose(jnp.einsum("i,rij->rj", SPRINGS, draws), 0.0, atol=1e-12)
@@ -149,7 +149,7 @@ def gaussian_works(number: int, dissipation: float) -> tuple[np.ndarray, np.ndar
 def test_bar_is_that_of_pymbar_and_can_be_differentiated() -> None:
     forward, backward = gaussian_works(50, 0.06)
     kT, rest = BOLTZMANN * KELVIN, (jnp.asarray(backward), jnp.asarray(KELVIN))
-    ours = jax.jit(jax.value_and_grad(paths.bar))
+    ours = jax.jit(jax.value_and_grad(works.bar))
     value, slopes = ours(jnp.asarray(forward), *rest)
     assert float(value) == pytest.approx(kT * pymbar_bar(forward / kT, backward / kT)["Delta_f"], rel=1e-9)
     step = 1e-5 * np.eye(50)[7]
@@ -159,8 +159,8 @@ def test_bar_is_that_of_pymbar_and_can_be_differentiated() -> None:
 
 def test_bar_and_the_mean_find_the_change_within_their_errors() -> None:
     forward, backward = map(jnp.asarray, gaussian_works(400, 0.05))
-    value = jax.jit(paths.free_energy_change)(forward, backward, jnp.asarray(KELVIN))
-    error = jax.jit(paths.bootstrap)(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN))
+    value = jax.jit(works.free_energy_change)(forward, backward, jnp.asarray(KELVIN))
+    error = jax.jit(works.bootstrap)(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN))
     assert abs(float(value.change) - 0.3) < 3.0 * float(error.change)
     assert abs(float(value.bar) - 0.3) < 3.0 * float(error.bar)
     assert abs(float(value.dissipation) - 0.05) < 3.0 * float(error.dissipation)
@@ -170,7 +170,7 @@ def test_bar_and_the_mean_find_the_change_within_their_errors() -> None:
 
 def test_the_bootstrap_of_few_switches_is_not_too_small() -> None:
     forward, backward = (jnp.asarray(works) for works in gaussian_works(4, 0.05))
-    error = paths.bootstrap(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN), 4000)
+    error = works.bootstrap(jax.random.PRNGKey(0), forward, backward, jnp.asarray(KELVIN), 4000)
     expected = 0.5 * math.sqrt((forward.var(ddof=1) + backward.var(ddof=1)) / 4)
     assert float(error.change) == pytest.approx(expected, rel=0.05)
 
@@ -198,7 +198,9 @@ def test_a_sudden_switch_is_a_step_under_the_springs() -> None:
 
     def held(by: Array) -> EvaluateFn:
         def evaluate(system: System, _: Neighbors) -> Prediction:
-            return Prediction(*paths.spring_energy(system.positions - perfect.positions, by), jnp.zeros((3, 3)))
+            return Prediction(
+                *einstein_crystal.spring_energy(system.positions - perfect.positions, by), jnp.zeros((3, 3))
+            )
 
         return evaluate
 
@@ -262,14 +264,16 @@ def batch(atoms: ase.Atoms, covariance: np.ndarray, replicas: int, ratio: float 
     """Replicas to the Einstein crystal and back and, with a ratio, of reversible scaling, all begun in equilibrium."""
     n, generator = len(atoms), np.random.default_rng(1)
     squares = BOLTZMANN * KELVIN * np.diag(covariance).reshape(n, 3).sum(1)
-    springs = np.asarray(paths.spring_constants(jnp.asarray(squares), jnp.asarray(KELVIN)))
+    springs = np.asarray(einstein_crystal.spring_constants(jnp.asarray(squares), jnp.asarray(KELVIN)))
     keys = jax.random.split(jax.random.PRNGKey(2), replicas)
 
     def thermal(kelvin: float) -> np.ndarray:
         width = BOLTZMANN * kelvin * covariance
         return generator.multivariate_normal(np.zeros(3 * n), width, replicas, method="eigh").reshape(-1, n, 3)
 
-    einstein = jax.vmap(paths.einstein_displacements, (0, None, None))(keys, jnp.asarray(springs), jnp.asarray(KELVIN))
+    einstein = jax.vmap(einstein_crystal.einstein_displacements, (0, None, None))(
+        keys, jnp.asarray(springs), jnp.asarray(KELVIN)
+    )
     starts, ratios = [thermal(KELVIN), np.asarray(einstein)], [0.0]
     if ratio is not None:
         starts, ratios = [*starts, thermal(KELVIN), thermal(ratio * KELVIN)], [0.0, ratio]

@@ -16,7 +16,7 @@ from closed_forms import harmonic_free_energy
 
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.free_energy.command import main
-from jaxpto.free_energy.switching import paths
+from jaxpto.free_energy.switching.einstein_crystal import PLANCK
 from jaxpto.lattice_dynamics.hessian import force_constants_of
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
@@ -80,7 +80,7 @@ def harmonic_limit(lattice: float, kelvin: float, mass: float) -> float:
     squares = np.linalg.eigvalsh(np.einsum("qr,rab->qab", phases, springs) / mass)
     kT, density = BOLTZMANN * kelvin, 4.0 * (sigma / lattice) ** 3
     static = epsilon * (-14.45392093 * density**2 + 6.065940096 * density**4)
-    vibrations = np.log(paths.PLANCK * np.sqrt(squares) / (2.0 * np.pi * kT)).sum() / len(points)
+    vibrations = np.log(PLANCK * np.sqrt(squares) / (2.0 * np.pi * kT)).sum() / len(points)
     return static + kT * vibrations
 
 
@@ -121,7 +121,7 @@ def test_argon_has_its_published_free_energy(tmp_path: pathlib.Path) -> None:
     print(f"5 K: {1000 * gap:.4f} meV/atom off harmonic, error {1000 * cold['free_energy_eV_per_atom_error']:.4f}")
     assert abs(gap) < 1e-5 + 3.0 * cold["free_energy_eV_per_atom_error"]
     kT, density = BOLTZMANN * 60.0, 4.0 * (sigma / lattice) ** 3
-    thermal = paths.PLANCK / math.sqrt(2.0 * math.pi * mass * kT)
+    thermal = PLANCK / math.sqrt(2.0 * math.pi * mass * kT)
     ideal = kT * (math.log(4.0 / lattice**3 * thermal**3) - 1.0)
     error, exact = warm["free_energy_eV_per_atom_error"], harmonic_limit(lattice, 60.0, mass)
     beyond = warm["free_energy_eV_per_atom"] - harmonic_here(60.0)

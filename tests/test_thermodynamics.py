@@ -14,7 +14,7 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import EnthalpySamples, enthalpy_samples
 from jaxpto.free_energy.estimators.transition import phase_bracket, transition_thermodynamics
-from jaxpto.free_energy.ladder import integration
+from jaxpto.free_energy.ladder import thermodynamics
 from jaxpto.free_energy.ladder.analysis import analyse_ladder
 from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.units import BOLTZMANN
@@ -133,8 +133,8 @@ def _exact(temperatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return enthalpy - temperatures * entropy, enthalpy, entropy, capacity
 
 
-def _thermodynamics(samples: list[np.ndarray], wanted: np.ndarray) -> integration.Thermodynamics:
-    return jax.jit(integration.thermodynamics, static_argnums=5)(
+def _thermodynamics(samples: list[np.ndarray], wanted: np.ndarray) -> thermodynamics.Thermodynamics:
+    return jax.jit(thermodynamics.thermodynamics, static_argnums=5)(
         jnp.asarray(np.concatenate(samples)),
         jnp.asarray([float(len(s)) for s in samples]),
         jnp.asarray(LADDER),
@@ -159,16 +159,16 @@ def test_gibbs_helmholtz_of_exact_means() -> None:
     """With the exact means and variances only the interpolation is left."""
     means = -100.0 + 0.5 * COORDINATES * BOLTZMANN * LADDER
     variances = 0.5 * COORDINATES * (BOLTZMANN * LADDER) ** 2
-    found = integration.gibbs_helmholtz(*map(jnp.asarray, (means, variances, LADDER)), MOMENTA)
+    found = thermodynamics.gibbs_helmholtz(*map(jnp.asarray, (means, variances, LADDER)), MOMENTA)
     np.testing.assert_allclose(found, _exact(LADDER)[0], atol=2e-5)
-    capacity = integration.fluctuation_heat_capacity(jnp.asarray(variances), jnp.asarray(LADDER), MOMENTA)
+    capacity = thermodynamics.fluctuation_heat_capacity(jnp.asarray(variances), jnp.asarray(LADDER), MOMENTA)
     np.testing.assert_allclose(capacity, _exact(LADDER)[3], rtol=1e-12)
 
 
 def test_both_roads_agree_on_the_same_samples(harmonic: list[np.ndarray]) -> None:
     """MBAR and Gibbs-Helmholtz integration share samples, so that they differ by less than either is uncertain."""
     means, variances = (jnp.asarray([f(s) for s in harmonic]) for f in (np.mean, np.var))
-    integrated = integration.gibbs_helmholtz(means, variances, jnp.asarray(LADDER), MOMENTA)
+    integrated = thermodynamics.gibbs_helmholtz(means, variances, jnp.asarray(LADDER), MOMENTA)
     np.testing.assert_allclose(_thermodynamics(harmonic, LADDER).gibbs, integrated, atol=1e-3)
 
 
@@ -177,7 +177,7 @@ def test_entropy_and_heat_capacity_are_those_of_averages(harmonic: list[np.ndarr
     samples = np.concatenate(harmonic)
     t = 430.0
     found = _thermodynamics(harmonic, np.array([300.0, t]))
-    mixture = mbar.solve(integration.reduced(jnp.asarray(samples + 100.0), jnp.asarray(LADDER)), jnp.full(7, 4000.0))
+    mixture = mbar.solve(thermodynamics.reduced(jnp.asarray(samples + 100.0), jnp.asarray(LADDER)), jnp.full(7, 4000.0))
     averages = {}
     for kelvin in (300.0, t):
         weights = mbar.probabilities(mixture, jnp.asarray((samples + 100.0) / (BOLTZMANN * kelvin)))
@@ -198,9 +198,11 @@ def test_derivatives_of_the_gibbs_energy_are_averages(harmonic: list[np.ndarray]
 
     def gibbs(p: jax.Array) -> jax.Array:
         h = jnp.asarray(samples) + p * jnp.asarray(other)
-        return integration.thermodynamics(h, counts, jnp.asarray(LADDER), kelvin, jnp.asarray(300.0), MOMENTA).gibbs[1]
+        return thermodynamics.thermodynamics(h, counts, jnp.asarray(LADDER), kelvin, jnp.asarray(300.0), MOMENTA).gibbs[
+            1
+        ]
 
-    mixture = mbar.solve(integration.reduced(jnp.asarray(samples), jnp.asarray(LADDER)), counts)
+    mixture = mbar.solve(thermodynamics.reduced(jnp.asarray(samples), jnp.asarray(LADDER)), counts)
     # G(T) - H(T0) + T S(T0) = G(T) - T / T0 G(T0) + (T / T0 - 1) H(T0), and d<h>/dp = <w> - cov(w, h) / kT
     averages = {}
     for t in (300.0, 430.0):

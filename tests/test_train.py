@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxpto import train
+from jaxpto.console.options import as_typed
 from jaxpto.errors import InputError
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.suitability import check_supports
@@ -177,7 +178,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         train.run(changed)
     for words in ("seed was 0, now 1", "other_rate was 0.01, now 0.02", "weights.virial was 0.5, now 0.0",
                   "steps was 450, now 900", "--initial"):  # fmt: skip
-        assert words in str(caught.value)
+        assert words in as_typed(str(caught.value), train.Config)
     with pytest.raises(InputError, match="the initial model is another one"):
         train.run(config(folder, interrupted, resume=True, initial=trained))
 
@@ -416,7 +417,7 @@ def test_stored_edges_give_the_forces_of_the_engine(folder: Path) -> None:
     known = [model.elements.index(z) for z in batch.species]
     own = jnp.asarray(one_hot(batch.numbers, batch.species, np.float64))
     energy, forces, virial = predict_frame(
-        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.slots
+        model, optimizer.select(params, known), own, batch.vectors[1], batch.senders[1], batch.layout
     )
     atoms = ase.Atoms(numbers=found.numbers, positions=found.positions[1], cell=found.cells[1], pbc=True)
     expected = contract.predict(Potential(params, model, "x"), atoms)

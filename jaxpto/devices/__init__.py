@@ -1,1 +1,1 @@
-"""Where programs run: devices, processes, compiled programs."""
+"""Devices and processes that share a run, and compiled programs that are kept between runs."""

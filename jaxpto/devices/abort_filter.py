@@ -1,6 +1,7 @@
-"""Run as a script between a process of several and its stderr: one line in place of XLA's dump of the stack.
+"""A filter for the stderr of a process in a run of several: it prints one line in place of XLA's stack dump.
 
-When another process of a run is gone, JAX's coordination client ends this one from C++, where no Python can catch it.
+When another process of the run is gone, JAX's coordination client ends this one from C++, where Python cannot catch it.
+The module runs as a script, as a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SILENT = re.compile(rb"stopped sending heartbeats\):\s*([\d, \n]+)")
 
 
 def explain(dump: bytes) -> str:
-    """What the dump of an abort means to a user."""
+    """What the dump of an abort means, in words for the user."""
     if b"RegisterTask" in dump:
         return "not all processes of the run have come; start all of them with the same address and number"
     silent = _SILENT.search(dump)
@@ -26,7 +27,7 @@ def explain(dump: bytes) -> str:
 
 
 def copy(source: BinaryIO, sink: BinaryIO, program: str) -> None:
-    """Pass lines on until the stream ends; a dump becomes one line."""
+    """Pass lines on until the stream ends; replace a dump by one line."""
     for line in source:
         if _FATAL.match(line):
             sink.write(f"{program}: {explain(line + source.read())}\n".encode())

@@ -1,4 +1,4 @@
-"""JAX's compilation cache for commands: a folder that nobody else can write to, and entries that are whole."""
+"""JAX's compilation cache for the commands: in a folder that only the user can write to, without damaged entries."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in ~/.cache/jaxpto/xla, or where JAX_COMPILATION_CACHE_DIR says, and mend the entries.
+    """Keep compiled programs in ~/.cache/jaxpto/xla, or in JAX_COMPILATION_CACHE_DIR, and replace damaged entries.
 
-    What lies there is run, so that the folder of ours must be one that nobody else can write to; a folder that the user
-    names is the user's affair.
+    The programs in the cache are run, so the default folder is used only if nobody else can write to it. A folder that
+    the user names is not checked.
     """
     if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]
         folder = Path.home() / ".cache" / "jaxpto" / "xla"
@@ -32,11 +32,11 @@ def use_compilation_cache() -> None:
 
 
 def replace_damaged_entries() -> None:
-    """Have entries removed that cannot be read, so that they are written anew.
+    """Make JAX remove cache entries that it cannot read, so that they are written again.
 
-    JAX writes an entry in place and never over one that is there: what a kill or a full disk leaves of it is read,
-    refused and compiled again by every later process. There is no public place to step in; where JAX has moved the
-    private one, everything stays as JAX has it.
+    JAX writes entries in place and never overwrites them. If a kill or a full disk truncates one, every later process
+    fails to read it and compiles again. JAX has no public hook for this; if its private function has moved, nothing is
+    changed.
     """
     try:
         from jax._src import compilation_cache as private

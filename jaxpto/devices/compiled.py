@@ -1,13 +1,13 @@
-"""Compiled programs whose traced form is kept on disk, so that the next process need not trace them again.
+"""`jax.jit` with the traced program kept on disk, so that the next process need not trace the function again.
 
-JAX's compilation cache keeps what XLA makes of a program, but every process has to trace and lower its Python first:
-most of the time to the first step. What comes of that (`jax.export`) is kept beside the cache, under a name that says
-all it depends on: the sources of jaxpto, the installed packages, JAX's settings, what the function is made from, and
-the structure, shapes and devices of its arguments. (A module's constant that is changed while the process runs is not
-in the name.)
+JAX's compilation cache stores what XLA compiles, but every process still traces and lowers the Python function first,
+which takes most of the time to the first step. The lowered program (`jax.export`) is stored beside the cache, in a
+file named by a digest of everything it depends on: the sources of jaxpto, the installed packages, JAX's settings, what
+the function is made from, and the structure, shapes and devices of its arguments. (A module constant that is changed
+while the process runs is not part of the name.)
 
-Nothing in a file is run as Python: it is a program for XLA and the structure of its results as JSON. As that program
-runs all the same, the folder must be one that nobody else can write to.
+No file is run as Python: it holds a program for XLA, and the structure of the results as JSON. Since that program does
+run, nobody else may be able to write to the folder.
 """
 
 from __future__ import annotations
@@ -30,29 +30,32 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxpto.devices.tree_text import UnknownStructureError, describe_tree, structure
+from jaxpto.platform import platform_of
 from jaxpto.storage.files import StorageError, replacing
 from jaxpto.storage.own_folder import own_folder
 
 FOLDER = "jaxpto-traced"
 # As wide as the processor's vectors are: XLA stays below 512 bits unless told, and is up to 8 percent slower then.
 WIDE = {"xla_cpu_prefer_vector_width": 512}
-# Code that the name of a file accounts for: jaxpto's by its sources, that of others by their versions.
+# Packages whose code the file name identifies: jaxpto by its sources, the others by their versions.
 _ACCOUNTED = frozenset({"builtins", "copyreg", "functools", "jaxpto", "jax", "jaxlib", "flax", "numpy"})
 _DIGEST = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
 
-def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[str, Any] = WIDE) -> Callable[..., Any]:
-    """The function compiled, as by `jax.jit`, with its traced form kept on disk where JAX has a compilation cache.
+def cached_jit(
+    function: Callable[..., Any], made_from: Any, compiler_options: dict[str, Any] = WIDE
+) -> Callable[..., Any]:
+    """Compile a function as `jax.jit` does, and keep the traced program on disk if JAX has a compilation cache.
 
-    Where that cannot be, because there is no cache, or the program depends on something that no file name can stand for
-    (a function or class from outside of jaxpto, a closure, a call back to Python), it is what `jax.jit` gives.
+    It is plain `jax.jit` where there is no cache, or where the function depends on something that a file name cannot
+    identify: a function or class from outside jaxpto, a closure, or a callback to Python.
 
     Args:
-        function: of pytrees of arrays; a pure function of its arguments and what it is made from.
+        function: a pure function of pytrees of arrays, determined by `made_from`.
         made_from: everything that decides what the function does, in a form that can be pickled: settings, functions
-            at the top level of a module of jaxpto, `functools.partial` of such.
-        compiler_options: as of `jax.jit`.
+            at the top level of a module of jaxpto, and `functools.partial` of them.
+        compiler_options: passed to `jax.jit`.
     """
     plain = jax.jit(function, compiler_options=compiler_options)
     programs: dict[Hashable, Callable[..., Any]] = {}
@@ -61,7 +64,7 @@ def kept(function: Callable[..., Any], made_from: Any, compiler_options: dict[st
         leaves, given = jax.tree.flatten(arguments)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         shapes = tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
-        signature = given, shapes, _settings()
+        signature = given, shapes, platform_of(leaves), _settings()
         if signature not in programs:
             path = _path((made_from, compiler_options, *signature), leaves)
             found = None if path is None else _of_file(path, function, given, leaves, compiler_options)
@@ -78,7 +81,7 @@ def _of_file(
     leaves: list[jax.Array],
     compiler_options: dict[str, Any],
 ) -> Callable[..., Any] | None:
-    """The program of a file, which is written if it is not there; None if the program cannot be kept."""
+    """The program stored in a file, which is written first if need be; None if the program cannot be stored."""
     found = _read(path)
     if found is None:
         results_text: Any = None
@@ -91,9 +94,12 @@ def _of_file(
                 raise UnknownStructureError("the results have another structure than their description")
             return jax.tree.leaves(results)
 
+        platform = platform_of(leaves)
+        # JAX has other names for GPUs here, of their makers; its default, where there is one, is the right one
+        platforms = None if platform == "gpu" else (platform,)
         try:
-            program = bytes(export.export(jax.jit(flat))(*leaves).serialize())
-        # a call back to Python, or to a library that promises nothing, or a result of an unknown kind
+            program = bytes(export.export(jax.jit(flat), platforms=platforms)(*leaves).serialize())
+        # a callback to Python, a library call without a promise of stability, or a result of an unknown kind
         except (NotImplementedError, ValueError):
             return None
         found = program, structure(results_text)
@@ -104,7 +110,7 @@ def _of_file(
 
 
 def _read(path: Path) -> tuple[bytes, Any] | None:
-    """Program, and structure of its results; None where the file is missing, damaged or of another kind."""
+    """A stored program and the structure of its results; None if the file is missing, damaged or something else."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -128,7 +134,7 @@ def _write(path: Path, program: bytes, results_text: Any) -> None:
 
 
 def _path(content: tuple[Any, ...], leaves: list[jax.Array]) -> Path | None:
-    """The file for a program, or None where there is no place for it or no name."""
+    """The file for a program; None if there is no folder for it, or no name that identifies it."""
     settings = jax.config.values
     cache = settings["jax_compilation_cache_dir"] if settings["jax_enable_compilation_cache"] else None
     if not cache or "://" in cache or settings["jax_disable_jit"]:
@@ -136,7 +142,8 @@ def _path(content: tuple[Any, ...], leaves: list[jax.Array]) -> Path | None:
     folder = Path(cache) / FOLDER
     if not _usable(folder):
         return None
-    devices = jax.default_backend(), jax.local_devices()[0].device_kind, [str(leaf.sharding) for leaf in leaves]
+    kinds = sorted({device.device_kind for leaf in leaves for device in leaf.devices()})
+    devices = kinds, [str(leaf.sharding) for leaf in leaves]
     name = io.BytesIO()
     try:
         _Content(name).dump((_code(), devices, content))
@@ -147,14 +154,14 @@ def _path(content: tuple[Any, ...], leaves: list[jax.Array]) -> Path | None:
 
 @functools.cache
 def _usable(folder: Path) -> bool:
-    """Whether programs may be kept there; says why not, once."""
+    """Whether programs may be stored in a folder; if not, the log says why, once."""
     if problem := own_folder(folder):
         _log.warning("programs are traced anew in every run, because %s", problem)
     return not problem
 
 
 class _Content(pickle.Pickler):
-    """Refuses functions and classes that may change while the name of the file stays the same."""
+    """Refuses functions and classes that could change without a change in the file name."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type | types.FunctionType) and obj.__module__.partition(".")[0] not in _ACCOUNTED:
@@ -164,7 +171,7 @@ class _Content(pickle.Pickler):
 
 @functools.cache
 def _code() -> tuple[str, list[str], str]:
-    """What runs: sources of jaxpto, installed packages, Python."""
+    """The code that runs: a digest of jaxpto's sources, the installed packages, and Python's version."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(path.read_bytes())
@@ -180,6 +187,6 @@ def _names(folder: str) -> list[str]:
 
 
 def _settings() -> tuple[tuple[str, str], ...]:
-    """JAX's settings, but for those that say where its cache lies."""
+    """JAX's settings, except for those that say where its cache is."""
     values = jax.config.values
     return tuple((name, repr(getattr(jax.config, name, values[name]))) for name in values if "cache" not in name)

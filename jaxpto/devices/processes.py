@@ -1,8 +1,8 @@
-"""The processes that share a run: who is who, and the few bytes a chunk that they tell each other.
+"""The processes that share a run: their numbers, and the few bytes per chunk that they exchange.
 
-Replicas need nothing of each other, so every process runs its own part of them on its own devices. What they must agree
-on (larger neighbour lists, when to save, when to end) goes through the key-value store of JAX's coordination service,
-which also notices a process that dies. There is no collective operation of the devices that could hang.
+Replicas are independent, so every process runs its own replicas on its own devices. What the processes must agree on
+(larger neighbour lists, when to save, when to end) goes through the key-value store of JAX's coordination service,
+which also notices when a process dies. Devices take part in no collective operation that could hang.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _FORMS = "slurm, auto or HOST:PORT,N,I (process I of N, 0 to N - 1; HOST is wher
 
 
 class OtherProcessError(RuntimeError):
-    """Raised in every process of a run when one of them has ended; the message is one line that says which and why."""
+    """Raised in every process of a run when one of them has ended; the message says in one line which one and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """This process among all those of a run; the default is a process alone, for which nothing is ever exchanged.
+    """This process among all processes of a run; by default the only one, which exchanges nothing.
 
     Attributes:
-        index: of this process.
-        count: of all processes.
+        index: number of this process, from 0.
+        count: number of processes.
     """
 
     index: int = 0
@@ -49,15 +49,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what is written once, and prints."""
+        """Whether this process is the one that prints, and writes the files of the whole run."""
         return self.index == 0
 
     def own(self, n: int) -> slice:
-        """The part of n replicas that falls to this process; the parts differ by at most one."""
+        """The share of n replicas that this process runs; shares differ by at most one replica."""
         return slice(n * self.index // self.count, n * (self.index + 1) // self.count)
 
     def gather(self, value: bytes) -> list[bytes]:
-        """What every process gives, in their order; waits for all of them.
+        """The values of all processes, in their order; waits for every process.
 
         Raises:
             OtherProcessError: one of them has ended.
@@ -72,7 +72,7 @@ class Processes:
         return values
 
     def join(self, tree: Tree) -> Tree:
-        """A pytree of arrays with those of all processes joined along the first axis; waits for all of them.
+        """The pytrees of arrays of all processes, joined along the first axis; waits for every process.
 
         Raises:
             OtherProcessError: one of them has ended.
@@ -80,7 +80,7 @@ class Processes:
         return tree if self.count == 1 else _joined([_unpacked(part, tree) for part in self.gather(_packed(tree))])
 
     def collect(self, tree: Tree) -> Tree | None:
-        """As `join`, for much data: only the first process gets it, the others give theirs and go on with None.
+        """Like `join`, for large data: only the first process gets the result; the others send theirs and get None.
 
         Raises:
             OtherProcessError: one of them has ended.
@@ -98,12 +98,12 @@ class Processes:
         return _joined(parts)
 
     def any(self, flag: bool | np.bool_) -> bool:
-        """Whether the flag is up in any process; waits for all of them."""
+        """Whether the flag is set in any process; waits for every process."""
         return bool(self.join(np.asarray([flag])).any())
 
     @contextlib.contextmanager
     def telling(self) -> Generator[None]:
-        """Tell the others when an exception ends this process, so that they end with a line that says why."""
+        """Tell the other processes when an exception ends this one, so that they end with a line that says why."""
         try:
             yield
         except BaseException as error:
@@ -118,13 +118,13 @@ def connect(asked: str | None, timeout: int) -> Processes:
     """Join the processes of a run through `jax.distributed`; call it before the first JAX operation.
 
     Args:
-        asked: "slurm" for the tasks of a Slurm step, "auto" for whatever `jax.distributed.initialize` detects (Slurm,
-            Open MPI, Kubernetes), "HOST:PORT,N,I" for process I of N whose process 0 listens at that address; None for
-            a process alone.
+        asked: "slurm" for the tasks of a Slurm step; "auto" for whatever `jax.distributed.initialize` detects (Slurm,
+            Open MPI, Kubernetes); "HOST:PORT,N,I" for process I of N, process 0 of which listens at that address; None
+            for a single process.
         timeout: seconds without a sign of life after which a process counts as lost.
 
     Raises:
-        InputError: no such form, nothing detected, or process 0 cannot listen at the address.
+        InputError: `asked` has no such form, nothing is detected, or process 0 cannot listen at the address.
     """
     if asked is None:
         return Processes()
@@ -144,7 +144,7 @@ def connect(asked: str | None, timeout: int) -> Processes:
 
 
 def _arguments(asked: str) -> dict[str, Any]:
-    """What `jax.distributed.initialize` is to be called with."""
+    """The arguments for `jax.distributed.initialize`."""
     if asked == "auto":
         return {}
     if asked == "slurm":
@@ -168,7 +168,7 @@ def _arguments(asked: str) -> dict[str, Any]:
 
 
 def _explain_aborts() -> None:
-    """Send stderr through a filter: XLA ends a process whose partner is gone from C++, with a dump of its stack."""
+    """Filter stderr: when another process is gone, XLA ends this one from C++ with a dump of its stack."""
     read, write = os.pipe()
     script = Path(__file__).with_name("abort_filter.py")
     subprocess.Popen([sys.executable, "-S", str(script), sys.argv[0]], stdin=read)
@@ -192,7 +192,7 @@ def _key(turn: int, index: int) -> str:
 
 
 def _read(key: str) -> bytes:
-    """A value of another process, waited for as long as all live."""
+    """Read a value of another process; wait for it as long as all processes live."""
     while True:
         try:
             return _store().blocking_key_value_get_bytes(key, _PATIENCE_MS)

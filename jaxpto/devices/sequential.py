@@ -1,4 +1,4 @@
-"""How the replicas of a batch share one device."""
+"""How the replicas of a batch share one device: one after another on a CPU, side by side on an accelerator."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
 
-def in_turn(evaluate: EvaluateFn) -> EvaluateFn:
-    """An evaluate function that the replicas of a batch (`jax.vmap`) go through one after another on a CPU.
+def sequential_over_replicas(evaluate: EvaluateFn) -> EvaluateFn:
+    """An evaluate function that a CPU runs for one replica of a batch (`jax.vmap`) after another.
 
-    Side by side they would crowd each other out of the caches: twice the time at 625 atoms, and the memory of all of
-    them at once. An accelerator takes them side by side, so that each of its kernels has enough to do.
+    Side by side, replicas compete for the caches: at 625 atoms a step takes twice as long, and the memory of all
+    replicas is needed at once. An accelerator evaluates them side by side, which keeps it busy.
 
-    Not for a loop inside of the `vmap`: JAX cannot carry traced parameters that `evaluate` closes over into it.
+    Do not use it in a loop inside the `vmap`: JAX cannot carry the traced parameters that `evaluate` closes over into
+    that loop.
 
     Args:
-        evaluate: of one system, such as `potential.evaluate`.
+        evaluate: energy, forces and stress of one system, such as `potential.evaluate`.
     """
-    if jax.default_backend() != "cpu":
-        return evaluate
 
     def one_after_another(system: System, neighbors: Neighbors) -> Prediction:
+        if neighbors.layout.platform != "cpu":
+            return evaluate(system, neighbors)
         arrays, structure = jax.tree.flatten((system, neighbors))
 
-        # of bare arrays: JAX would put its marks of what is batched into a System, which takes arrays only
+        # takes bare arrays: JAX would put its markers for batched leaves into a System, which admits arrays only
         @sequential_vmap
         @functools.partial(jax.jit, inline=True)
         def of_arrays(*arrays: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,8 +1,10 @@
-"""One large system over several devices: edges, and with them what a model keeps for atoms and edges, are dealt out.
+"""One large system on several devices: its edges, and with them all arrays over atoms and edges, are distributed.
 
-Only the neighbour list is annotated (`jax.lax.with_sharding_constraint`). Of a `LocalModel` each device then evaluates
-its own atoms, and they meet in the sums of forces and virial (`Potential.evaluate`). Through other models XLA carries
-the annotation, along the edge vectors and back through the derivative, and adds the sums where atoms meet.
+`sharded` annotates the neighbour list (`jax.lax.with_sharding_constraint`) and sets `Layout.devices`, which tells
+`Potential.evaluate` and the models that edges are distributed. With a `LocalModel` each device evaluates its own atoms,
+and forces and virial are summed over the devices. In other models XLA propagates the annotation along the edge vectors
+and back through the derivative, and adds the sums over edges. Which mesh it is, `jax.shard_map` reads from JAX's
+context; nothing else does.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxpto.errors import InputError
 from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Layout, Neighbors
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.system import System
 
@@ -27,16 +30,22 @@ _OF_EDGES = ("senders", "images", "packed_receivers")
 
 
 def atom_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh of all local devices (or the given ones) for one system."""
-    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), (ATOMS,))
+    """Mesh of all local devices (or the given ones) to share one system."""
+    return Mesh(np.asarray(local_devices() if devices is None else devices), (ATOMS,))
 
 
 def check_sharing(wanted: int, available: int, n_atoms: int, potential: Potential) -> None:
-    """Refuse numbers of devices that one system cannot be dealt out to.
+    """Refuse to distribute a system over a number of devices that does not suit it.
+
+    Args:
+        wanted: devices for one system.
+        available: devices of this process.
+        n_atoms: atoms of the system.
+        potential: the force field.
 
     Raises:
         InputError: more devices than there are, or a model with a row of neighbours for each atom and a number of atoms
-            that does not divide by the devices.
+            that is not a multiple of the devices.
     """
     if wanted > available:
         raise InputError(
@@ -52,14 +61,14 @@ def check_sharing(wanted: int, available: int, n_atoms: int, potential: Potentia
 
 
 def divisible(layout: Layout, devices: int) -> Layout:
-    """The layout with capacities for edges, bonds and angles rounded up to multiples of the devices."""
+    """The layout with capacities for edges, bonds and angles rounded up to multiples of the number of devices."""
     round_up = lambda size: -(-size // devices) * devices  # noqa: E731
     sizes = {name: round_up(getattr(layout, name)) for name in ("edges", "bonds", "angles")}
     return dataclasses.replace(layout, **sizes)
 
 
 def edges_over(neighbors: Neighbors, place: Callable[[Any], Any]) -> Neighbors:
-    """A list with `place` applied to each of its arrays that has one entry an edge, bond or angle."""
+    """A neighbour list with `place` applied to each array that has one entry per edge, bond or angle."""
     lists = {name: place(getattr(neighbors, name)) for name in _OF_EDGES}
     angles = neighbors.angles
     if angles is not None:
@@ -69,11 +78,11 @@ def edges_over(neighbors: Neighbors, place: Callable[[Any], Any]) -> Neighbors:
 
 
 def constrain(neighbors: Neighbors, mesh: Mesh | None = None) -> Neighbors:
-    """Deal a list's edges out (traceable).
+    """Distribute the edges of a neighbour list over devices (traceable).
 
     Args:
-        neighbors: of one system, its layout `divisible` by the devices.
-        mesh: with an axis `ATOMS`; may be left out inside of `jax.shard_map` over such a mesh.
+        neighbors: list of one system, its layout `divisible` by the devices.
+        mesh: mesh with an axis `ATOMS`; not needed inside `jax.shard_map` over such a mesh.
     """
     spec = PartitionSpec(ATOMS)
     return edges_over(
@@ -84,17 +93,19 @@ def constrain(neighbors: Neighbors, mesh: Mesh | None = None) -> Neighbors:
 def sharded(
     evaluate: Callable[[System, Neighbors], Prediction], mesh: Mesh | None = None
 ) -> Callable[[System, Neighbors], Prediction]:
-    """An evaluate function of one system with its work and memory dealt out over devices; use it under `jax.jit`.
+    """An evaluate function with the work and memory of one system distributed over devices; use it under `jax.jit`.
 
     Args:
-        evaluate: such as `potential.evaluate`.
+        evaluate: energy, forces and stress of one system, such as `potential.evaluate`.
         mesh: see `constrain`.
     """
 
-    def dealt_out(system: System, neighbors: Neighbors) -> Prediction:
-        # the model learns of the mesh by the context, as inside of `jax.shard_map`; see `layers.divided`
+    def distributed(system: System, neighbors: Neighbors) -> Prediction:
+        # `jax.shard_map` in the model finds the mesh in the context, as it does inside of another `jax.shard_map`
         known = contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
         with known:
-            return evaluate(system, constrain(neighbors, mesh))
+            devices = jax.sharding.get_abstract_mesh().shape[ATOMS]
+            layout = dataclasses.replace(neighbors.layout, devices=devices)
+            return evaluate(system, dataclasses.replace(constrain(neighbors, mesh), layout=layout))
 
-    return dealt_out
+    return distributed

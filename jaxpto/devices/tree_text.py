@@ -1,7 +1,7 @@
-"""The structure of a pytree as JSON, from which it is made again without running anything that the text names.
+"""The structure of a pytree as JSON, and back again without running anything that the JSON names.
 
-Tuples, lists, dicts, None, and dataclasses and named tuples of jaxpto: of these the text holds names, which are looked
-up among the modules that are imported anyway. No constructor is called and nothing is imported.
+A tree may hold tuples, lists, dicts, None, and dataclasses and named tuples of jaxpto. The JSON names these classes;
+they are looked up in the modules that are already imported. No constructor is called and nothing is imported.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _LEAF = "*"
 
 
 class UnknownStructureError(ValueError):
-    """A tree that cannot be written down, or a text that is of no tree."""
+    """A tree that cannot be described, or JSON that describes no tree."""
 
 
 def describe_tree(tree: Any) -> Any:
     """A pytree's structure as lists, dicts, texts and numbers; leaves are marks.
 
     Args:
-        tree: of dicts with text keys, tuples, lists, None and dataclasses and named tuples of jaxpto.
+        tree: dicts with text keys, tuples, lists, None, and dataclasses and named tuples of jaxpto.
 
     Raises:
-        UnknownStructureError: there is something else in it.
+        UnknownStructureError: the tree holds something else.
     """
     if tree is None:
         return None

@@ -84,13 +84,14 @@ def force_constants_of(
         )
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: must be at least 1 row")
-    batch = batch or (1 if jax.default_backend() == "cpu" else ACCELERATOR_BATCH)
-    together = min(len(rows), -(-batch // 3))  # atoms of one call, so that a long calculation can report
     check_known(potential, atoms)
     probe(potential, atoms)
     with jax.enable_x64(True):
         system = from_ase(atoms, np.float64)
-        neighbors = _build(system, potential.allocate([system], skin=0.0))
+        layout = potential.allocate([system], skin=0.0)
+        neighbors = _build(system, layout)
+        batch = batch or (1 if layout.platform == "cpu" else ACCELERATOR_BATCH)
+        together = min(len(rows), -(-batch // 3))  # atoms of one call, so that a long calculation can report
         found = []
         for first in range(0, len(rows), together):
             chunk = (rows[first : first + together] * together)[:together]  # the last one is filled up, to compile once

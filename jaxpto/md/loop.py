@@ -18,14 +18,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto import units
-from jaxpto.devices.compiled import kept
+from jaxpto.devices.compiled import cached_jit
 from jaxpto.devices.processes import Processes
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.integrators.common import kinetic_energy, kinetic_tensor, temperature
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
 from jaxpto.perovskite.polarization import PolarizationTopology, polarization
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.system import Leaf, System, volume
 
@@ -234,7 +235,7 @@ def _advance(
 
     With `share` the device is a group of devices that have dealt out each replica's edges.
     """
-    integrator = method(in_turn(sharded(potential.evaluate) if share else potential.evaluate))
+    integrator = method(sequential_over_replicas(sharded(potential.evaluate) if share else potential.evaluate))
     sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
 
     def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
@@ -277,7 +278,7 @@ def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None, devic
         devices: all local ones if None.
         devices_per_replica: devices that share the edges of each replica, along a second axis `ATOMS` if above 1.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = local_devices() if devices is None else devices
     groups = max(1, min(len(devices) // devices_per_replica, n_replicas))
     if devices_per_replica == 1:
         return Mesh(np.asarray(devices[:groups]), (REPLICAS,))
@@ -299,7 +300,7 @@ def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Me
         axis_names={REPLICAS},  # what happens along `ATOMS` is left to XLA
         check_vma=False,
     )
-    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
+    return cached_jit(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
 
 
 def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:

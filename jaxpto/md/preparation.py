@@ -10,15 +10,14 @@ from typing import Any
 import ase
 import jax
 import numpy as np
-from ase.neighborlist import neighbor_list
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxpto import units
 from jaxpto.bounds import check_size
-from jaxpto.devices.compiled import kept
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.compiled import cached_jit
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
 from jaxpto.errors import InputError
 from jaxpto.integrators.common import check_thermal
@@ -33,6 +32,7 @@ from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.structures import make_supercell, read_input
 from jaxpto.structures.axes import held_shear
@@ -196,7 +196,9 @@ def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
 def _start(
     potential: Potential, given: Beginning, method: Method, layout: Layout, mesh: Mesh | None
 ) -> tuple[MDState, Watch]:
-    integrator = method(in_turn(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh)))
+    integrator = method(
+        sequential_over_replicas(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh))
+    )
 
     def one(number: Array, target: Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
         further = [value for value in (given.stress, parameters) if value is not None]
@@ -212,7 +214,7 @@ def begin(setup: Setup, layout: Layout, own: slice = slice(None)) -> tuple[MDSta
     """The batch at step 0, compiled: state and watch of the replicas `own`, and what is recorded of them."""
     mesh = _mesh_of_one(setup.config)
     first = functools.partial(_first, method=setup.method, layout=layout, mesh=mesh, own=own)
-    return kept(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
+    return cached_jit(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
 
 
 def _first(
@@ -247,6 +249,8 @@ def first_layout(setup: Setup) -> Layout:
 
 def nearest_distance(atoms: ase.Atoms) -> float:
     """Smallest distance between two atoms (images included), Angstrom."""
+    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
+
     reach = 3.0
     while len(found := neighbor_list("d", atoms, reach)) == 0:
         reach *= 1.5
@@ -255,7 +259,7 @@ def nearest_distance(atoms: ase.Atoms) -> float:
 
 def usable_devices(config: SweepConfig) -> list[jax.Device]:
     """The devices of this process that the settings let it use."""
-    return jax.local_devices()[: config.devices or None]
+    return local_devices()[: config.devices or None]
 
 
 def _mesh_of_one(config: SweepConfig) -> Mesh | None:

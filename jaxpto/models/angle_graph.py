@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto.models.layers import gather
-from jaxpto.models.passes import select_rows
+from jaxpto.models.passes import RowCount, select_rows
 from jaxpto.neighbors import Neighbors
 
 
@@ -30,7 +30,7 @@ class AngleGraph(NamedTuple):
 
     lengths: Float[Array, " s"]
     edges: dict[str, Int[Array, " s"]]
-    edge_count: Int[Array, ""]
+    edge_count: RowCount
     edge_of_bond: Int[Array, " b"]
     bond_lengths: Float[Array, " b"]
     bond_receivers: Int[Array, " b"]
@@ -38,7 +38,7 @@ class AngleGraph(NamedTuple):
     reverse: Int[Array, " b"]
     units: Float[Array, "b 3"]
     angles: dict[str, Int[Array, " a"]]
-    angle_count: Int[Array, ""]
+    angle_count: RowCount
 
 
 def angle_graph(
@@ -62,8 +62,9 @@ def angle_graph(
     n, lists = neighbors.wraps.shape[0], neighbors.angles
     if lists is None:
         raise ValueError("the model needs a neighbour list with angles; let Potential.allocate choose the layout")
+    platform = neighbors.layout.platform
     long, n_bonds = 2.0 * neighbors.layout.cutoff, lists.bonds.shape[0]
-    selected, edge_count = select_rows(counts)
+    selected, edge_count = select_rows(counts, platform)
     place = jnp.where(counts, jnp.cumsum(counts, dtype=jnp.int32) - 1, selected.shape[0])
     bond_of_edge = jnp.full(counts.shape, n_bonds, jnp.int32)
     bond_of_edge = bond_of_edge.at[lists.bonds].set(jnp.arange(n_bonds, dtype=jnp.int32), mode="drop")
@@ -73,7 +74,7 @@ def angle_graph(
 
     is_bond = (counts & short).at[lists.bonds].get(mode="fill", fill_value=False)
     both = [is_bond.at[bond].get(mode="fill", fill_value=False) for bond in (lists.first, lists.second)]
-    chosen, angle_count = select_rows(both[0] & both[1])
+    chosen, angle_count = select_rows(both[0] & both[1], platform)
     return AngleGraph(
         lengths=lengths,
         edges={

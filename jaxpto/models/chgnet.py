@@ -269,7 +269,7 @@ def _convolve_bonds(
     )  # fmt: skip
     out = layers["messages"]["out"]
     update = product(total + gather(total, graph.reverse), out["weight"])
-    any_angle = (graph.angle_count > 0).astype(bonds.dtype)
+    any_angle = (graph.angle_count.used > 0).astype(bonds.dtype)
     bias = out.get("bias", jnp.zeros_like(bonds[0])) * any_angle
     return updated if keep else angles, update, bias
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxpto.models import fused_convolution
 from jaxpto.models.couplings import CouplingPath, coupling_table, sum_products
 from jaxpto.models.edge_blocks import WIDTH, Blocks, block_pass, blocks_per_slice, make_blocks
 from jaxpto.models.layers import product
+from jaxpto.neighbors import Layout, Neighbors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,12 @@ class Convolution:
         return tuple(jnp.concatenate(parts, axis=-1) for parts in results)
 
 
-def arrange(chosen: Bool[Array, " e"], senders: Int[Array, " e"], receivers: Int[Array, " e"], n: int) -> Blocks:
+def arrange(chosen: Bool[Array, " e"], neighbors: Neighbors) -> Blocks:
     """Put the chosen edges of a packed neighbour list in the order that `convolve` wants (see `make_blocks`)."""
-    if not fused_convolution.available():
-        return make_blocks(chosen, senders, receivers, n, WIDTH, blocks_per_slice())
-    return make_blocks(chosen, senders, receivers, n, 1, fused_convolution.slice_length(chosen.shape[0]))
+    width, length = WIDTH, blocks_per_slice(neighbors.layout.platform)
+    if fused_convolution.available(neighbors.layout):
+        width, length = 1, fused_convolution.slice_length(chosen.shape[0])
+    return make_blocks(chosen, neighbors.senders, neighbors.receivers, neighbors.wraps.shape[0], width, length)
 
 
 def convolve(
@@ -90,6 +92,7 @@ def convolve(
     features: Sequence[Float[Array, "n _ _"]],
     blocks: Blocks,
     streams: dict[str, Array],
+    layout: Layout,
 ) -> Sequence[Float[Array, "n _ _"]]:
     """Sums over the neighbours of each atom, [n, 2 l + 1, channels of all paths] for each l of the results.
 
@@ -99,9 +102,10 @@ def convolve(
         features: of the atoms, [n, 2 l + 1, channels] for each l.
         blocks: from `arrange`.
         streams: harmonics [b, w, m], the first of them 1, and what the radial weights are made from, [b, w, ...].
+        layout: the layout of the neighbour list.
     """
     n, table = features[0].shape[0], joined(features)
-    if not fused_convolution.available():
+    if not fused_convolution.available(layout):
         return block_pass(convolution, n, params, table, blocks, streams)
     streams = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), streams)
     polynomial = fused_convolution.coupled_channels(convolution.paths, convolution.channels, convolution.highest)

@@ -118,7 +118,7 @@ class DeepPotSE:
             return self._network(params, others[0][0], parts)
 
         # of one type each, so that a slice needs one set of networks
-        groups = make_groups(types, present, atoms_at_once())
+        groups = make_groups(types, present, atoms_at_once(neighbors.layout.platform))
         order = groups.atoms.reshape(-1)
         near = jnp.concatenate(kept, axis=1).at[order].get(mode="clip")
         owners = jnp.repeat(groups.types, groups.atoms.shape[1])
@@ -266,7 +266,7 @@ class DPA1:
         kinds = jnp.asarray(kind_of_slot)[chosen]
 
         network = functools.partial(self._network, [kind for kind, _ in blocks])
-        result = local_energies(network, atoms_at_once(), params, near, (types, kinds))
+        result = local_energies(network, atoms_at_once(neighbors.layout.platform), params, near, (types, kinds))
         return result * params["scale"][types], params["shift"][types]
 
     def _network(
@@ -310,6 +310,6 @@ class DPA1:
         return gate
 
 
-def atoms_at_once() -> int:
-    """Atoms whose edges go through the networks at once, on the default device."""
-    return ATOMS if jax.default_backend() == "cpu" else ATOMS_ACCELERATOR
+def atoms_at_once(platform: str) -> int:
+    """Number of atoms whose edges go through the networks at once, on a kind of device."""
+    return ATOMS if platform == "cpu" else ATOMS_ACCELERATOR

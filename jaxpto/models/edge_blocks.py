@@ -10,12 +10,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Bool, Int
+
+from jaxpto.system import Leaf
 
 WIDTH = 16  # edges of a block; of a receiver's last block half is empty on average
 SLICE = 128  # edges that go through a layer at once; their features fit a second-level cache
@@ -24,25 +27,28 @@ SLICE_ACCELERATOR = 1 << 14
 Function = Callable[[Any, Any, Any], Any]
 
 
-class Blocks(NamedTuple):
+@struct.dataclass
+class Blocks:
     """Edges of one system by receiver.
 
     Attributes:
         receivers: [b] the receiver of each block; n (the number of atoms) marks an empty block, all at the end.
         senders: [b, w] sender of each edge; n marks an empty place.
         edges: [b, w] index of each edge in the neighbour list; e (its length) marks an empty place.
-        count: blocks in use.
+        count: number of blocks in use.
+        slice_length: number of blocks that go through a layer at once; b is a multiple of it.
     """
 
-    receivers: Int[Array, " b"]
-    senders: Int[Array, "b w"]
-    edges: Int[Array, "b w"]
-    count: Int[Array, ""]
+    receivers: Int[Leaf, " b"]
+    senders: Int[Leaf, "b w"]
+    edges: Int[Leaf, "b w"]
+    count: Int[Leaf, ""]
+    slice_length: int = struct.field(pytree_node=False)
 
 
-def blocks_per_slice() -> int:
-    """Blocks that go through a layer at once on the default device."""
-    return (SLICE if jax.default_backend() == "cpu" else SLICE_ACCELERATOR) // WIDTH
+def blocks_per_slice(platform: str) -> int:
+    """Number of blocks that go through a layer at once on a kind of device."""
+    return (SLICE if platform == "cpu" else SLICE_ACCELERATOR) // WIDTH
 
 
 def make_blocks(
@@ -54,8 +60,8 @@ def make_blocks(
         chosen: which edges; no empty ones.
         senders, receivers: ends of each edge, receivers in ascending order.
         n: number of atoms.
-        width: edges of a block.
-        length: the number of blocks, empty ones included, is a multiple of it.
+        width: number of edges in a block.
+        length: number of blocks that go through a layer at once.
     """
     e = chosen.shape[0]
     capacity = length * math.ceil((e + n * (width - 1)) / width / length)
@@ -75,6 +81,7 @@ def make_blocks(
         senders=senders.at[edges].get(mode="fill", fill_value=n).astype(jnp.int32).reshape(capacity, width),
         edges=edges.reshape(capacity, width),
         count=count,
+        slice_length=length,
     )
 
 
@@ -101,7 +108,7 @@ def block_pass(function: Function, size: int, params: Any, table: Any, blocks: B
 
 
 def _forward(function: Function, size: int, params: Any, table: Any, blocks: Blocks, streams: Any) -> Any:
-    inputs = _sliced((blocks.receivers, blocks.senders, streams))
+    inputs = _sliced(blocks.slice_length, (blocks.receivers, blocks.senders, streams))
 
     def compute(senders: Array, streams: Any) -> Any:
         return function(params, _rows(table, senders), streams)
@@ -155,7 +162,7 @@ def _backward(function: Function, size: int, saved: tuple[Any, ...], cotangents:
         d_table = jax.tree.map(lambda a, b: a.at[senders].add(b, mode="drop"), d_table, d_rows)
         return (d_params, d_table, start + receivers.shape[0]), d_streams
 
-    inputs = _sliced((blocks.receivers, blocks.senders, streams))
+    inputs = _sliced(blocks.slice_length, (blocks.receivers, blocks.senders, streams))
     (d_params, d_table, _), d_streams = jax.lax.scan(
         step, (d_start[0], d_start[1], jnp.zeros_like(blocks.count)), inputs
     )
@@ -176,8 +183,8 @@ def _instantiated(cotangent: Any) -> Array:
     return cotangent
 
 
-def _sliced(arrays: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, blocks_per_slice(), *x.shape[1:]), arrays)
+def _sliced(length: int, arrays: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), arrays)
 
 
 def _rows(table: Any, index: Array) -> Any:

@@ -19,21 +19,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.couplings import CouplingPath, path_coefficients
-from jaxpto.models.layers import divided
+from jaxpto.neighbors import Layout
 
 EDGES = 1 << 15  # that go through a layer at once; their radial weights are written down
 _NEGLIGIBLE = 1e-12  # 3j symbols that are zero but for rounding
 
 
-def available() -> bool:
-    """Whether the default device is a GPU, cuEquivariance is installed (bindings and kernels), and XLA divides no work.
+def available(layout: Layout) -> bool:
+    """Whether the kernel can be used: on one GPU, where cuEquivariance is installed (bindings and kernels).
 
-    XLA cannot deal a kernel's edges out over the devices that share a replica.
+    XLA cannot spread the kernel's edges over several devices.
     """
     packages = ("cuequivariance_jax", "cuequivariance_ops_jax")
-    if jax.default_backend() != "gpu" or not all(importlib.util.find_spec(name) for name in packages):
-        return False
-    return not divided()
+    return layout.platform == "gpu" and layout.devices == 1 and all(map(importlib.util.find_spec, packages))
 
 
 def slice_length(edges: int) -> int:

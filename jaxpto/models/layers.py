@@ -18,11 +18,6 @@ from jaxtyping import Array, Float, Int
 Linear = dict[str, Array]  # weight [out, in] as PyTorch stores it, and where there is one bias [out]
 
 
-def divided() -> bool:
-    """Whether XLA deals the arrays of this system out over several devices (axes of a mesh that are left to it)."""
-    return bool(jax.sharding.get_abstract_mesh().auto_axes)
-
-
 def species_of(elements: Sequence[int], numbers: Int[Array, " n"]) -> Int[Array, " n"]:
     """Index in `elements` of each atomic number [n]; all must be there."""
     table = np.zeros(max(elements) + 1, np.int32)

@@ -74,7 +74,7 @@ class M3GNet:
         species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
-        selected, count = select_rows(close)
+        selected, count = select_rows(close, neighbors.layout.platform)
         index = {
             "senders": neighbors.senders.at[selected].get(mode="fill", fill_value=n),
             "receivers": neighbors.receivers.at[selected].get(mode="fill", fill_value=n),

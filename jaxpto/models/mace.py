@@ -22,7 +22,7 @@ from jaxpto.models.edge_blocks import Blocks
 from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics
 from jaxpto.models.layers import add_up, product, species_of
 from jaxpto.models.mace_product import symmetric_contraction
-from jaxpto.neighbors import Neighbors
+from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.system import System
 
 Features = dict[str, Array]  # for each l: [n, 2 l + 1, channels]
@@ -100,7 +100,7 @@ class MACE:
         species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) < self.cutoff**2  # leaves out the skin and the padding
-        blocks = arrange(close, neighbors.senders, neighbors.receivers, n)
+        blocks = arrange(close, neighbors)
         # the original's vectors run from sender to receiver
         vectors = -vectors.at[blocks.edges].get(mode="fill", fill_value=2.0 * self.cutoff)
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # padding is long, so no zero reaches the root
@@ -118,8 +118,8 @@ class MACE:
             energies = energies.at[blocks.receivers].add(pairs, mode="drop")
         for number in range(len(self.hidden)):
             layer = params["layers"][str(number)]
-            sums = self._messages(number, layer, features, blocks, streams)
-            features, readout = self._update(number, layer, species, features, sums)
+            sums = self._messages(number, layer, features, blocks, streams, neighbors.layout)
+            features, readout = self._update(number, layer, species, features, sums, neighbors.layout.platform)
             energies = energies + readout
         return params["scale"] * energies + params["shift"], params["references"][species]
 
@@ -134,14 +134,20 @@ class MACE:
         return {"radial": radial * smooth} if self.smooth_features else {"radial": radial, "envelope": smooth}
 
     def _messages(
-        self, number: int, layer: dict[str, Any], features: Features, blocks: Blocks, streams: dict[str, Array]
+        self,
+        number: int,
+        layer: dict[str, Any],
+        features: Features,
+        blocks: Blocks,
+        streams: dict[str, Array],
+        layout: Layout,
     ) -> Features:
         """Sums over the neighbours of each atom: [n, 2 l + 1, channels of all paths], and the density [n, 1]."""
         paths = self.paths(number)
         senders = [product(x, layer["up"][key]) for key, x in features.items()]
         convolution = Convolution(radial_weights, paths, tuple(x.shape[2] for x in senders), self.highest_edge)
         last = jnp.concatenate([layer["couplings"][path_name(path)] for path in paths])
-        sums = convolve(convolution, {"radial": layer["radial"], "last": last}, senders, blocks, streams)
+        sums = convolve(convolution, {"radial": layer["radial"], "last": last}, senders, blocks, streams, layout)
         result = {str(degree): x for degree, x in enumerate(sums)}
         if self.density[number]:
             density = jnp.tanh(product(streams["radial"], layer["density"]) ** 2)
@@ -156,11 +162,17 @@ class MACE:
         return coupling_paths(highest, self.highest_edge, self.highest_edge, parity=True)
 
     def _update(
-        self, number: int, layer: dict[str, Any], species: Int[Array, " n"], features: Features, sums: Features
+        self,
+        number: int,
+        layer: dict[str, Any],
+        species: Int[Array, " n"],
+        features: Features,
+        sums: Features,
+        platform: str,
     ) -> tuple[Features, Float[Array, " n"]]:
         """New features and energies of the atoms, for a few atoms at a time."""
         n = species.shape[0]
-        longest = ATOMS if jax.default_backend() == "cpu" else ATOMS_ACCELERATOR
+        longest = ATOMS if platform == "cpu" else ATOMS_ACCELERATOR
         slices = math.ceil(n / longest)
         length = math.ceil(n / slices)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.passes import slices
+from jaxpto.models.passes import RowCount, slices
 from jaxpto.neighbors import Neighbors
 
 GRID = 2.0**-20  # Angstrom; lengths that agree when rounded to it are equal
@@ -25,13 +25,13 @@ class Graph(NamedTuple):
     Attributes:
         senders, receivers: [s] ends of each edge; n (the number of atoms) marks padding, all at the end.
         vectors: [s, 3] from sender to receiver, Angstrom; those of padding are longer than the cutoff.
-        count: edges in use.
+        count: number of edges in use.
     """
 
     senders: Int[Array, " s"]
     receivers: Int[Array, " s"]
     vectors: Float[Array, "s 3"]
-    count: Int[Array, ""]
+    count: RowCount
 
 
 def nearest_edges(neighbors: Neighbors, vectors: Float[Array, "e 3"], cutoff: float, most: int) -> Graph:
@@ -59,12 +59,12 @@ def nearest_edges(neighbors: Neighbors, vectors: Float[Array, "e 3"], cutoff: fl
     sorted_owner = owner[order]
     place = jnp.arange(e, dtype=jnp.int32) - first.at[sorted_owner].get(mode="clip")
     chosen = (place < most) & (sorted_owner < n)
-    pieces, length = slices(min(e, n * most))
+    pieces, length = slices(min(e, n * most), neighbors.layout.platform)
     kept = jnp.nonzero(chosen, size=pieces * length, fill_value=e)[0]
     edges = order.at[kept].get(mode="fill", fill_value=e)
     return Graph(
         senders=centre.at[edges].get(mode="fill", fill_value=n),
         receivers=neighbors.senders.at[edges].get(mode="fill", fill_value=n),
         vectors=vectors.at[edges].get(mode="fill", fill_value=2.0 * cutoff),
-        count=jnp.sum(jnp.minimum(number, most), dtype=jnp.int32),
+        count=RowCount(jnp.sum(jnp.minimum(number, most), dtype=jnp.int32), length),
     )

@@ -16,7 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Bool, Int
+
+from jaxpto.system import Leaf
 
 SLICE = 1024  # rows; their features of a block fit a second-level cache
 SLICE_ACCELERATOR = 1 << 17  # an accelerator wants all rows at once, as far as its memory goes
@@ -24,18 +27,31 @@ SLICE_ACCELERATOR = 1 << 17  # an accelerator wants all rows at once, as far as 
 Function = Callable[[Any, dict[str, Any], Any], tuple[Any, Any]]
 
 
-def slices(rows: int) -> tuple[int, int]:
-    """Number and length of equal slices (a multiple of 8 rows) that hold a number of rows, for the default device."""
-    longest = SLICE if jax.default_backend() == "cpu" else SLICE_ACCELERATOR
+@struct.dataclass
+class RowCount:
+    """How many rows of arrays that end in padding are in use, and in which slices `row_pass` goes through them.
+
+    Attributes:
+        used: number of rows before the padding.
+        slice_length: rows of a slice; the arrays hold a whole number of slices.
+    """
+
+    used: Int[Leaf, ""]
+    slice_length: int = struct.field(pytree_node=False)
+
+
+def slices(rows: int, platform: str) -> tuple[int, int]:
+    """Number and length of equal slices (a multiple of 8 rows) that hold a number of rows, for a kind of device."""
+    longest = SLICE if platform == "cpu" else SLICE_ACCELERATOR
     number = max(1, math.ceil(rows / longest))
     return number, 8 * math.ceil(rows / number / 8)
 
 
-def select_rows(chosen: Bool[Array, " e"]) -> tuple[Int[Array, " s"], Int[Array, ""]]:
+def select_rows(chosen: Bool[Array, " e"], platform: str) -> tuple[Int[Array, " s"], RowCount]:
     """Indices of the chosen rows, in order, in an array that fits `row_pass`, filled up with e; and their number."""
-    number, length = slices(chosen.shape[0])
+    number, length = slices(chosen.shape[0], platform)
     selected = jnp.nonzero(chosen, size=number * length, fill_value=chosen.shape[0])[0]
-    return selected.astype(jnp.int32), jnp.sum(chosen, dtype=jnp.int32)
+    return selected.astype(jnp.int32), RowCount(jnp.sum(chosen, dtype=jnp.int32), length)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -47,7 +63,7 @@ def row_pass(
     tables: dict[str, Any],
     index: dict[str, Int[Array, " s"]],
     streams: Any,
-    count: Int[Array, ""],
+    count: RowCount,
 ) -> tuple[Any, Any]:
     """Apply a function to every row, keep a part of its results, and sum the other part by owner.
 
@@ -61,9 +77,9 @@ def row_pass(
         params: pytree that every row sees.
         tables: pytrees of arrays (of at least one row) whose rows are looked up by the index of the same name; an index
             beyond the end (padding) looks up the last row, so that what is kept of padding means nothing.
-        index: indices [s] into the tables and into the owners; s must be a length that `select_rows` gives.
+        index: indices [s] into the tables and into the owners; s must be a whole number of slices.
         streams: pytree of arrays with one entry per row.
-        count: the rows from here on are padding. Whole slices of padding are skipped, with results zero.
+        count: number of rows before the padding. Whole slices of padding are skipped, with results zero.
 
     Returns:
         kept, with one entry per row, and the sums, with one entry per owner.
@@ -79,12 +95,12 @@ def _forward(
     tables: dict[str, Any],
     index: dict[str, Array],
     streams: Any,
-    count: Array,
+    count: RowCount,
 ) -> tuple[Any, Any]:
-    number, length = _sliced_shape(index)
+    number, length = _sliced_shape(index, count)
     # Where a network repeats its passes in a loop, JAX takes out of it whatever depends on the graph alone: from here
     # the untaken branch of every slice, zeros for all rows. A count that comes with the tables does not invite that.
-    count = jax.lax.optimization_barrier((count, tables))[0]
+    used = jax.lax.optimization_barrier((count.used, tables))[0]
     inputs = _sliced(number, length, index, streams)
 
     def compute(index: dict[str, Array], streams: Any) -> tuple[Any, Any]:
@@ -96,7 +112,7 @@ def _forward(
     def step(sums: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
         start, *rows = inputs
         index = rows[0]
-        kept, summed = jax.lax.cond(start < count, compute, lambda *_: _zeros(nothing), *rows)
+        kept, summed = jax.lax.cond(start < used, compute, lambda *_: _zeros(nothing), *rows)
         return jax.tree.map(lambda a, b: a.at[index[sum_at]].add(b, mode="drop"), sums, summed), kept
 
     sums, kept = jax.lax.scan(step, sums, inputs)
@@ -112,7 +128,7 @@ def _save(function: Function, sum_at: str, size: int, *inputs: Any) -> tuple[Any
 
 def _backward(function: Function, sum_at: str, size: int, saved: tuple[Any, ...], cotangents: Any) -> tuple[Any, ...]:
     (params, tables, index, streams, count), flags = saved
-    number, length = _sliced_shape(index)
+    number, length = _sliced_shape(index, count)
     kept_cotangent, sums_cotangent = jax.tree.map(_instantiated, cotangents)
     d_start = jax.tree.map(jnp.zeros_like, (params if "trained" in flags else None, tables))
 
@@ -133,7 +149,7 @@ def _backward(function: Function, sum_at: str, size: int, saved: tuple[Any, ...]
             return None, *transpose((kept_cotangent, summed_cotangent))
 
         nothing = jax.eval_shape(compute)
-        d_param, d_rows, d_streams = jax.lax.cond(start < count, compute, lambda: _zeros(nothing))
+        d_param, d_rows, d_streams = jax.lax.cond(start < count.used, compute, lambda: _zeros(nothing))
         d_params = jax.tree.map(jnp.add, d_params, d_param)
         d_tables = {
             name: jax.tree.map(lambda a, b, at=index[name]: a.at[at].add(b, mode="drop"), table, d_rows[name])
@@ -149,7 +165,7 @@ def _backward(function: Function, sum_at: str, size: int, saved: tuple[Any, ...]
         d_tables,
         jax.tree.map(_no_cotangent, index),
         jax.tree.map(_joined, d_streams),
-        _no_cotangent(count),
+        jax.tree.map(_no_cotangent, count),
     )
 
 
@@ -166,11 +182,10 @@ def _no_cotangent(x: Array) -> np.ndarray:
     return np.zeros(x.shape, jax.dtypes.float0)
 
 
-def _sliced_shape(index: dict[str, Array]) -> tuple[int, int]:
+def _sliced_shape(index: dict[str, Array], count: RowCount) -> tuple[int, int]:
     rows = next(iter(index.values())).shape[0]
-    number, length = slices(rows)
-    assert number * length == rows, f"{rows} rows do not fit {number} slices of {length}; use select_rows"
-    return number, length
+    assert rows % count.slice_length == 0, f"{rows} rows are no whole number of slices of {count.slice_length}"
+    return rows // count.slice_length, count.slice_length
 
 
 def _sliced(number: int, length: int, index: dict[str, Array], streams: Any) -> tuple[Any, ...]:

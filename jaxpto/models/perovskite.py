@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.atom_slices import local_energies, slices_of
-from jaxpto.models.layers import divided
 from jaxpto.models.perovskite_moments import matmul, moments
 from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.system import System
@@ -93,14 +92,14 @@ class Perovskite:
         """Energy in eV of the edge vectors; see `Model.energy`."""
         n = system.positions.shape[0]
         some, vectors = functools.partial(self.local_energies, neighbors.layout), vectors.reshape(n, -1, 3)
-        if n <= CROWD or self.atoms_at_a_time(n) is None:
+        if n <= CROWD or self.atoms_at_a_time(n, neighbors.layout) is None:
             return some(params, vectors, system.numbers).sum()
         return local_energies(lambda p, v, others: some(p, v, *others), SLICE, params, vectors, (system.numbers,)).sum()
 
-    def atoms_at_a_time(self, n: int) -> Int[Array, "i m"] | None:
+    def atoms_at_a_time(self, n: int, layout: Layout) -> Int[Array, "i m"] | None:
         """Which of n atoms to evaluate at a time; see `LocalModel`."""
         # slices of atoms that are dealt out over devices would be gathered
-        at_once = n <= SLICE or jax.default_backend() != "cpu" or divided()
+        at_once = n <= SLICE or layout.platform != "cpu" or layout.devices > 1
         return None if at_once else slices_of(n, SLICE)
 
     def local_energies(
@@ -109,14 +108,14 @@ class Perovskite:
         """Energy of some of the atoms, eV; see `LocalModel`."""
         known = [self.elements.index(z) for z in layout.species]
         own = (numbers[:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
-        return self.atomic_energies(select(params, known), own, jnp.swapaxes(vectors, 1, 2), layout.slots)
+        return self.atomic_energies(select(params, known), own, jnp.swapaxes(vectors, 1, 2), layout)
 
     def atomic_energies(
         self,
         params: Params,
         own: Float[Array, "n t"],
         vectors: Float[Array, "n 3 s"],
-        slots: tuple[int, ...],
+        layout: Layout,
     ) -> Float[Array, " n"]:
         """Energy of each atom, eV.
 
@@ -124,11 +123,11 @@ class Perovskite:
             params: parameters of the t species present, in the order of the blocks (`select`).
             own: one-hot species of each atom.
             vectors: edge vectors, Angstrom; slots sorted into blocks by species, empty ones beyond the cutoff.
-            slots: sizes of the t blocks.
+            layout: the layout of the neighbour list, with t blocks of slots.
         """
         n, species = own.shape
         trusted, start = matmul(own, params["trusted"]), matmul(own, params["wall"])
-        moment, wall = moments(vectors, trusted, start, self.cutoff, self.radial, slots)
+        moment, wall = moments(vectors, trusted, start, self.cutoff, self.radial, layout)
         # Mix with every species' coefficients, then pick the atom's own: one dense product beats a gather of matrices.
         # From here on atoms come last, where the vector units want them; the barrier keeps XLA from reading transposed.
         table = jnp.swapaxes(params["mix"], 1, 2).reshape(species * self.channels, -1)

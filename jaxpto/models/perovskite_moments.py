@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxpto.models.layers import divided
+from jaxpto.neighbors import Layout
 
 WARP = 0.2  # of q = 1 / (u + WARP): makes w = (1 + WARP) u q fine where bonds are, and |r| q / cutoff close to one
 FADE = 0.1  # of u, relative to the trusted distance: within it (5 % of the distance) u becomes constant
@@ -88,7 +88,7 @@ def _column(numbers: np.ndarray, like: Array) -> Array:
     return jnp.asarray(numbers, like.dtype)[None, :, None]
 
 
-def by_slices(function: Callable[..., Any], *rows: Array) -> Any:
+def by_slices(layout: Layout, function: Callable[..., Any], *rows: Array) -> Any:
     """A function of rows of atoms, on a CPU in a few slices: what a loop gives is written down.
 
     XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows. Where the
@@ -96,7 +96,7 @@ def by_slices(function: Callable[..., Any], *rows: Array) -> Any:
     """
     n = rows[0].shape[0]
     number = next((d for d in (4, 5, 3, 7, 2) if n % d == 0), 1)
-    if number == 1 or jax.default_backend() != "cpu" or divided():
+    if number == 1 or layout.platform != "cpu" or layout.devices > 1:
         return function(*rows)
     # looked up: slices that the loop is handed XLA cuts out anew for each row, without the vector units
     index = jnp.arange(n, dtype=jnp.int32).reshape(number, -1)
@@ -111,7 +111,7 @@ def moments(
     wall: Float[Array, "n t"],
     cutoff: float,
     radial: int,
-    slots: tuple[int, ...],
+    layout: Layout,
 ) -> tuple[Float[Array, "n t 9 k"], Float[Array, "n"]]:
     """Moments M[i, t, lm, k] and wall energy (eV) of each atom; the derivative is written out below for speed.
 
@@ -121,9 +121,9 @@ def moments(
         wall: distance below which the atom repels neighbours of each block, Angstrom.
         cutoff: Angstrom.
         radial: number of radial functions.
-        slots: sizes of the blocks.
+        layout: the layout of the neighbour list.
     """
-    return _moments_forward(vectors, trusted, wall, cutoff, radial, slots)[0]
+    return _moments_forward(vectors, trusted, wall, cutoff, radial, layout)[0]
 
 
 def _blocks(slots: tuple[int, ...]) -> list[slice]:
@@ -151,14 +151,14 @@ def _radial_variables(
     return u, q, v * q[:, None, :], slope, dwall, (0.5 * WALL_HEIGHT) * (depth * depth * depth).sum(axis=1)
 
 
-def _moments_forward(vectors, trusted, wall, cutoff, radial, slots):
+def _moments_forward(vectors, trusted, wall, cutoff, radial, layout):
     """M = sum_j h_k (gap Y_lm) with h_k = T_k gap^2 and gap = 1 - u: the derivative needs no other radial function."""
     kept, moment, energies = [], [], []
     scaled = vectors * (1.0 / cutoff)
-    for t, block in enumerate(_blocks(slots)):
+    for t, block in enumerate(_blocks(layout.slots)):
         v = scaled[:, :, block]
         u, q, w, slope, dwall, energy = by_slices(
-            _radial_variables, v, trusted[:, t] * (1.0 / cutoff), wall[:, t] * (1.0 / cutoff)
+            layout, _radial_variables, v, trusted[:, t] * (1.0 / cutoff), wall[:, t] * (1.0 / cutoff)
         )
         gap = 1.0 - u
         t_of_u = ((2.0 * (1.0 + WARP)) * u * q - 1.0)[:, None, :]
@@ -214,7 +214,7 @@ def _gradient(
     return dw * (q * gap)[:, None, :] + along[:, None, :] * v
 
 
-def _moments_backward(cutoff, radial, slots, kept, cotangent):
+def _moments_backward(cutoff, radial, layout, kept, cotangent):
     """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
     dmoment, denergy = cotangent
     slopes = jnp.asarray(chebyshev_slopes(radial), dmoment.dtype)
@@ -224,7 +224,7 @@ def _moments_backward(cutoff, radial, slots, kept, cotangent):
     for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
         # a loop, so that blocks are joined after they are computed: together that goes element by element
-        gradients.append(by_slices(_gradient, c, v, u, q, w, slope, dwall, denergy))
+        gradients.append(by_slices(layout, _gradient, c, v, u, q, w, slope, dwall, denergy))
     return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), None, None
 
 

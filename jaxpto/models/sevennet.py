@@ -52,11 +52,10 @@ class SevenNet:
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV from edge vectors [e, 3] Angstrom; `converters.sevennet.parameters` says what params hold."""
-        n = system.positions.shape[0]
         species = species_of(self.elements, system.numbers)
 
         close = jnp.sum(vectors**2, axis=-1) <= self.cutoff**2  # leaves out the skin and the padding
-        blocks = arrange(close, neighbors.senders, neighbors.receivers, n)
+        blocks = arrange(close, neighbors)
         vectors = vectors.at[blocks.edges].get(mode="fill", fill_value=self.cutoff)  # padding is beyond the cutoff
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
         edge = {
@@ -68,7 +67,8 @@ class SevenNet:
             layer = params["layers"][str(index)]
             paths = coupling_paths(len(self.channels[index]) - 1, self.highest, len(channels) - 1, parity=False)
             convolution = Convolution(radial_weights, paths, self.channels[index], self.highest)
-            sums = convolve(convolution, layer["radial"], linear(layer["before"], features), blocks, edge)
+            mapped = linear(layer["before"], features)
+            sums = convolve(convolution, layer["radial"], mapped, blocks, edge, neighbors.layout)
             received, connected = linear(layer["after"], sums), linear(layer["connection"], features)
             # the first features are scalars only, which no self-connection turns into vectors
             both = [x + y for x, y in zip(received, connected, strict=False)]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import ase
 import ase.data
 import numpy as np
-from ase.neighborlist import neighbor_list
 
 from jaxpto.errors import InputError
 from jaxpto.model_interface import BoundedModel, SelectiveModel
@@ -54,7 +53,7 @@ def check_supports(potential: Potential, atoms: ase.Atoms, where: str = "structu
         ase_calculator.probe(potential.model, atoms, where, stress=stress)
 
 
-def crowding(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
+def neighbor_bound_warning(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
     """One line for the user if atoms of these structures have more neighbours than the model counts, else "".
 
     Args:
@@ -77,6 +76,8 @@ def crowding(potential: Potential, frames: Sequence[ase.Atoms]) -> str:
 
 def _worst(atoms: ase.Atoms, cutoff: float, bounds: tuple[tuple[tuple[int, ...], int], ...]) -> tuple[int, int]:
     """The largest number of neighbours, and the bound it is up against."""
+    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
+
     centers, others = neighbor_list("ij", atoms, cutoff)
     numbers = atoms.numbers[others]
     pairs = [(int(np.bincount(centers[np.isin(numbers, group)], minlength=1).max()), most) for group, most in bounds]

@@ -1,4 +1,4 @@
-"""Short edges ("bonds"), and all ordered pairs of them at one atom ("angles"), of a packed neighbour list."""
+"""Bonds (the short edges of a packed neighbour list) and angles (ordered pairs of bonds that share an atom)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxpto.system import Leaf
 
 @struct.dataclass
 class Angles:
-    """Bonds and angles of one system; both lists are packed to the front, sorted by the atom in the middle.
+    """Bonds and angles of one system; both lists are packed to the front and sorted by the central atom.
 
     Attributes:
         bonds: [b] indices of the edges that were shorter than angle cutoff + skin; e marks an empty place.
-        reverse: [b] index into `bonds` of the same bond as seen from its other end; b marks an empty place, and a bond
-            whose twin rounding put just outside the list.
+        reverse: [b] index into `bonds` of the same bond seen from its other end; b marks an empty place, or a bond
+            whose reverse is missing because rounding put it just outside the list.
         first, second: [a] indices into `bonds` of every ordered pair of different bonds of one receiver; b marks an
             empty place.
         overflow: whether the capacity for bonds or angles was too small.
@@ -44,11 +44,11 @@ def build_angles(
     Args:
         senders, receivers: ends of each edge, `atoms` where it is empty; receivers sorted.
         images: lattice translation of each sender, an index such that i and translations - 1 - i are opposite.
-        vectors: edge vectors, Angstrom; those of empty edges are longer than `reach`.
+        vectors: edge vectors, Angstrom; empty edges have vectors longer than `reach`.
         atoms: number of atoms.
         translations: number of lattice translations.
         reach: longest bond, Angstrom.
-        capacities: of bonds and of angles.
+        capacities: largest numbers of bonds and of angles.
     """
     n_bonds, n_angles = capacities
     short = jnp.sum(vectors**2, axis=1) < reach**2
@@ -82,7 +82,7 @@ def _twins(
 ) -> Int[Array, " b"]:
     """For each bond (receiver, sender, image) the place of (sender, receiver, opposite image); b if there is none.
 
-    Both are sorted together, stably: a bond and the one that looks for it become neighbours.
+    The bonds and their reverses are sorted together, stably, so that a bond comes right before the reverse it equals.
     """
     b = receiver.shape[0]
     atom = jnp.concatenate([receiver, sender])

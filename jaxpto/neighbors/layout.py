@@ -1,4 +1,4 @@
-"""Static sizes of a neighbour list, and how they are chosen for cells (host side)."""
+"""Static sizes of a neighbour list, and how they are chosen for given cells (on the host)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from jaxpto.platform import default_platform
+
 WORD = 32
 VECTOR = 8  # numbers that a processor's vector units take at once
 _SHRINKAGE = 0.975  # a cell's heights may shrink by this factor before the stencil is too short
@@ -15,20 +17,22 @@ _SHRINKAGE = 0.975  # a cell's heights may shrink by this factor before the sten
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Static sizes of a neighbour list.
+    """Static sizes of a neighbour list, and the devices it is for.
 
     Attributes:
         cutoff: the model's cutoff, Angstrom.
         skin: extra distance within which edges are kept, so that the list survives some motion, Angstrom.
         bins: number of bins along each lattice vector.
-        stencil: bins looked through on either side along each lattice vector.
-        candidates: atoms of each block that the stencil of a bin can hold, images counted (a multiple of 32).
+        stencil: bins searched on either side along each lattice vector.
+        candidates: atoms of each block, images included, that the stencil of a bin can hold (a multiple of 32).
         species: atomic numbers of the slot blocks, or () for one block of any species.
-        slots: edges each atom can hold in each block; the list is then the dense matrix [n, sum(slots)], row-major by
-            receiver. () for a packed list.
+        slots: edges that each atom can hold in each block; the list is then a dense matrix [n, sum(slots)], row-major
+            by receiver. () for a packed list.
         edges: 0 for a dense list; otherwise the edges are packed to the front of arrays of this length.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for no angles.
         bonds, angles: capacities for bonds and for angles.
+        platform: kind of device that computes with the list; it decides how many atoms or edges are taken at a time.
+        devices: number of devices over which XLA spreads the edges of one system; `devices.sharding.sharded` sets it.
     """
 
     cutoff: float
@@ -42,6 +46,8 @@ class Layout:
     angle_cutoff: float = 0.0
     bonds: int = 0
     angles: int = 0
+    platform: str = dataclasses.field(default_factory=default_platform)
+    devices: int = 1
 
 
 def heights(cell: np.ndarray) -> np.ndarray:
@@ -49,18 +55,17 @@ def heights(cell: np.ndarray) -> np.ndarray:
     return np.abs(np.linalg.det(cell)) / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1)
 
 
-def grow(layout: Layout, cells: np.ndarray | None = None, factor: float = 1.3) -> Layout:
-    """Enlarge every capacity of a layout that overflowed; slots to whole vectors.
+def grow(layout: Layout, cells: np.ndarray, factor: float = 1.3) -> Layout:
+    """Enlarge every capacity of a layout that overflowed; slots are rounded up to whole vectors.
 
     Args:
-        layout: what overflowed.
+        layout: the sizes that were too small.
         cells: [..., 3, 3] cells that the list must serve, Angstrom; the stencil changes only if one of them needs it.
-            Without them it is made to serve a cell with heights smaller by another 5 percent.
-        factor: on the capacities.
+        factor: factor on the capacities.
     """
     reach = layout.cutoff + layout.skin
     smallest = reach * np.asarray(layout.bins) / np.asarray(layout.stencil)  # heights served by the present stencil
-    needed = smallest / 1.05 if cells is None else _smallest_heights(cells) * _SHRINKAGE
+    needed = _smallest_heights(cells) * _SHRINKAGE
     bins, stencil = layout.bins, layout.stencil
     if (needed < smallest).any():
         bins, stencil = choose_bins(np.diag(np.minimum(needed, smallest) / _SHRINKAGE), reach)
@@ -84,9 +89,9 @@ def _smallest_heights(cells: np.ndarray) -> np.ndarray:
 
 
 def choose_bins(cells: np.ndarray, reach: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Bins just wider than the reach, and stencil, for cells [..., 3, 3] whose heights may still shrink a little.
+    """Bins just wider than the reach, and the stencil, for cells [..., 3, 3] whose heights may still shrink a little.
 
-    Narrower bins would mean fewer candidates of an atom, but joining their many runs costs more than that saves.
+    Narrower bins would leave fewer candidates for each atom, but joining more runs of atoms costs more than that saves.
     """
     smallest = _smallest_heights(cells) * _SHRINKAGE
     bins = np.maximum(1, np.floor(smallest / reach))
@@ -98,12 +103,12 @@ def _three(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def whole_words(capacity: float) -> int:
-    """The capacity rounded up to whole words of bits."""
+    """A capacity rounded up to a multiple of the bits in a word."""
     return WORD * max(1, math.ceil(capacity / WORD))
 
 
 def in_whole_vectors(layout: Layout) -> Layout:
-    """The layout with its slots rounded up to whole vectors, with which a processor is done no later."""
+    """The layout with its slots rounded up to whole vectors, which costs a processor no time."""
     return dataclasses.replace(layout, slots=tuple(VECTOR * math.ceil(slots / VECTOR) for slots in layout.slots))
 
 
@@ -117,7 +122,7 @@ def image_vectors(layout: Layout) -> np.ndarray:
 
 
 def stencil_tables(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """For each bin and offset of the stencil: the flat bin there, and its image as an index into `image_vectors`."""
+    """For each bin and stencil offset: flat index of the bin there, and its image, an index into `image_vectors`."""
     bins = np.asarray(layout.bins)
     extent = np.asarray(_image_extent(layout))
     here = np.asarray(list(itertools.product(*[range(b) for b in layout.bins])))

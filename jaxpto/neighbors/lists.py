@@ -1,4 +1,4 @@
-"""The neighbour list of a system: allocate its layout, build it, read vectors off it."""
+"""The neighbour list of a system: choose its layout, build it, read edge vectors from it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jaxpto.neighbors import search
 from jaxpto.neighbors.angles import Angles, build_angles
 from jaxpto.neighbors.layout import WORD, Layout, choose_bins, image_vectors, whole_words
 from jaxpto.neighbors.search import matmul
+from jaxpto.platform import platform_of
 from jaxpto.system import Leaf, System
 
 
@@ -28,8 +29,9 @@ class Neighbors:
         images: [e] which lattice translation of the layout the sender has once all atoms are wrapped by `wraps`.
         wraps: [n, 3] lattice translations that wrapped the atoms into the cell when the list was built.
         packed_receivers: [e] index of the central atom (n in an empty slot) of a packed list, [0] of a dense one.
-        reference_positions, reference_cell: what the list was built for, Angstrom; not always where the atoms were.
-        overflow: true once some capacity of `layout` was too small; edges or angles are then incomplete.
+        reference_positions, reference_cell: [n, 3] and [3, 3] geometry that the list was built for, Angstrom; it may
+            lie ahead of the atoms, see `refresh`.
+        overflow: true once a capacity of `layout` was too small; edges or angles are then incomplete.
         angles: bonds and angles, if the layout has an angle cutoff.
         layout: static sizes.
     """
@@ -46,14 +48,14 @@ class Neighbors:
 
     @property
     def receivers(self) -> Int[Array, " e"]:
-        """Index of the central atom of every slot of one system; n in the empty slots of a packed list."""
+        """[e] index of the central atom of every slot of one system; n in the empty slots of a packed list."""
         if self.layout.edges:
             return self.packed_receivers
         return jnp.repeat(jnp.arange(self.wraps.shape[0], dtype=jnp.int32), sum(self.layout.slots))
 
     @property
     def shifts(self) -> Int[Array, "e 3"]:
-        """Lattice translations of the senders of one system, for unwrapped positions; 0 in empty slots."""
+        """[e, 3] lattice translations of the senders of one system, for unwrapped positions; 0 in empty slots."""
         images = jnp.asarray(image_vectors(self.layout), jnp.int32)[self.images]
         unwrap = self.wraps.at[self.receivers].get(mode="clip") - self.wraps.at[self.senders].get(mode="clip")
         return jnp.where((self.senders < self.wraps.shape[0])[:, None], images + unwrap, 0)
@@ -69,7 +71,7 @@ def allocate(
     angle_cutoff: float = 0.0,
     headroom: float = 1.25,
 ) -> Layout:
-    """Choose capacities that hold the edges and angles of all given systems, with headroom (on the host, outside jit).
+    """Choose capacities for the edges and angles of all given systems, with headroom (on the host, outside `jax.jit`).
 
     Args:
         systems: unbatched systems of the same composition.
@@ -77,7 +79,7 @@ def allocate(
         by_species: one block of slots for each species present, so that a slot's species is known statically.
         packed: pack the edges of all atoms together instead of giving each atom its own slots.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for none. Angles need a packed list.
-        headroom: factor on the largest count found.
+        headroom: factor on the largest counts found.
 
     Raises:
         ValueError: both `by_species` and `packed`, or angles without `packed`, or an angle cutoff beyond the cutoff.
@@ -88,7 +90,7 @@ def allocate(
         raise ValueError(f"angles up to {angle_cutoff} A need packed=True and a cutoff ({cutoff} A) at least as long")
     bins, stencil = choose_bins(np.stack([np.asarray(s.cell) for s in systems]), cutoff + skin)
     species = tuple(dict.fromkeys(np.asarray(systems[0].numbers).tolist())) if by_species else ()
-    layout = Layout(float(cutoff), float(skin), bins, stencil, (), species, ())
+    layout = Layout(float(cutoff), float(skin), bins, stencil, (), species, (), platform=platform_of(systems))
     n_candidates = np.max([jax.device_get(_count_candidates(s, layout)) for s in systems], axis=0)
     # When the stencil covers the cell a whole number of times every bin has the same candidates, for good.
     fixed = all((2 * s + 1) % b == 0 for b, s in zip(bins, stencil, strict=True))
@@ -104,7 +106,7 @@ def allocate(
 
 
 def build(system: System, layout: Layout) -> Neighbors:
-    """Build the neighbour list of one system (traceable and vmappable; `layout` is static)."""
+    """Build the neighbour list of one system; it can be traced and vmapped, with `layout` static."""
     n = system.positions.shape[0]
     words, codes, bin_of, wraps, overflow = search.adjacency(system, layout)
     counts = [search.edge_counts(block) for block in search.split_blocks(words, layout)]
@@ -114,14 +116,15 @@ def build(system: System, layout: Layout) -> Neighbors:
         word = words[receivers, word_index]
     else:
         slots = [
-            search.dense_slots(b, s) for b, s in zip(search.split_blocks(words, layout), layout.slots, strict=True)
+            search.dense_slots(b, s, layout.platform)
+            for b, s in zip(search.split_blocks(words, layout), layout.slots, strict=True)
         ]
         overflow |= jnp.stack([c.max() > s for c, s in zip(counts, layout.slots, strict=True)]).any()
         first_words = np.cumsum([0, *layout.candidates]) // WORD
         word_index = jnp.concatenate([s[0] + int(first) for s, first in zip(slots, first_words, strict=False)], axis=1)
         rank, word, filled = (jnp.concatenate([s[part] for s in slots], axis=1) for part in (1, 2, 3))
         receivers = jnp.arange(n, dtype=jnp.int32)[:, None]
-    bit = search.select_bit(word, rank)
+    bit = search.select_bit(word, rank, layout.platform)
     code = codes.at[bit, bin_of[receivers], word_index].get(mode="promise_in_bounds")
     neighbors = Neighbors(
         senders=jnp.where(filled, code % n, n).reshape(-1),
@@ -152,7 +155,7 @@ def build(system: System, layout: Layout) -> Neighbors:
 def edge_vectors(system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
     """Vectors receiver -> sender of every slot, Angstrom; empty slots hold a vector longer than cutoff + skin.
 
-    The filler keeps padded slots finite, away from r = 0 and outside every cutoff, for values and gradients alike.
+    That filler keeps values and gradients of empty slots finite: it is far from r = 0 and beyond every cutoff.
     """
     n = system.positions.shape[0]
     wrapped, table = _all_images(system, neighbors)
@@ -167,12 +170,12 @@ def edge_vectors(system: System, neighbors: Neighbors) -> Float[Array, "e 3"]:
 def edge_rows(
     system: System, neighbors: Neighbors, first: int | Int32[Array, ""] = 0
 ) -> Callable[[Int32[Array, " m"]], tuple[Int[Array, "m s"], Float[Array, "m s 3"]]]:
-    """A function that gives senders and `edge_vectors` of some rows of a dense list; what they share is done once.
+    """A function that gives senders and `edge_vectors` of some rows of a dense list; shared work is done once.
 
     Args:
-        system: of n atoms.
+        system: the system, n atoms.
         neighbors: its list, or consecutive rows of it.
-        first: the atom of the first of the rows.
+        first: index of the atom in the first of these rows.
     """
     n = system.positions.shape[0]
     wrapped, table = _all_images(system, neighbors)
@@ -188,7 +191,7 @@ def edge_rows(
 
 
 def _all_images(system: System, neighbors: Neighbors) -> tuple[Float[Array, "n 3"], Float[Array, "i 3"]]:
-    """Wrapped positions, and a table of them in all images."""
+    """Wrapped positions, and a table of the positions in all images."""
     # One gather of rows from this table is 18 times as fast as a product of shifts and cell for each edge.
     wrapped = system.positions - matmul(neighbors.wraps.astype(system.cell.dtype), system.cell)
     translations = matmul(jnp.asarray(image_vectors(neighbors.layout), system.cell.dtype), system.cell)

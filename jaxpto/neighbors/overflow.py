@@ -30,7 +30,7 @@ class NeighborOverflowError(RuntimeError):
 
     def __init__(self, result: Any, layout: Layout, enlargements: int) -> None:
         super().__init__(
-            f"the neighbour list still overflows after {enlargements} enlargements; check the structure's density"
+            f"the neighbour list overflows even after enlargement {enlargements}; check the structure's density"
         )
         self.result = result
         self.layout = layout

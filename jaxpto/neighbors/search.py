@@ -42,19 +42,21 @@ def inverse(cell: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     return reciprocal.T / jnp.dot(cell[0], reciprocal[0])
 
 
-def _loop(step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...], at_once: int = 1) -> Any:
-    """The carry after all turns of a loop over the first axis, and what the turns gave; unrolled on an accelerator.
+def _loop(
+    step: Callable[..., Any], start: Any, inputs: Array | tuple[Array, ...], platform: str, at_once: int = 1
+) -> Any:
+    """Like `jax.lax.scan`, unrolled on an accelerator; on a CPU, `at_once` turns of the loop form one kernel.
 
-    On a CPU so many turns `at_once` are one kernel; where a turn looks something up, more than one take longer.
+    On a CPU, turns that gather are slower when several of them are fused.
     """
     turns = jax.tree.leaves(inputs)[0].shape[0]
-    return jax.lax.scan(step, start, inputs, unroll=min(at_once, turns) if jax.default_backend() == "cpu" else turns)
+    return jax.lax.scan(step, start, inputs, unroll=min(at_once, turns) if platform == "cpu" else turns)
 
 
 def sort_into_bins(
     system: System, layout: Layout
 ) -> tuple[Int32[Array, "n 3"], Int32[Array, " n"], Int32[Array, " n"], Int32[Array, "k b"], Int32[Array, "k b"]]:
-    """Wraps and flat bin of each atom, atoms in order of (block, bin), and first and number of each block and bin."""
+    """Wraps and flat bin of each atom, atoms sorted by (block, bin), and the first and number of each (block, bin)."""
     n = system.positions.shape[0]
     fractional = matmul(system.positions, inverse(system.cell))
     wraps = jnp.floor(fractional)
@@ -74,12 +76,12 @@ def sort_into_bins(
 
 
 def split_blocks(words: UInt32[Array, "n w"], layout: Layout) -> list[UInt32[Array, "n _"]]:
-    """The words of each block of candidates."""
+    """The bit words of each block of candidates."""
     return jnp.split(words, (np.cumsum(layout.candidates)[:-1] // WORD).tolist(), axis=1)
 
 
 def edge_counts(words: UInt32[Array, "n w"]) -> Int32[Array, " n"]:
-    """Number of set bits of each atom."""
+    """Number of set bits in the words of each atom."""
     return jnp.sum(jax.lax.population_count(words), axis=1, dtype=jnp.int32)
 
 
@@ -118,7 +120,7 @@ def adjacency(
         return (words | jnp.where(is_edge, bit, jnp.uint32(0)), bit << 1), None
 
     nothing = jnp.zeros((n, code.shape[2]), jnp.uint32)
-    (words, _), _ = _loop(add_bit, (nothing, jnp.uint32(1)), (x, y, z, code))
+    (words, _), _ = _loop(add_bit, (nothing, jnp.uint32(1)), (x, y, z, code), layout.platform)
     return words, code, bin_of, wraps, overflow
 
 
@@ -136,7 +138,7 @@ def _join_runs(
     translations: Float[Array, "t 3"],
     capacity: int,
 ) -> tuple[Int32[Array, "b c"], Float[Array, "b c 3"], Int32[Array, ""]]:
-    """Join the runs of sorted atoms that the o offsets of each bin look at: codes, positions, and the largest total."""
+    """Join the runs of sorted atoms at the o offsets of each bin: their codes and positions, and the largest total."""
     end = jnp.cumsum(number, axis=1, dtype=jnp.int32)
     index = jnp.arange(capacity, dtype=jnp.int32)[None, :]
     run = jnp.sum(end[:, None, :] <= index[:, :, None], axis=2, dtype=jnp.int32)
@@ -149,8 +151,8 @@ def _join_runs(
     return code, jnp.where(exists[..., None], position, jnp.inf), end[:, -1].max()
 
 
-def dense_slots(words: UInt32[Array, "n w"], slots: int) -> tuple[Array, Array, Array, Array]:
-    """For each slot: index of the word with its bit, the bit's rank among its set bits, the word, and if it exists."""
+def dense_slots(words: UInt32[Array, "n w"], slots: int, platform: str) -> tuple[Array, Array, Array, Array]:
+    """For each slot: index of the word with its bit, rank of the bit among set ones, the word, and if it is used."""
     n = words.shape[0]
     slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
     number = jax.lax.population_count(words).astype(jnp.int32)
@@ -161,15 +163,15 @@ def dense_slots(words: UInt32[Array, "n w"], slots: int) -> tuple[Array, Array, 
     def find(index: Array, first: Array) -> tuple[Array, None]:
         return index + (first[:, None] <= slot).astype(jnp.int32), None
 
-    total, first = _loop(accumulate, jnp.zeros(n, jnp.int32), number.T)
-    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first, at_once=4)
+    total, first = _loop(accumulate, jnp.zeros(n, jnp.int32), number.T, platform)
+    index, _ = _loop(find, jnp.full((n, slots), -1, jnp.int32), first, platform, at_once=4)
     rows = jnp.arange(n)[:, None]
     rank = slot - first.at[index, rows].get(mode="promise_in_bounds")
     return index, rank, words.at[rows, index].get(mode="promise_in_bounds"), slot < total[:, None]
 
 
 def packed_slots(words: UInt32[Array, "n w"], edges: int) -> tuple[Array, Array, Array, Array]:
-    """For each edge: its receiver, the word with its bit, the bit's rank among the set bits there, and if it exists."""
+    """For each edge: its receiver, the word with its bit, rank of the bit among set ones, and if it is used."""
     number = jax.lax.population_count(words).astype(jnp.int32).reshape(-1)
     first = jnp.cumsum(number, dtype=jnp.int32) - number
     index = jnp.repeat(jnp.arange(number.shape[0], dtype=jnp.int32), number, total_repeat_length=edges)
@@ -177,8 +179,8 @@ def packed_slots(words: UInt32[Array, "n w"], edges: int) -> tuple[Array, Array,
     return index // words.shape[1], index % words.shape[1], edge - first[index], edge < number.sum()
 
 
-def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"]) -> Int32[Array, "*s"]:
-    """Position of the set bit of each word that has `rank` set bits below it, by bisection."""
+def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"], platform: str) -> Int32[Array, "*s"]:
+    """Position, in each word, of the set bit with `rank` set bits below it; by bisection."""
 
     def halve(carry: tuple[Array, Array, Array], width: Array) -> tuple[tuple[Array, Array, Array], None]:
         words, rank, bit = carry
@@ -194,5 +196,5 @@ def select_bit(words: UInt32[Array, "*s"], rank: Int32[Array, "*s"]) -> Int32[Ar
     widths = jnp.asarray([16, 8, 4, 2, 1], jnp.uint32)
     # between barriers one kernel from words to bits; fused with what uses them it would be computed for each of those
     start = jax.lax.optimization_barrier((words, rank, jnp.zeros_like(rank)))
-    (_, _, bit), _ = _loop(halve, start, widths, at_once=len(widths))
+    (_, _, bit), _ = _loop(halve, start, widths, platform, at_once=len(widths))
     return jax.lax.optimization_barrier(bit)

@@ -1,4 +1,4 @@
-"""When a neighbour list no longer holds, and its renewal among those of many replicas."""
+"""When a neighbour list is out of date, and how the lists of many replicas are rebuilt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def needs_rebuild(neighbors: Neighbors, system: System) -> Bool[Array, ""]:
 
     With F the deformation from the reference cell to the present one, x = F (x_ref + u), a pair now at distance r was
     at |F^-1 r - (u_j - u_i)| <= r |F^-1| + |u_j| + |u_i| with the spectral norm of F^-1; the list stays complete while
-    that is below cutoff + skin. False if something is not a number: no list would help.
+    that is below cutoff + skin. False if something is not a number, since no list would help.
     """
     layout = neighbors.layout
     moved, back_strain = _moved(neighbors.reference_positions, neighbors.reference_cell, system)
@@ -34,16 +34,16 @@ def needs_rebuild(neighbors: Neighbors, system: System) -> Bool[Array, ""]:
 def refresh(
     systems: System, neighbors: Neighbors, active: Bool[Array, " r"], before: System | None = None
 ) -> Neighbors:
-    """Rebuild the lists of those replicas that need it; the one decision is outside of any `vmap`.
+    """Rebuild the lists of the replicas that need it; use it outside any `vmap`.
 
-    A replica's list depends on its own trajectory only. Replicas that are not active are left as they are.
+    The list of a replica depends on its own trajectory only. Lists of inactive replicas are left as they are.
 
     Args:
-        systems: batched, where the lists must hold.
-        neighbors: batched; its overflow flags stay raised once they are.
-        active: [r] replicas that run.
-        before: batched, where they were a step ago. New lists are then built around where the atoms are headed: the
-            skin serves the way there as well as the way on, and lists last half as long again.
+        systems: [r] batched systems for which the lists must hold.
+        neighbors: [r] batched lists; an overflow flag that is set stays set.
+        active: [r] whether each replica runs.
+        before: [r] batched systems one step ago. New lists are then built around the positions where the atoms are
+            headed, so that the skin serves the way there and the way on: lists last half as long again.
     """
     needed = active & jax.vmap(needs_rebuild)(neighbors, systems)
 
@@ -52,7 +52,7 @@ def refresh(
         return jnp.any(carry[1])
 
     # A CPU builds one list after another, so that only those in need cost anything; others build all at once.
-    rebuild = _rebuild_first if jax.default_backend() == "cpu" else _rebuild_all
+    rebuild = _rebuild_first if neighbors.layout.platform == "cpu" else _rebuild_all
 
     def turn(carry: tuple[Neighbors, Array]) -> tuple[Neighbors, Array]:
         # Tied to what a turn changes: XLA takes everything else out of the loop, where it runs though no turn does.
@@ -86,7 +86,7 @@ def _rebuild(path: tuple[System, System | None], old: Neighbors) -> Neighbors:
 
 
 def _ahead(system: System, before: System, skin: float) -> System:
-    """Where the atoms come to if they go on as in the step from `before`, as far as a list built there holds now."""
+    """Extrapolate the step from `before`, as far as a list built there still holds for the present positions."""
     back, _ = _moved(system.positions, system.cell, before)
     smallest = jnp.finfo(back.dtype).tiny
     steps = jnp.minimum(_STEPS_AHEAD, _AHEAD * skin / jnp.maximum(_two_longest(back), smallest))
@@ -96,15 +96,14 @@ def _ahead(system: System, before: System, skin: float) -> System:
 def _moved(
     positions: Float[Array, "n 3"], cell: Float[Array, "3 3"], system: System
 ) -> tuple[Float[Array, "n 3"], Float[Array, "3 3"]]:
-    """How far the atoms of a system are from given positions, and the strain from its cell to the given one, which is
-    applied to them first."""
+    """Distances of the atoms from given positions after the strain to the given cell is applied, and that strain."""
     back_strain = matmul(inverse(system.cell), cell)
     moved = matmul(system.positions, back_strain) - positions
     return moved - moved.mean(0)[None, :], back_strain  # a common drift moves no pair
 
 
 def _two_longest(moved: Float[Array, "n 3"]) -> Float[Array, ""]:
-    """Sum of the two largest lengths: by no more can a pair have come closer."""
+    """Sum of the two largest lengths: no pair can have come closer by more."""
     squares = jnp.sum(moved**2, axis=-1)
     second = jnp.max(jnp.where(jnp.arange(squares.shape[0]) == jnp.argmax(squares), 0.0, squares))
     return jnp.sqrt(jnp.max(squares)) + jnp.sqrt(second)

@@ -25,7 +25,7 @@ from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import HostCalculator
 from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
-from jaxpto.neighbors import grow
+from jaxpto.neighbors import Layout, NeighborOverflowError, grow, grow_until_it_fits
 from jaxpto.potential import Potential
 from jaxpto.relaxation import lanes as device
 from jaxpto.relaxation.lanes import Bounds, Lane
@@ -36,7 +36,8 @@ ATOMS_AT_ONCE = {"cpu": 512}  # enough to hide what a step costs besides the mod
 ATOMS_ON_ACCELERATORS = 16_384
 REGROWS = 5
 
-Advance = Callable[[Lane, Array], tuple[Lane, Array]]
+Advanced = tuple[Lane, Float[Array, "c r 5"]]
+Advance = Callable[[Lane, Array], Advanced]
 
 
 def relax_batched(
@@ -104,7 +105,8 @@ def _relax_alike(
 ) -> None:
     """Those `to_do` of structures with the same atomic numbers, in as many lanes, as wide, as all would have."""
     systems = [from_ase(atoms, np.float64) for atoms in structures]
-    at_once = ATOMS_AT_ONCE.get(jax.default_backend(), ATOMS_ON_ACCELERATORS) // len(structures[0])
+    layout = potential.allocate(systems, potential.usual_skin)
+    at_once = ATOMS_AT_ONCE.get(layout.platform, ATOMS_ON_ACCELERATORS) // len(structures[0])
     wanted = min(len(systems), max(1, at_once))
     mesh = replica_mesh(wanted)
     width = -(-wanted // mesh.size) * mesh.size
@@ -116,7 +118,7 @@ def _relax_alike(
         """Where the lanes' structures start; a lane that has none is given the first."""
         return jax.device_put(stack([systems[own or 0] for own in occupants]), spread)
 
-    lanes = device.enter(starts(), potential.allocate(systems, potential.usual_skin))
+    lanes = device.enter(starts(), layout)
     lanes = _end(lanes, np.asarray([own is None for own in occupants]), device.CONVERGED)
     bounds = Bounds(jnp.asarray(target.fmax), jnp.asarray(target.external_pressure), jnp.asarray(target.steps))
     program = device.compile_advance(target.mask, mesh)
@@ -145,21 +147,33 @@ def _relax_alike(
         report(float(residual[status == device.RUNNING].max(initial=0.0)))
 
 
-def _advance(program: Advance, lanes: Lane, n_steps: int = device.CHUNK) -> tuple[Lane, Float[Array, "c r 5"]]:
+def _advance(program: Advance, lanes: Lane, n_steps: int = device.CHUNK) -> Advanced:
     """One chunk; while a running lane overflows, discard it, enlarge the lists and do it again (bounded)."""
     running = jax.device_get(lanes.status) == device.RUNNING
-    for regrown in range(REGROWS + 1):
-        after, measured = program(lanes, jnp.asarray(n_steps))
-        lost = jax.device_get(after.neighbors.overflow) & running
-        if not lost.any():
-            return after, measured
-        if regrown < REGROWS:
-            cells = np.concatenate(jax.device_get((lanes.system.cell, after.system.cell)))
-            cells = cells[np.isfinite(cells).all(axis=(1, 2))]
-            lanes = device.rebuild(lanes, grow(lanes.neighbors.layout, cells))
+
+    def begun(layout: Layout) -> Lane:
+        return lanes if layout == lanes.neighbors.layout else device.rebuild(lanes, layout)
+
+    def lost(advanced: Advanced) -> np.ndarray:
+        return jax.device_get(advanced[0].neighbors.overflow) & running
+
+    def enlarge(layout: Layout, advanced: Advanced) -> Layout:
+        cells = np.concatenate(jax.device_get((lanes.system.cell, advanced[0].system.cell)))
+        return grow(layout, cells[np.isfinite(cells).all(axis=(1, 2))])
+
+    try:
+        return grow_until_it_fits(
+            lambda layout: program(begun(layout), jnp.asarray(n_steps)),
+            lanes.neighbors.layout,
+            overflowed=lambda advanced: bool(lost(advanced).any()),
+            enlarge=enlarge,
+            enlargements=REGROWS,
+        ).result
+    except NeighborOverflowError as error:
+        collapsed, lanes = lost(error.result), begun(error.layout)
     if n_steps > 1:  # the steps before the one that overflows are kept
         return _advance(program, lanes, 1)
-    return _advance(program, _end(lanes, lost, device.OVERFLOWED), 1)
+    return _advance(program, _end(lanes, collapsed, device.OVERFLOWED), 1)
 
 
 def _end(lanes: Lane, which: np.ndarray, status: int) -> Lane:

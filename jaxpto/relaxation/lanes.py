@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpto import units
-from jaxpto.devices.compiled import kept
+from jaxpto.devices.compiled import cached_jit
 from jaxpto.md.loop import REPLICAS
 from jaxpto.model_interface import Prediction
 from jaxpto.neighbors import Layout, Neighbors, build, refresh
@@ -134,7 +134,7 @@ def compile_advance(
         out_specs=(spread, PartitionSpec(None, REPLICAS)),
         check_vma=False,
     )
-    return kept(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
+    return cached_jit(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
 
 
 def _advance(

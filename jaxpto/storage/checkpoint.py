@@ -32,6 +32,7 @@ from jaxpto.storage.files import storage_error, sync_directory, write_json_atomi
 Tree = TypeVar("Tree")
 _DIGESTS = "digest.json"
 _OVERHEAD = 1 << 18  # bytes of Orbax's own files, at most
+_OF_THE_MACHINE = ("platform", "devices")  # fields of a layout that are settled anew in each process
 _NAME = re.compile(r"step_(\d{10,})")
 
 
@@ -190,11 +191,12 @@ class Checkpoints:
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:
     """The static sizes of a neighbour list as JSON, for the metadata of a checkpoint."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(layout).items()}
+    sizes = {name: v for name, v in dataclasses.asdict(layout).items() if name not in _OF_THE_MACHINE}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in sizes.items()}
 
 
 def layout_from_json(fields: dict[str, Any]) -> Layout:
-    """The layout that `layout_to_json` wrote, equal to (and hashing like) the original."""
+    """The layout that `layout_to_json` wrote, for the devices of this process."""
     hashable: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
     return Layout(**hashable)
 

@@ -16,6 +16,8 @@ from jaxpto.errors import InputError
 from jaxpto.system import System
 from jaxpto.training.data import LabelledFrames, hold_out_blocks, join
 
+REGROWS = 10  # enlargements of the neighbour list
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -28,8 +30,7 @@ class Batch:
         forces: [f, n, 3] eV / Angstrom.
         virials: [f, 3, 3] eV.
         numbers: [n] atomic numbers.
-        species: atomic numbers of the blocks.
-        slots: sizes of the blocks.
+        layout: the layout of the edges, with as many slots in each block as some frame needs.
     """
 
     vectors: Float[Array, "f n 3 s"]
@@ -38,8 +39,12 @@ class Batch:
     forces: Float[Array, "f n 3"]
     virials: Float[Array, "f 3 3"]
     numbers: np.ndarray
-    species: tuple[int, ...]
-    slots: tuple[int, ...]
+    layout: neighbors.Layout
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers of the blocks."""
+        return self.layout.species
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -75,13 +80,17 @@ def make_batch(
             jnp.asarray(frames.positions, dtype), jnp.asarray(frames.cells, dtype)
         )
 
-    for _ in range(10):
-        vectors, senders, overflow = edges(layout)
-        if not bool(overflow.any()):
-            break
-        layout = neighbors.grow(layout)
-    else:
-        raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells")
+    try:
+        found = neighbors.grow_until_it_fits(
+            edges,
+            layout,
+            overflowed=lambda found: bool(found[2].any()),
+            enlarge=lambda layout, _: neighbors.grow(layout, frames.cells),
+            enlargements=REGROWS,
+        )
+    except neighbors.NeighborOverflowError:
+        raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells") from None
+    layout, (vectors, senders, _) = found.layout, found.result
     vectors = np.swapaxes(np.asarray(vectors).reshape(len(frames), n, -1, 3), 2, 3)
     senders = np.asarray(senders).reshape(len(frames), n, -1)
     keep, slots, start = [], [], 0
@@ -98,8 +107,7 @@ def make_batch(
         jnp.asarray(frames.forces, dtype),
         jnp.asarray(frames.virials, dtype),
         frames.numbers,
-        layout.species,
-        tuple(slots),
+        dataclasses.replace(layout, slots=tuple(slots)),
     )
 
 
@@ -201,8 +209,8 @@ def shortest_distances(
     batches = [b for c in compositions for b in (c.train, c.held_out) if b is not None]
     for batch in batches:
         distances = np.linalg.norm(np.asarray(batch.vectors), axis=2)
-        ends = np.cumsum(batch.slots)
-        for other, end, size in zip(batch.species, ends, batch.slots, strict=True):
+        ends = np.cumsum(batch.layout.slots)
+        for other, end, size in zip(batch.species, ends, batch.layout.slots, strict=True):
             for own in batch.species:
                 pair = elements.index(own), elements.index(other)
                 if pair[0] <= pair[1]:  # the other direction holds the same distances

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto import units
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, check
@@ -163,7 +163,7 @@ def simulate(
     ideal = from_ase(plan.atoms, np.float32)
 
     def begin(potential: Potential, starts: System, key: Array) -> tuple[MDState, Watch]:
-        integrator = plan.method(in_turn(potential.evaluate))
+        integrator = plan.method(sequential_over_replicas(potential.evaluate))
 
         def one(system: System, own_key: Array, kT: Array, pressure: Array) -> tuple[MDState, Watch]:
             stress = -pressure * jnp.eye(3, dtype=pressure.dtype)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.perovskite import Params, Perovskite
+from jaxpto.neighbors import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,10 @@ def predict_frame(
     own: Float[Array, "n t"],
     vectors: Float[Array, "n 3 s"],
     senders: Int[Array, " e"],
-    slots: tuple[int, ...],
+    layout: Layout,
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]:
     """Energy (eV), forces (eV / Angstrom) and virial -dE/dstrain (eV) of one frame."""
-    energy, slope = jax.value_and_grad(lambda v: model.atomic_energies(params, own, v, slots).sum())(vectors)
+    energy, slope = jax.value_and_grad(lambda v: model.atomic_energies(params, own, v, layout).sum())(vectors)
     forces = slope.sum(axis=2).at[senders].add(-jnp.swapaxes(slope, 1, 2).reshape(-1, 3), mode="drop")
     virial = -jnp.einsum("nas,nbs->ab", vectors, slope, precision="highest")
     return energy, forces, 0.5 * (virial + virial.T)

@@ -117,7 +117,7 @@ def predictor(model: Perovskite, batch: Batch) -> Callable:
 
     def apply(params: Params, index: Array, arrays: tuple[Array, ...]) -> tuple[tuple, tuple]:
         vectors, senders, energy, forces, virial = (a[index] for a in arrays)
-        return predict_frame(model, params, jnp.asarray(own), vectors, senders, batch.slots), (energy, forces, virial)
+        return predict_frame(model, params, jnp.asarray(own), vectors, senders, batch.layout), (energy, forces, virial)
 
     return apply
 
@@ -214,7 +214,7 @@ def measure_whitening(
         chosen = np.unique(np.linspace(0, len(batch.energies) - 1, samples).astype(int))
         none = jnp.zeros((len(batch.numbers), len(known)), dtype) + 1e-3
         trusted = jnp.asarray(own) @ weights["trusted"][known][:, known]
-        sample = jax.vmap(lambda v, r=trusted, w=none, b=batch: moments(v, r, w, model.cutoff, k, b.slots)[0])(
+        sample = jax.vmap(lambda v, r=trusted, w=none, b=batch: moments(v, r, w, model.cutoff, k, b.layout)[0])(
             batch.vectors[chosen]
         )
         sample = np.asarray(sample, np.float64)  # [f, n, t, 9, k]

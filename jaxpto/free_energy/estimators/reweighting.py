@@ -25,7 +25,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from jaxpto.errors import InputError
-from jaxpto.neighbors import Layout, Neighbors, build, grow
+from jaxpto.neighbors import Layout, NeighborOverflowError, Neighbors, build, grow, grow_until_it_fits
 from jaxpto.potential import Potential
 from jaxpto.system import Leaf, System, volume
 from jaxpto.units import BOLTZMANN
@@ -122,16 +122,20 @@ def record(
     if layout is None:
         smallest = int(np.argmin(np.abs(np.linalg.det(cells))))
         layout = potential.allocate([jax.tree.map(lambda leaf: leaf[smallest], systems)], skin=0.0)
-    for _ in range(REGROWS):
-        found = _measure(potential, systems, layout, batch=batch)
-        if not bool(found.overflow):
-            break
-        layout = grow(layout, cells)
-    else:
-        raise InputError("a frame has ever more neighbours; leave out frames of a crystal that collapsed")
-    _check_finite(np.asarray(found.energies))
-    dtype = found.energies.dtype
-    return Ensemble(systems, found.energies, jnp.asarray(temperature, dtype), jnp.asarray(pressure, dtype)), layout
+    try:
+        found = grow_until_it_fits(
+            lambda layout: _measure(potential, systems, layout, batch=batch),
+            layout,
+            overflowed=lambda measured: bool(measured.overflow),
+            enlarge=lambda layout, _: grow(layout, cells),
+            enlargements=REGROWS,
+        )
+    except NeighborOverflowError:
+        raise InputError("a frame has ever more neighbours; leave out frames of a crystal that collapsed") from None
+    energies = found.result.energies
+    _check_finite(np.asarray(energies))
+    at = (jnp.asarray(value, energies.dtype) for value in (temperature, pressure))
+    return Ensemble(systems, energies, *at), found.layout
 
 
 def _check_finite(values: np.ndarray) -> None:

@@ -136,7 +136,7 @@ def crystal_constants(
 
     Differentiated, it holds the intermediate results of one atom at a time and computes them again.
     """
-    batch = 1 if jax.default_backend() == "cpu" else 3
+    batch = 1 if neighbors.layout.platform == "cpu" else 3
 
     @jax.checkpoint
     def of_one(row: Int[Array, ""]) -> Float[Array, "n 3 3"]:

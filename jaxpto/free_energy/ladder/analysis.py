@@ -14,7 +14,7 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.estimators.samples import EnthalpySamples
 from jaxpto.free_energy.estimators.transition import PhaseBracket, TransitionThermodynamics, transition_thermodynamics
-from jaxpto.free_energy.ladder.integration import (
+from jaxpto.free_energy.ladder.thermodynamics import (
     Thermodynamics,
     fluctuation_heat_capacity,
     gibbs_helmholtz,

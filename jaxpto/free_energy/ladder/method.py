@@ -14,7 +14,7 @@ from jaxpto.free_energy.estimators.samples import enthalpy_samples
 from jaxpto.free_energy.estimators.transition import phase_bracket
 from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
 from jaxpto.free_energy.ladder.output import Subject, write_ladder
-from jaxpto.free_energy.sampling import sweep_settings
+from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.report import load_run
 from jaxpto.reporting.provenance import provenance

@@ -20,7 +20,7 @@ from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamp
 from jaxpto.free_energy.landau.literature import Subject
 from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
-from jaxpto.free_energy.sampling import sweep_settings
+from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.md.config import changed_fields, check, to_json
 from jaxpto.md.preparation import Setup, prepare

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -36,7 +37,7 @@ from jaxpto.free_energy.harmonic.vibrations import (
     vibrational_free_energy,
     without_translations,
 )
-from jaxpto.neighbors import Layout, build
+from jaxpto.neighbors import Layout, build, grow, grow_until_it_fits
 from jaxpto.potential import Potential
 from jaxpto.system import System
 
@@ -118,20 +119,12 @@ class Point:
     thermal_stress: Float[np.ndarray, "3 3"]
 
 
-@dataclasses.dataclass
-class _Layouts:
-    """Neighbour layouts that have been large enough so far."""
-
-    static: Layout | None = None
-    super: Layout | None = None
-
-
 class Evaluator:
     """Evaluates a landscape; keeps neighbour layouts between calls, and regrows them. Use it in 64-bit mode."""
 
     def __init__(self, landscape: Landscape) -> None:
         self.landscape = landscape
-        self._layouts = _Layouts()
+        self._layouts: dict[int, Layout] = {}  # by the number of atoms
 
     def __call__(
         self,
@@ -213,16 +206,12 @@ class Evaluator:
     def _static(self, cell: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         terrain = self.landscape
         place = jnp.asarray(cell), jnp.asarray(terrain.places_at(y))
-        for regrown in range(REGROWS):
-            layout = self._layouts.static
-            if layout is None:
-                layout = _room(terrain.potential, unit_system(terrain.crystal, *place), regrown)
-            shifts = jnp.asarray(terrain.shifts)
-            found = jax.device_get(_static(terrain.potential, terrain.crystal, *place, shifts, layout=layout))
-            self._layouts.static = None if found["overflow"] else layout
-            if not found["overflow"]:
-                return found
-        raise RuntimeError("the neighbour list of the cell still overflows; check the structure's density")
+        shifts = jnp.asarray(terrain.shifts)
+
+        def compute(layout: Layout) -> dict[str, np.ndarray]:
+            return jax.device_get(_static(terrain.potential, terrain.crystal, *place, shifts, layout=layout))
+
+        return self._with_room(compute, unit_system(terrain.crystal, *place))
 
     def _vibrations(
         self, cell: np.ndarray, y: np.ndarray, temperature: float, mixture: tuple[float, float]
@@ -230,17 +219,12 @@ class Evaluator:
         terrain = self.landscape
         place = jnp.asarray(cell), jnp.asarray(terrain.places_at(y))
         state = jnp.asarray(temperature, float), jnp.asarray(mixture)
-        for regrown in range(REGROWS):
-            layout = self._layouts.super
-            if layout is None:
-                layout = _room(terrain.potential, supercell_system(terrain.crystal, *place), regrown)
+
+        def compute(layout: Layout) -> dict[str, np.ndarray]:
             fixed = {"function": terrain.function, "layout": layout}
-            found = jax.device_get(_vibrations(terrain.potential, terrain.crystal, *place, *state, **fixed))
-            self._layouts.super = None if found["overflow"] else layout
-            if not found["overflow"]:
-                break
-        else:
-            raise RuntimeError("the neighbour list of the supercell still overflows; check the structure's density")
+            return jax.device_get(_vibrations(terrain.potential, terrain.crystal, *place, *state, **fixed))
+
+        found = self._with_room(compute, supercell_system(terrain.crystal, *place))
         if found["lowest"].min() <= 0.0:
             worst = int(found["lowest"].argmin())
             raise UnstableError(
@@ -248,14 +232,24 @@ class Evaluator:
             )
         return found
 
+    def _with_room(self, compute: Callable[[Layout], dict[str, np.ndarray]], system: System) -> dict[str, np.ndarray]:
+        """What is computed of a system, by the layout that has been large enough so far for as many atoms."""
+        atoms = len(system.numbers)
+        layout = self._layouts.get(atoms) or self.landscape.potential.allocate([system], skin=0.0)
+        fitted = grow_until_it_fits(
+            compute,
+            layout,
+            overflowed=lambda found: bool(found["overflow"]),
+            enlarge=lambda layout, _: grow(layout, np.asarray(system.cell)),
+            enlargements=REGROWS,
+        )
+        self._layouts[atoms] = fitted.layout
+        return fitted.result
+
 
 def imaginary_text(frequency: float, point: Float[np.ndarray, "3"]) -> str:
     """Words for the worst of the imaginary modes: its frequency, THz, and wave vector."""
     return f"the mode at q = ({point[0]:.4g} {point[1]:.4g} {point[2]:.4g}) is imaginary ({abs(frequency):.3g}i THz)"
-
-
-def _room(potential: Potential, system: System, regrown: int) -> Layout:
-    return potential.allocate([system], skin=0.0, headroom=1.25 + 0.25 * regrown)
 
 
 @functools.partial(jax.jit, static_argnames="layout")

@@ -17,8 +17,8 @@ from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.spectral import ModeFunction
 from jaxpto.free_energy.harmonic.method import check_harmonic, prepare_crystal
 from jaxpto.free_energy.quasiharmonic.landscape import Evaluator, Landscape, Point
+from jaxpto.free_energy.quasiharmonic.minimum import Equilibrium, Lost, follow
 from jaxpto.free_energy.quasiharmonic.output import QuasiharmonicResult, write_quasiharmonic
-from jaxpto.free_energy.quasiharmonic.path import Equilibrium, Lost, follow
 from jaxpto.free_energy.quasiharmonic.symmetric_coordinates import internal_basis, strain_basis
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.files import write_json_atomic

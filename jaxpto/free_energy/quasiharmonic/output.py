@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxpto.free_energy.harmonic.output import Document, Subject, dulong_petit, write_document
-from jaxpto.free_energy.quasiharmonic.path import Equilibrium, Lost
+from jaxpto.free_energy.quasiharmonic.minimum import Equilibrium, Lost
 from jaxpto.reporting.figures import COLORS, STYLE
 from jaxpto.units import GIGAPASCAL
 

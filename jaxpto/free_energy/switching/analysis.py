@@ -11,15 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxpto.free_energy.switching.paths import (
-    FreeEnergyChange,
-    bootstrap,
-    einstein_free_energy,
-    free_energy_change,
-    scaled_free_energy,
-    smooth_step,
-    spring_constants,
-)
+from jaxpto.free_energy.switching.einstein_crystal import einstein_free_energy, spring_constants
+from jaxpto.free_energy.switching.paths import smooth_step
+from jaxpto.free_energy.switching.works import FreeEnergyChange, bootstrap, free_energy_change, scaled_free_energy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpto.errors import InputError
-from jaxpto.free_energy.switching.paths import Weights, einstein_path, scaling_path, spring_energy
+from jaxpto.free_energy.switching.einstein_crystal import spring_energy
+from jaxpto.free_energy.switching.paths import Weights, einstein_path, scaling_path
 from jaxpto.integrators.common import kinetic_energy
 from jaxpto.integrators.nvt_langevin import LangevinBath, nvt_langevin
 from jaxpto.integrators.state import Integrator, MDState
@@ -83,8 +84,8 @@ def switching_langevin(
     moves the atoms under the new weights. Taken back, this is the same protocol with all steps reversed, so that the
     works obey Crooks' theorem (Phys. Rev. E 61, 2361, 2000) but for the error of the time step.
 
-    Neither energy changes when all atoms move together (see `jaxpto.free_energy.switching.paths`): all 3 n degrees of
-    freedom are thermal, and the centre of mass diffuses without any effect on the work.
+    Neither energy changes when all atoms move together (see `spring_energy`): all 3 n degrees of freedom are thermal,
+    and the centre of mass diffuses without any effect on the work.
 
     The invariant is E_pot + E_kin - heat - work.
 

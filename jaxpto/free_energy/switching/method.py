@@ -21,7 +21,7 @@ from jaxpto.console.command import configure_devices
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
-from jaxpto.free_energy.sampling import sweep_settings
+from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.free_energy.switching.analysis import (
     Scaled,
     Sites,
@@ -31,8 +31,8 @@ from jaxpto.free_energy.switching.analysis import (
     analyse_switches,
     sites_of,
 )
+from jaxpto.free_energy.switching.einstein_crystal import einstein_displacements
 from jaxpto.free_energy.switching.output import SwitchingSubject, write_switching
-from jaxpto.free_energy.switching.paths import einstein_displacements
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.stored_run import trajectory_paths

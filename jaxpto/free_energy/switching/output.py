@@ -22,7 +22,7 @@ from jaxpto.console.options import as_typed
 from jaxpto.console.terminal import WholeTable
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.switching.analysis import Scaled, Switched, SwitchedCrystal, agreement, at_temperatures
-from jaxpto.free_energy.switching.paths import PLANCK
+from jaxpto.free_energy.switching.einstein_crystal import PLANCK
 from jaxpto.reporting import page
 from jaxpto.reporting.figures import COLORS, GREY, STYLE, png
 from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from rich.console import Console
 
 from jaxpto.console.status_line import StatusLine
-from jaxpto.devices.sequential import in_turn
+from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
 from jaxpto.integrators.state import Integrator, MDState
@@ -194,7 +194,7 @@ def _begin(
 
     def one(potential: Potential, number: Array, kT: Array, start: Array, switch: Switch) -> tuple[MDState, Watch]:
         moved = dataclasses.replace(system, positions=start)
-        integrator = protocol.integrator(in_turn(potential.evaluate))
+        integrator = protocol.integrator(sequential_over_replicas(potential.evaluate))
         state = integrator.init(jax.random.fold_in(key, number), moved, build(moved, layout), kT, switch)
         return state, watch_init(system, kT, nearest)
 
