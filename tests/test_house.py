@@ -19,7 +19,7 @@ from jaxpto.phonons import PhononsConfig
 from jaxpto.pto.zero_kelvin import ZeroKelvinConfig
 from jaxpto.relax import RelaxConfig
 from jaxpto.report import ReportConfig
-from jaxpto.train import Config as TrainConfig
+from jaxpto.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxpto"
