@@ -24,12 +24,12 @@ def check_size(atoms: int, replicas: int = 1, what: str = "the run") -> None:
     """Refuse what cannot fit into the memory of this machine, whatever the model.
 
     Args:
-        atoms: of one replica.
-        replicas: in all.
-        what: it is called in the message, with the setting behind it.
+        atoms: atoms of one replica.
+        replicas: number of replicas.
+        what: name of the run in the message, with the setting behind it.
 
     Raises:
-        InputError: with the figures.
+        InputError: it does not fit; the message has the figures.
     """
     if atoms > MOST_ATOMS:
         raise InputError(f"{what}: {atoms:,} atoms, at most {MOST_ATOMS:,} can be; take a smaller supercell")

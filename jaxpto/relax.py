@@ -61,36 +61,42 @@ class RelaxConfig:
     dtype: Literal["float32", "float64"] = "float64"
     """Floating-point type of the model."""
     format: str | None = None
-    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
     resume: bool = False
     """Go on with the run in the output folder, or begin if nothing is there; finished structures are kept."""
 
 
-def run(config: RelaxConfig) -> list[Entry]:
-    """Relax every structure, write the output folder, and return what came of each, in the order given.
+def run(config: RelaxConfig, potential: Potential | None = None) -> list[Entry]:
+    """Relax every structure, write the output folder, and return the outcomes in the order given.
 
     A structure that does not converge is no error here: its outcome says so. Every structure is stored as soon as it is
-    finished, so that --resume has nothing to repeat but what was under way, whatever ended the command; its outcomes
-    are those of an uninterrupted run. If there is time at the end, tables and structure files are written too.
+    finished, so that a resumed run repeats only structures that were under way, and ends with the outcomes of an
+    uninterrupted one. An interrupted run, too, writes tables and structure files if it has the time.
+
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
 
     Raises:
         InputError: no or bad structures, unknown model or element, settings that cannot be used, an output folder in
             use, or an ASE calculator with the method batched; nothing is written then.
     """
+    if potential is not None:
+        config = dataclasses.replace(config, model=potential.name)
     begun = check_begun(config.out, resume=config.resume)
     with one_run(config.out):
-        return _relax(config, begun)
+        return _relax(config, potential, begun)
 
 
-def _relax(config: RelaxConfig, begun: bool) -> list[Entry]:
+def _relax(config: RelaxConfig, given: Potential | None, begun: bool) -> list[Entry]:
     console = terminal.console(RelaxConfig)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
     files, frames, notes = _read(config)
     if config.method == "batched":
         configure_devices()
-    calculator = JaxptoCalculator(config.model, config.dtype)
+    calculator = JaxptoCalculator(config.model if given is None else given, config.dtype)
     potential = calculator.potential
     for file, atoms in zip(files, frames, strict=True):
         check_supports(potential, atoms, file, stress=False)
@@ -119,7 +125,7 @@ def _relax(config: RelaxConfig, begun: bool) -> list[Entry]:
         outcomes[index] = outcome
 
     def store() -> list[Entry]:
-        """Write what is finished; the names are those of the whole."""
+        """Write the finished structures; the names are those of the whole run."""
         done = sorted(outcomes)
         entries = make_entries(
             [names[i] for i in done], [files[i] for i in done], [frames[i] for i in done], [outcomes[i] for i in done]
@@ -168,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(config: RelaxConfig) -> tuple[list[str], list[ase.Atoms], list[str]]:
-    """Every frame of every file, the file it comes from, and what is to be said of them."""
+    """Every frame of every file, the file it comes from, and notes for the user."""
     if not config.structures:
         raise InputError("no structure given; name one or more files, or PbTiO3-tetragonal")
     files: list[str] = []
@@ -203,7 +209,7 @@ def _one_by_one(
 ) -> None:
     """Each structure without an outcome by ASE; those with the same atoms share a compiled program.
 
-    Each begins with neighbour lists of the same sizes, so that its numbers do not depend on what was done before.
+    Each begins with neighbour lists of the same sizes, so that its numbers do not depend on the structures before it.
     """
 
     def report(step: int, residual: float) -> None:
@@ -227,7 +233,7 @@ def _one_by_one(
 def _identity(
     config: RelaxConfig, potential: Potential, files: Sequence[str], frames: Sequence[ase.Atoms]
 ) -> dict[str, Any]:
-    """What --resume compares."""
+    """The identity that a resumed run must share."""
     settings = {name: getattr(config, name) for name in ("fmax", "mask", "pressure", "steps", "method", "dtype")}
     host = isinstance(potential.model, HostCalculator)  # of which no more than the name is known
     structures = [

@@ -57,7 +57,7 @@ class Config:
     Attributes:
         data: DeePMD npy folders, folders of such folders, or extxyz files.
         out: folder of the model to write (also holds the training checkpoint and log).
-        shares: how often a trajectory is drawn, as GLOB=FRACTION of its name; what matches nothing shares the rest.
+        shares: how often a trajectory is drawn, as GLOB=FRACTION of its name; trajectories that match nothing share the rest.
         steps: optimization steps, one frame each.
         matrix_rate: peak learning rate of Muon on the weight matrices.
         other_rate: peak learning rate of Adam on everything else.
@@ -74,11 +74,11 @@ class Config:
         patience: stop after this many validations without a better one (0: never).
         initial: start from the weights of this model, a name or a folder (fine-tuning).
         resume: go on with the checkpoint in `out`, or begin if nothing is there.
-        seed: of initial weights and of the order of frames.
+        seed: seed of the initial weights and of the order of the frames.
         source: where the data come from, for model.json.
         match: tune the initial model to a measured average, as "c_over_a@300K=1.063" or "volume@300K,2GPa=61.5"; of
             c_over_a, a, c (Angstrom), volume (Angstrom^3, of five atoms), polarization (C/m^2). Once for each average.
-        matching: how; steps, rates, decay, averages and validations above then have no effect.
+        matching: settings of that tuning; steps, rates, decay, averages and validations above then have no effect.
     """
 
     data: tuple[Path, ...]
@@ -145,7 +145,7 @@ def check(config: Config) -> None:
 
 
 def goes_on(config: Config) -> bool:
-    """Whether `out` holds a checkpoint to go on with; without --resume there must be nothing in it.
+    """Whether `out` holds a checkpoint to go on with; without `resume` it must be empty.
 
     Raises:
         InputError: a file, a folder in use, or one that holds other things but no checkpoint.
@@ -170,7 +170,7 @@ def load_frames(config: Config) -> list[data.LabelledFrames]:
     """Read and clean all data, and give every trajectory a name of its own.
 
     Raises:
-        InputError: nothing usable in it.
+        InputError: there is no usable frame.
     """
     trajectories: list[data.LabelledFrames] = []
     names: list[str] = []
@@ -214,7 +214,7 @@ def set_up(config: Config) -> Task:
     """Read the data and choose where to start.
 
     Raises:
-        InputError: see `load_frames`, `share_of` and `initial_model`.
+        InputError: `load_frames`, `share_of` or `initial_model` refuses data or model.
     """
     trajectories = load_frames(config)
     probability = share_of(trajectories, config.shares)
@@ -265,7 +265,7 @@ def run(config: Config) -> Potential:
     weights of an uninterrupted one, bit for bit.
 
     Raises:
-        InputError: see `check`, `one_run`, `goes_on`, `set_up` and `restore`.
+        InputError: `check`, `one_run`, `goes_on`, `set_up` or `restore` refuses settings, folder, data or checkpoint.
         FloatingPointError: the training diverged.
     """
     check(config)
@@ -355,7 +355,7 @@ def _train(config: Config, resumed: bool) -> Potential:
 
 
 def identity_of(config: Config, task: Task, plan: Plan | None = None) -> dict[str, Any]:
-    """What a checkpoint must agree on to be gone on with; see `make_identity`."""
+    """The identity that a checkpoint must share to be continued; see `make_identity`."""
     settings = {name: value for name, value in describe_settings(config).items() if name not in FREE}
     if "matching" in settings:
         settings["matching"] = {k: v for k, v in settings["matching"].items() if k not in FREE_MATCHING}
@@ -373,7 +373,7 @@ def match(config: Config, resumed: bool) -> Potential:
     """Tune the initial model to `config.match`, writing model, history and checkpoint in every iteration.
 
     Raises:
-        InputError: see `set_up`, `plan_of` and `matching.match`.
+        InputError: `set_up`, `plan_of` or `matching.match_averages` refuses data, settings or checkpoint.
         FloatingPointError: the tuning diverged, or a simulation with it.
     """
     settled = dataclasses.replace(config.matching, supercell=config.matching.repeats)

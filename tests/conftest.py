@@ -18,6 +18,7 @@ install_import_hook("jaxpto", "beartype.beartype")
 
 import ase  # noqa: E402
 import jax  # noqa: E402
+from crystals import four_species  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -81,8 +82,4 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def crystal() -> ase.Atoms:
     """A triclinic, rattled five-atom cell, smaller than the cutoff, its species interleaved."""
-    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
-    cell = [[3.9, 0.1, 0.0], [0.2, 3.85, -0.1], [-0.1, 0.15, 4.2]]
-    atoms = ase.Atoms("PbOOSrTi", scaled_positions=places, cell=cell, pbc=True)
-    atoms.rattle(0.08, seed=5)
-    return atoms
+    return four_species()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
 import pytest
+from crystals import titanate
 from dp_files import read_dp, write_dp
 from reference_data import Case
 
@@ -26,6 +27,8 @@ from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
 FIXTURES = "weights/fixtures"
+TITANATE = titanate()
+BUILD = jax.jit(neighbors.build, static_argnames="layout")
 # file, its reference, and structures that are not compared to rounding
 MODELS = {
     # more than sel neighbours, several equally far: which ones count is an accident of the original's sort
@@ -58,16 +61,6 @@ def deeppot(shared: pathlib.Path) -> Potential:
 @pytest.fixture(scope="module")
 def compressed(shared: pathlib.Path) -> tuple[Potential, Any]:
     return compress(_converted(shared, "se_e2_a.pb"), 1e-8)
-
-
-@pytest.fixture(scope="module")
-def titanate() -> ase.Atoms:
-    """A triclinic, rattled cell of PbTiO3, smaller than the cutoff, its species interleaved."""
-    places = [[0, 0, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.05], [0, 0.5, 0.5], [0.5, 0.5, 0.55]]
-    cell = [[4.1, 0.1, 0.0], [0.2, 4.05, -0.1], [-0.1, 0.15, 4.4]]
-    atoms = ase.Atoms("PbOOTiO", scaled_positions=places, cell=cell, pbc=True)
-    atoms.rattle(0.08, seed=5)
-    return atoms
 
 
 def _cases(shared: pathlib.Path, reference: str) -> dict[str, Case]:
@@ -142,41 +135,6 @@ def test_noise_of_the_original(shared: pathlib.Path, monkeypatch: pytest.MonkeyP
     assert np.abs(ours - case.exact.forces).max() < noise
 
 
-LAWS = [contract.rotation, contract.permutation, contract.image_shift]
-MORE_LAWS = [
-    contract.capacity,
-    contract.extensivity,
-    contract.forces_are_gradients,
-    contract.other_cell_vectors,
-    contract.batch,
-]
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("model", ["unipero", "deeppot"])
-def test_laws(law, model: str, titanate: ase.Atoms, request) -> None:
-    law(request.getfixturevalue(model), titanate)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("law", MORE_LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("model", ["unipero", "deeppot"])
-def test_more_laws(law, model: str, titanate: ase.Atoms, request) -> None:
-    law(request.getfixturevalue(model), titanate)
-
-
-@pytest.mark.parametrize("model", ["unipero", "deeppot"])
-def test_lone_atoms_and_tiny_cells(model: str, request) -> None:
-    potential = request.getfixturevalue(model)
-    contract.isolated_atom(potential, 22)
-    contract.one_atom_cell(potential, 82, edge=3.9)
-
-
-def test_smooth_at_cutoff(deeppot: Potential) -> None:
-    """DeepPot-SE only: in the attention of DPA-1 a neighbour counts fully up to the cutoff, in the original too."""
-    contract.smooth_at_cutoff(deeppot, (22, 8))
-
-
 def test_types_that_are_absent_count_as_empty(deeppot: Potential) -> None:
     """Without neighbours the invariants are those of the empty slots alone, worked out here in NumPy."""
     model, params = deeppot.model, jax.tree.map(np.asarray, deeppot.params)
@@ -200,12 +158,12 @@ def test_types_that_are_absent_count_as_empty(deeppot: Potential) -> None:
 
 
 @pytest.mark.parametrize("model", ["unipero", "deeppot", "compressed"])
-def test_hessians(model: str, titanate: ase.Atoms, request) -> None:
+def test_hessians(model: str, request) -> None:
     """A product with the Hessian, twice backwards through the slices, against a difference of gradients."""
     potential = request.getfixturevalue(model)
     potential = contract.cast(potential[0], np.float64) if model == "compressed" else potential
-    system = from_ase(titanate, np.float64)
-    found = neighbors.build(system, contract.layout_of(potential, titanate))
+    system = from_ase(TITANATE, np.float64)
+    found = BUILD(system, contract.layout_of(potential, TITANATE))
     direction = jnp.asarray(np.random.default_rng(0).normal(size=system.positions.shape))
     gradient = jax.grad(lambda x: potential.energy(system.replace(positions=x), found))
     product = jax.jit(jax.grad(lambda x: jnp.vdot(gradient(x), direction)))(system.positions)
@@ -316,7 +274,7 @@ def test_variants(variant: str, shared: pathlib.Path, tmp_path: pathlib.Path) ->
 # ---- tables
 
 
-def test_tables_are_as_exact_as_they_say(compressed, deeppot: Potential, titanate: ase.Atoms) -> None:
+def test_tables_are_as_exact_as_they_say(compressed, deeppot: Potential) -> None:
     potential, measured = compressed
     assert 0.0 < measured.value <= 1e-8
     table = potential.params["embedding"]["table"]
@@ -328,7 +286,7 @@ def test_tables_are_as_exact_as_they_say(compressed, deeppot: Potential, titanat
     found = deepmd_layers.table_values(jnp.asarray(table[1, 2]), potential.model.table, jnp.asarray(s))
     error = np.abs(found - exact).max()
     assert 0.0 < error <= 1.05 * measured.value
-    exact, found = contract.predict(deeppot, titanate), contract.predict(contract.cast(potential, np.float64), titanate)
+    exact, found = contract.predict(deeppot, TITANATE), contract.predict(contract.cast(potential, np.float64), TITANATE)
     assert abs(found.energy - exact.energy) < 1e-7
     np.testing.assert_allclose(found.forces, exact.forces, atol=1e-6)
     np.testing.assert_allclose(found.stress, exact.stress, atol=1e-8)
@@ -348,10 +306,10 @@ def test_tables_are_smooth(compressed) -> None:
 
 
 @pytest.mark.slow
-def test_tables_obey_the_laws(compressed, titanate: ase.Atoms) -> None:
+def test_tables_obey_the_laws(compressed) -> None:
     potential = contract.cast(compressed[0], np.float64)
     for law in (contract.rotation, contract.capacity, contract.forces_are_gradients, contract.batch):
-        law(potential, titanate)
+        law(potential, TITANATE)
 
 
 def test_an_error_that_tables_cannot_reach(shared: pathlib.Path) -> None:

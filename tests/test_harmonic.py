@@ -289,6 +289,16 @@ def test_thermal_stress_is_the_strain_derivative(hcp: Phonopy, argon: Potential)
         assert slope == pytest.approx(np.linalg.det(here.cell) * np.sum(here.thermal_stress * strain), rel=1e-6)
 
 
+def test_a_list_that_is_too_small_is_enlarged(hcp: Phonopy, argon: Potential) -> None:
+    evaluator = Evaluator(landscape(hcp, argon))
+    place = evaluator.landscape.cell_at(np.zeros(2)), np.zeros(0)
+    expected = evaluator._static(*place)
+    ((atoms, layout),) = evaluator._layouts.items()
+    small = evaluator._layouts[atoms] = dataclasses.replace(layout, edges=layout.edges // 2)
+    np.testing.assert_allclose(evaluator._static(*place)["energy"], expected["energy"], rtol=1e-12)
+    assert evaluator._layouts[atoms].edges > small.edges
+
+
 def test_symmetric_coordinates(hcp: Phonopy, fcc: Phonopy, cubic: Phonopy) -> None:
     """Two strains and no internal coordinate in hcp, one strain in cubic crystals, two and three in P4mm."""
     tetragonal = make_phonopy(builtin_structure("PbTiO3-tetragonal"), (1, 1, 1))

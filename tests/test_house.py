@@ -29,9 +29,10 @@ PACKAGE = ROOT / "jaxpto"
 # still to be done; goes when both are empty
 SHARED_NAMES = ("Position", "Subject")
 UNREAD = (
-    *("models", "free_energy", "training", "lattice_dynamics", "md", "integrators", "observables", "pto"),
-    *("storage", "relaxation", "reporting", "structures"),
-    *("bounds.py", "sweep.py", "train.py"),
+    *("models/", "md/", "integrators/", "observables/", "reporting/", "lattice_dynamics/figures.py"),
+    *("relaxation/output.py", "lattice_dynamics/output.py", "training/matching_output.py"),
+    *(f"free_energy/{method}/output.py" for method in ("ladder", "landau", "switching", "harmonic", "quasiharmonic")),
+    "free_energy/landau/literature.py",
 )
 
 
@@ -92,7 +93,7 @@ def test_no_entry_of_a_docstring_begins_with_of() -> None:
     entry = re.compile(r"\s+[\w, ]+: (\[[^]]*\] )?of ")
     found = []
     for name, module in modules():
-        if name.split("/")[0] in UNREAD:
+        if name.startswith(UNREAD):
             continue
         for node in ast.walk(module):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):

@@ -1,4 +1,4 @@
-"""MACE: agreement with the original program, the laws of every model, odd structures, and its converter.
+"""MACE: agreement with the original program, its polynomials, and its converter.
 
 The checkpoint is a reduced model of the architecture of MACE-MP-0b medium with random parameters, as is the reference.
 """
@@ -97,43 +97,6 @@ def test_energies_of_atoms(published: Potential, shared: pathlib.Path) -> None:
     species = [published.elements.index(z) for z in case.atoms.numbers]
     references = published.params["references"][np.asarray(species)]
     np.testing.assert_allclose(energies - references, case.extra["node_energy"], atol=1e-8)
-
-
-LAWS = [contract.rotation, contract.permutation, contract.image_shift]
-MORE_LAWS = [
-    contract.capacity,
-    contract.forces_are_gradients,
-    contract.extensivity,
-    contract.other_cell_vectors,
-    contract.batch,
-]
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_laws(law, published: Potential, crystal: ase.Atoms) -> None:
-    law(published, _known(crystal))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("law", MORE_LAWS, ids=lambda law: law.__name__)
-def test_more_laws(law, published: Potential, crystal: ase.Atoms) -> None:
-    law(published, _known(crystal))
-
-
-def _known(crystal: ase.Atoms) -> ase.Atoms:
-    assert set(crystal.numbers) <= {8, 22, 38, 82}
-    return crystal
-
-
-@pytest.mark.slow
-def test_smooth_at_cutoff(published: Potential) -> None:
-    contract.smooth_at_cutoff(published, (22, 8))
-
-
-@pytest.mark.slow
-def test_lone_atoms_and_tiny_cells(published: Potential) -> None:
-    contract.isolated_atom(published, 22)
-    contract.one_atom_cell(published, 82)
 
 
 def test_every_element_alone(published: Potential) -> None:

@@ -10,48 +10,20 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import pytest
+from model_cases import CASES
 
-from converters import chgnet, deepmd, gptff, m3gnet, mace, orb, sevennet
 from converters.pickles import CheckpointError
-from converters.sources import find_checkpoint
-from jaxpto.models.catalogue import load_potential
 from jaxpto.models.check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
-from jaxpto.models.lennard_jones import LennardJones, lennard_jones
-from jaxpto.models.manifest import architectures
+from jaxpto.models.lennard_jones import LennardJones
 from jaxpto.models.orb import OrbDirect
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.potential import Potential
 
-FIXTURES = pathlib.Path("weights") / "fixtures"
-GIVEN: dict[str, Callable[[pathlib.Path], Potential]] = {
-    "chgnet": lambda shared: chgnet.convert(find_checkpoint("chgnet-0.3.0"), "chgnet"),
-    "deeppot_se": lambda shared: deepmd.convert(deepmd.read_model(shared / FIXTURES / "se_e2_a.pb"), "se"),
-    "dpa1": lambda shared: deepmd.convert(deepmd.read_model(shared / FIXTURES / "unipero_reduced.pb"), "dpa1"),
-    "gptff": lambda shared: gptff.convert(find_checkpoint("gptff-v2", shared / "weights" / "gptff_v2.pth"), "gptff"),
-    "lennard_jones": lambda shared: lennard_jones(["Ar", "Kr"], [0.01, 0.014], [3.4, 3.65], cutoff=6.0, onset=5.0),
-    "m3gnet": lambda shared: m3gnet.convert(
-        find_checkpoint(m3gnet.NAME, shared / "weights" / "M3GNet-MP-2021.2.8-PES"), "m3gnet"
-    ),
-    "mace": lambda shared: mace.convert(
-        find_checkpoint(mace.NAME, shared / FIXTURES / "mace_mp0b_reduced.model"), "mace"
-    ),
-    "orb_conservative": lambda shared: orb.convert(
-        find_checkpoint("orb-v3-conservative-inf-omat", shared / FIXTURES / "orb_v3_conservative_reduced.ckpt"),
-        "orb",
-        "v3-conservative-inf-omat",
-    ),
-    "orb_direct": lambda shared: orb.convert(
-        find_checkpoint("orb-v2", shared / FIXTURES / "orb_v2_reduced.ckpt"), "orb", "v2"
-    ),
-    "perovskite": lambda shared: load_potential("perovskite"),
-    "sevennet": lambda shared: sevennet.convert(find_checkpoint("7net-0"), "7net-0"),
-}
 
-
-@pytest.fixture(scope="module", params=sorted(architectures()))
+@pytest.fixture(scope="module", params=CASES)
 def potential(request: pytest.FixtureRequest, shared: pathlib.Path) -> Potential:
     try:
-        return GIVEN[request.param](shared)
+        return CASES[request.param].make(shared)
     except CheckpointError as error:
         pytest.skip(f"no published weights: {error}")
 

@@ -244,20 +244,6 @@ def test_the_nearest_are_chosen_anew_with_the_same_list(direct: Potential, cryst
 
 
 BOTH = [contract.permutation, contract.image_shift, contract.other_cell_vectors]
-MORE = [contract.capacity, contract.batch]
-
-
-@pytest.mark.parametrize("law", [contract.permutation, contract.extensivity], ids=lambda law: law.__name__)
-def test_laws_of_the_direct_model(law, direct: Potential, crystal: ase.Atoms) -> None:
-    law(direct, crystal)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "law", [contract.image_shift, contract.other_cell_vectors, *MORE], ids=lambda law: law.__name__
-)
-def test_more_laws_of_the_direct_model(law, direct: Potential, crystal: ase.Atoms) -> None:
-    law(direct, crystal)
 
 
 @pytest.mark.slow
@@ -265,19 +251,6 @@ def test_more_laws_of_the_direct_model(law, direct: Potential, crystal: ase.Atom
 def test_laws_in_spite_of_ties(law, direct: Potential, references: dict[str, dict[str, Any]]) -> None:
     """A crystal whose 20th and 21st neighbours are equally far: the choice depends on directions alone."""
     law(direct, _atoms(references["PTO_T_mp"]))
-
-
-@pytest.mark.parametrize("law", [contract.image_shift, contract.forces_are_gradients], ids=lambda law: law.__name__)
-def test_laws_of_the_conservative_model(law, conservative: Potential, crystal: ase.Atoms) -> None:
-    law(conservative, crystal)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "law", [contract.permutation, contract.other_cell_vectors, *MORE], ids=lambda law: law.__name__
-)
-def test_more_laws_of_the_conservative_model(law, conservative: Potential, crystal: ase.Atoms) -> None:
-    law(conservative, crystal)
 
 
 @pytest.mark.slow
@@ -289,13 +262,6 @@ def test_extensivity_of_the_conservative_model(conservative: Potential, crystal:
     assert repulsion[0] > 0.01
     one, two = (contract.predict(conservative, a).energy for a in (crystal, larger))
     np.testing.assert_allclose(two - repulsion[0], 2.0 * (one - repulsion[0]), rtol=1e-12)
-
-
-@pytest.mark.slow
-def test_smooth_and_lone_atoms_of_the_conservative_model(conservative: Potential) -> None:
-    contract.smooth_at_cutoff(conservative, (22, 8))
-    contract.isolated_atom(conservative, 22)
-    contract.one_atom_cell(conservative, 82)
 
 
 @pytest.mark.parametrize("name", [V2, V3])

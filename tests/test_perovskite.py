@@ -8,53 +8,26 @@ import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
 import pytest
+from model_cases import random_perovskite
 
 from jaxpto import neighbors
 from jaxpto.models import perovskite, perovskite_moments
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.folder import save_potential
-from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.models.perovskite_moments import moments
 from jaxpto.potential import Potential
 from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
 
-MODEL = Perovskite((8, 22, 38, 82), radial=6, channels=5, quartic=3, hidden=7)
-
 
 @pytest.fixture(scope="module")
 def random_potential() -> Potential:
-    """Every parameter random, so that no term is silent."""
-    params = initialize(MODEL, jax.random.key(0), np.float64)
-    keys = jax.random.split(jax.random.key(1), len(params))
-    params = {
-        name: value + 0.1 * jax.random.normal(key, value.shape, np.float64)
-        for (name, value), key in zip(sorted(params.items()), keys, strict=True)
-    }
-    wall = jnp.asarray(1.9 + 0.1 * np.add.outer(np.arange(4), np.arange(4)))
-    return Potential(params | {"wall": wall, "trusted": 1.1 * wall}, MODEL, "random")
+    return random_perovskite()
 
 
 @pytest.fixture(scope="module")
 def shipped() -> Potential:
     return load_potential("perovskite", np.float64)
-
-
-LAWS = [
-    contract.rotation,
-    contract.permutation,
-    contract.image_shift,
-    contract.extensivity,
-    contract.other_cell_vectors,
-    contract.forces_are_gradients,
-    contract.capacity,
-    contract.batch,
-]
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_random_weights_obey(law, random_potential: Potential, crystal: ase.Atoms) -> None:
-    law(random_potential, crystal)
 
 
 @pytest.mark.parametrize("law", [contract.rotation, contract.forces_are_gradients], ids=lambda law: law.__name__)
@@ -64,12 +37,6 @@ def test_shipped_weights_obey(law, shipped: Potential) -> None:
     atoms = ase.Atoms("PbTiO3", scaled_positions=places, cell=cell, pbc=True)
     atoms.rattle(0.05, seed=5)
     law(shipped, atoms)
-
-
-def test_lone_atoms_and_tiny_cells(random_potential: Potential) -> None:
-    contract.isolated_atom(random_potential, 22)
-    contract.one_atom_cell(random_potential, 82)
-    contract.smooth_at_cutoff(random_potential, (82, 8))
 
 
 def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:

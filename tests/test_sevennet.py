@@ -1,12 +1,11 @@
-"""SevenNet: agreement with the original program, the laws of every model, its convolution, and its converter.
+"""SevenNet: agreement with the original program, its convolution, and its converter.
 
-The laws are tested with small random networks, since the published ones take long to compile. The law
-`smooth_at_cutoff` holds for the polynomial envelope only: XPLOR's has a jump in its second derivative.
+The contract holds a small random network with the polynomial envelope; with XPLOR's, `smooth_at_cutoff` would not
+hold, as its second derivative jumps.
 """
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 from typing import Any
 
@@ -17,7 +16,9 @@ import model_contract as contract
 import mpmath
 import numpy as np
 import pytest
+from model_cases import random_sevennet
 from reference_data import load_reference
+from small_sevennet import CONFIG, SMALL, stored_state
 
 from converters import sevennet as converter
 from converters.pickles import CheckpointError
@@ -34,71 +35,10 @@ from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
-SMALL = SevenNet(
-    elements=(82, 22, 8, 38),
-    cutoff=3.6,
-    channels=((8,), (8, 6), (8, 6), (8,)),
-    highest=2,
-    envelope="polynomial",
-    envelope_parameter=6.0,
-)
-CONFIG = {
-    "version": "0.9.2",
-    "_model_type": "E3_equivariant_model",
-    "is_parity": False,
-    "self_connection_type": "linear",
-    "_normalize_sph": True,
-    "act_gate": {"e": "silu", "o": "tanh"},
-    "act_scalar": {"e": "silu", "o": "tanh"},
-    "radial_basis": {"radial_basis_name": "bessel", "bessel_basis_num": 8},
-    "cutoff_function": {"cutoff_function_name": "poly_cut", "poly_cut_p_value": 6},
-    "irreps_manual": ["8x0e", "8x0e+6x1e", "8x0e+6x1e", "8x0e"],
-    "lmax": 2,
-    "lmax_edge": -1,
-    "cutoff": 3.6,
-    "_type_map": {8: 2, 22: 1, 38: 3, 82: 0},
-}
-
-
-def _state(flipped: tuple[int, ...] = (), *, by_result: bool = False) -> dict[str, np.ndarray]:
-    """A random checkpoint of `SMALL`; the stored 3j tensor of one path may have the other sign."""
-    generator = np.random.default_rng(0)
-    draw = lambda *shape: generator.normal(size=shape).astype(np.float32)  # noqa: E731
-    state = {"edge_embedding.basis_function.coeffs": np.arange(1, 9, dtype=np.float32) * np.float32(np.pi / 3.6)}
-    state["onehot_to_feature_x.linear.weight"] = draw(4 * 8)
-    state["onehot_to_feature_x.linear.output_mask"] = np.ones(8, np.float32)
-    state["onehot_to_feature_x.linear.bias"] = np.zeros(0, np.float32)
-    for t, (inputs, outputs) in enumerate(itertools.pairwise(SMALL.channels)):
-        gated = (sum(outputs), *outputs[1:])
-        paths = coupling_paths(len(inputs) - 1, 2, len(outputs) - 1, parity=False)
-        summed = [sum(inputs[p.features] for p in paths if p.result == order) for order in range(len(outputs))]
-        sizes = {"self_connection_intro": (inputs, gated), "self_interaction_1": (inputs, inputs)}
-        for name, (first, second) in (sizes | {"self_interaction_2": (summed, gated)}).items():
-            state[f"{t}_{name}.linear.weight"] = draw(sum(a * b for a, b in zip(first, second, strict=False)))
-        columns = {path: draw(16, inputs[path.features]) for path in paths}
-        for path in paths:
-            if min(path) > 0:
-                sign = -1.0 if tuple(path) == flipped else 1.0
-                columns[path] *= sign
-                name = f"_w3j_{path.features}_{path.harmonics}_{path.result}"
-                stored = (sign * wigner_3j(*path)).astype(np.float32)
-                state[f"{t}_convolution.convolution._compiled_main_left_right.{name}"] = stored
-        stored = paths if by_result else sorted(paths, key=lambda p: (p.features, p.harmonics, p.result))
-        state[f"{t}_convolution.weight_nn.layer0.weight"] = draw(8, 16)
-        state[f"{t}_convolution.weight_nn.layer1.weight"] = draw(16, 16)
-        state[f"{t}_convolution.weight_nn.layer2.weight"] = np.concatenate([columns[p] for p in stored], axis=1)
-        state[f"{t}_convolution.denominator"] = np.full(1, 3.0, np.float32)
-    state["reduce_input_to_hidden.linear.weight"] = draw(8 * 4)
-    state["reduce_hidden_to_energy.linear.weight"] = draw(4)
-    state["rescale_atomic_energy.shift"] = draw(4)
-    state["rescale_atomic_energy.scale"] = np.ones(1, np.float32)
-    return state
-
 
 @pytest.fixture(scope="module")
 def small() -> Potential:
-    params = converter.parameters(_state(), SMALL, by_result=False)
-    return Potential(jax.tree.map(jnp.asarray, params), SMALL, "small")
+    return random_sevennet()
 
 
 def _published(version: str) -> Potential:
@@ -119,31 +59,22 @@ def test_agrees_with_the_original_on_all_structures(version: str, shared: pathli
     contract.agreement(_published(version), load_reference(shared, f"7net-{version}"))
 
 
-LAWS = [contract.rotation, contract.permutation, contract.image_shift, contract.forces_are_gradients, contract.capacity]
-MORE_LAWS = [contract.extensivity, contract.other_cell_vectors, contract.batch]
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_laws(law, small: Potential, crystal: ase.Atoms) -> None:
-    law(small, crystal)
+PUBLISHED_LAWS = [
+    contract.rotation,
+    contract.permutation,
+    contract.image_shift,
+    contract.forces_are_gradients,
+    contract.capacity,
+    contract.extensivity,
+    contract.other_cell_vectors,
+    contract.batch,
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", LAWS + MORE_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", PUBLISHED_LAWS, ids=lambda law: law.__name__)
 def test_laws_of_published_weights(law, crystal: ase.Atoms) -> None:
     law(contract.cast(_published("l3i5"), np.float64), crystal)
-
-
-@pytest.mark.slow
-def test_more_laws(small: Potential, crystal: ase.Atoms) -> None:
-    for law in MORE_LAWS:
-        law(small, crystal)
-    contract.one_atom_cell(small, 82)
-    contract.isolated_atom(small, 22)
-
-
-def test_smooth_at_cutoff(small: Potential) -> None:
-    contract.smooth_at_cutoff(small, (82, 8))
 
 
 @pytest.mark.slow
@@ -252,9 +183,9 @@ def test_conversion_and_back(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", [(), (1, 1, 1), (1, 2, 1)])
 def test_order_and_signs_of_stored_weights(path: tuple[int, ...]) -> None:
     """Files of old and new versions, and those with a 3j tensor of the other sign, hold the same network."""
-    expected = converter.parameters(_state(), SMALL, by_result=False)
+    expected = converter.parameters(stored_state(), SMALL, by_result=False)
     for by_result in (False, True):
-        found = converter.parameters(_state(path, by_result=by_result), SMALL, by_result=by_result)
+        found = converter.parameters(stored_state(path, by_result=by_result), SMALL, by_result=by_result)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -265,11 +196,11 @@ def _convert(content: Any, tmp_path: pathlib.Path, monkeypatch) -> Potential:
 
 
 def test_configuration(tmp_path: pathlib.Path, monkeypatch) -> None:
-    assert _convert({"config": CONFIG, "model_state_dict": _state()}, tmp_path, monkeypatch).model == SMALL
+    assert _convert({"config": CONFIG, "model_state_dict": stored_state()}, tmp_path, monkeypatch).model == SMALL
     sorted_since = CONFIG | {"version": "0.11.0", "cutoff_function": {"cutoff_function_name": "XPLOR", "cutoff_on": 3}}
-    found = _convert({"config": sorted_since, "model_state_dict": _state(by_result=True)}, tmp_path, monkeypatch)
+    found = _convert({"config": sorted_since, "model_state_dict": stored_state(by_result=True)}, tmp_path, monkeypatch)
     assert (found.model.envelope, found.model.envelope_parameter) == ("xplor", 3.0)
-    expected = converter.parameters(_state(), SMALL, by_result=False)
+    expected = converter.parameters(stored_state(), SMALL, by_result=False)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected)
 
 
@@ -292,7 +223,7 @@ def test_configuration(tmp_path: pathlib.Path, monkeypatch) -> None:
 )
 def test_other_configurations_are_refused(changes: dict, message: str, tmp_path: pathlib.Path, monkeypatch) -> None:
     with pytest.raises(CheckpointError, match=message):
-        _convert({"config": CONFIG | changes, "model_state_dict": _state()}, tmp_path, monkeypatch)
+        _convert({"config": CONFIG | changes, "model_state_dict": stored_state()}, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +237,7 @@ def test_other_configurations_are_refused(changes: dict, message: str, tmp_path:
     ],
 )
 def test_other_parameters_are_refused(key: str, value: Any, message: str, tmp_path: pathlib.Path, monkeypatch) -> None:
-    state = _state()
+    state = stored_state()
     if value is None:
         del state[key]
     else:

@@ -1,4 +1,4 @@
-"""What all commands share: parsing, exit codes, one-line errors, and JAX set up before its first operation."""
+"""What all commands share: parsing, exit codes, one-line errors, and the set-up of JAX."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def run_command(
     traceback. `--dtype float64`, where the command has it, switches JAX to 64 bit before anything is computed.
 
     Args:
-        name: the module, as in `python -m NAME`.
+        name: name of the module, as in `python -m NAME`.
         config_type: the command's configuration, a dataclass; its fields are the arguments.
         run: called with the configuration.
-        argv: arguments; those of the process if None.
-        defaults: values of the arguments not given, instead of those of the dataclass.
+        argv: arguments; by default those of the process.
+        defaults: default values in place of the dataclass's.
 
     Returns:
         0 done, 2 bad input, 130 interrupted, 1 anything else.
@@ -62,9 +62,9 @@ def run_command(
 def leave(code: int | None) -> NoReturn:
     """End the process of a command with its exit code, as `sys.exit` does.
 
-    After an interrupt or a failure a compiled program may still run in XLA's threads. The interpreter would take down
-    what these use while they use it, which ended one interrupted sweep of some with a segmentation fault; so the
-    process then ends at once. All files are closed and synced by then. (Of several processes, JAX tells the others.)
+    After an interrupt or a failure a compiled program may still run in XLA's threads. The interpreter would free memory
+    that these still use, which ended some interrupted sweeps with a segmentation fault; so the process then ends at
+    once. All files are closed and synced by then. (In a run with several processes, JAX tells the others.)
     """
     for number in _interrupts():  # all is written: nothing is left to interrupt
         signal.signal(number, signal.SIG_IGN)
@@ -117,7 +117,7 @@ def _interrupted(name: str, config: object) -> int:
 
 
 def _interrupts() -> list[int]:
-    """The signals that ask a command to end, as far as the system has them."""
+    """The signals that ask a command to end, where the system has them."""
     return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -145,7 +145,7 @@ def _terminated_is_interrupted() -> Generator[None]:
             raise KeyboardInterrupt
 
     def swallowed(what: sys.UnraisableHookArgs) -> None:
-        """Python ignores what is raised in callbacks of its garbage collector, of which JAX has one: once more then."""
+        """Interrupt again: Python ignores exceptions in callbacks of its garbage collector, and JAX has such a callback."""
         nonlocal last
         if what.exc_type is not KeyboardInterrupt:
             unraisable(what)
@@ -165,7 +165,7 @@ def _terminated_is_interrupted() -> Generator[None]:
 
 
 class _MayEnd:
-    """A text stream that whoever reads it may close: what is written from then on is dropped."""
+    """A text stream whose reader may close it: what is written from then on is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -174,7 +174,7 @@ class _MayEnd:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As of the stream."""
+        """As the stream does."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -182,11 +182,11 @@ class _MayEnd:
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """As of the stream."""
+        """As the stream does."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """As of the stream."""
+        """As the stream does."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -202,7 +202,7 @@ class _MayEnd:
 
 @contextlib.contextmanager
 def _output_may_end() -> Generator[None]:
-    """Go on when nobody reads the output any more, as after `| head -1` or in a terminal that was closed."""
+    """Go on when the output has no reader any more, as after `| head -1` or in a closed terminal."""
     out, err = sys.stdout, sys.stderr
     # both are None where they were closed from the start
     sys.stdout, sys.stderr = (cast("TextIO", stream and _MayEnd(stream)) for stream in (out, err))

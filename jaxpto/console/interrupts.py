@@ -1,4 +1,4 @@
-"""Interrupts that wait for a moment at which what is computed can be saved."""
+"""Interrupts that wait until the results so far can be saved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 
 @contextlib.contextmanager
 def interrupts_held() -> Generator[Callable[[], bool]]:
-    """Inside, the first interrupt only sets a mark; the function handed out says whether it came.
+    """Hold the first interrupt back; the function handed out says whether it came.
 
-    Held are Ctrl-C and those of SIGTERM and SIGHUP that somebody handles in Python (as `run_command` does); a second
-    signal acts at once, as it would have. The body saves at a moment of its choosing and raises KeyboardInterrupt
-    itself. Outside the main thread, which gets no signals, nothing is held.
+    Ctrl-C is held, and SIGTERM and SIGHUP where they are handled in Python (as by `run_command`); a second signal acts
+    at once. The body saves at a moment of its choosing and then raises KeyboardInterrupt itself. Outside the main
+    thread, which gets no signals, nothing is held.
     """
     came: list[int] = []
     before: dict[int, Callable[[int, FrameType | None], object]] = {}

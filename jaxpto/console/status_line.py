@@ -1,4 +1,4 @@
-"""One line that says how far a long calculation is."""
+"""One line with the progress of a long calculation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StatusLine:
     """A live line on a terminal, a plain line now and then elsewhere (a context manager).
 
     Args:
-        console: where to write.
-        first: what to say at once.
-        subject: what every line begins with, such as the model that runs.
+        console: the console to write to.
+        first: the first line.
+        subject: beginning of every line, such as the name of the model.
     """
 
     def __init__(self, console: Console, first: str, subject: str = ""):
@@ -39,7 +39,7 @@ class StatusLine:
             self._live.stop()
 
     def update(self, line: str) -> None:
-        """Show a line in place of the one before."""
+        """Replace the line."""
         now, line = time.monotonic(), self._prefix + line
         if self._live is not None:
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)

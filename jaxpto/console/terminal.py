@@ -1,4 +1,4 @@
-"""What commands print: the text as it is, whole numbers, no markup."""
+"""The console and the tables of commands: plain text, numbers never cut."""
 
 from __future__ import annotations
 

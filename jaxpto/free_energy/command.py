@@ -47,10 +47,10 @@ BORROWED: dict[MethodName, MethodName] = {"qha": "harmonic"}  # methods that tak
 
 
 def run(config: FreeEnergyConfig) -> Any:
-    """Run the method the configuration names (or go on with it), write the output folder, and return what was found.
+    """Run or continue the chosen method, write the output folder, and return its result.
 
     Raises:
-        InputError: settings that cannot be used, or what the method refuses; simulations that were run are kept.
+        InputError: settings that cannot be used, or the method refuses its samples; simulations are kept.
     """
     if not (math.isfinite(config.equilibration) and 0.0 <= config.equilibration < 1.0):
         raise InputError(f"--equilibration {config.equilibration:g}: must be in [0, 1)")

@@ -33,10 +33,10 @@ class LandauOptions:
     range: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest centre of a window, C/m^2."""
     strength: float | None = None
-    """Of the bias K/2 (P_z - P_0)^2 of the whole cell, eV/(C/m^2)^2; by default (3/2)^2 kT over the square of the
+    """Strength K of the bias K/2 (P_z - P_0)^2 of the whole cell, eV/(C/m^2)^2; by default (3/2)^2 kT over the square of the
     windows' spacing, at the lowest temperature."""
     transverse: float | None = None
-    """Of the restraint of P_x and P_y to 0; by default as strong as that of P_z, 0 leaves them free (the polarization
+    """Strength of the restraint of P_x and P_y to 0; by default as strong as that of P_z, 0 leaves them free (the polarization
     can then turn away from z instead of passing through 0)."""
     symmetric: bool = True
     """Use F(P) = F(-P), so that half of the range is enough."""
@@ -102,21 +102,21 @@ class FreeEnergyConfig:
     sample_every: int = 20
     """Steps between two samples."""
     seed: int = 0
-    """Of velocities and noise, and of the bootstrap."""
+    """Seed of velocities, noise and bootstrap."""
     format: str | None = None
-    """Of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
     out: Path = Path("runs/free-energy")
     """Output folder; the simulation in it is continued, or used as it is once it has finished."""
     switching: SwitchingOptions = SwitchingOptions()
-    """Of the method switching."""
+    """Options of the method switching."""
     landau: LandauOptions = LandauOptions()
-    """Of the method landau."""
+    """Options of the method landau."""
     harmonic: HarmonicOptions = HarmonicOptions()
-    """Of the methods harmonic and qha."""
+    """Options of the methods harmonic and qha."""
     qha: QuasiharmonicOptions = QuasiharmonicOptions()
-    """Of the method qha."""
+    """Options of the method qha."""
 
     @property
     def repeats(self) -> tuple[int, int, int]:

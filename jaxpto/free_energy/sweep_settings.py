@@ -1,4 +1,4 @@
-"""The sweep that a method samples with."""
+"""Settings of the sweep from which a method takes its samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxpto.md.config import SweepConfig
 
 
 def sweep_settings(config: FreeEnergyConfig, folder: Path) -> SweepConfig:
-    """The settings of a free energy as a sweep in `folder` has them; it is continued if it is there."""
+    """Settings of the sweep in `folder` for a free energy; an existing one is continued."""
     return SweepConfig(
         structure=config.structure,
         model=config.model,

@@ -1,4 +1,4 @@
-"""What follows from force constants: bands, density of states, thermal properties, imaginary modes."""
+"""Derived from force constants: bands, density of states, thermal properties, imaginary modes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Bands:
     """Frequencies along a path.
 
     Attributes:
-        path: where.
-        distances: of the points of each segment, 1/Angstrom, from the start of the path.
+        path: the path.
+        distances: distance of each point from the start of the path, for each segment, 1/Angstrom.
         frequencies: [points, modes] THz for each segment, imaginary ones negative.
     """
 
@@ -89,13 +89,13 @@ class ThermalProperties:
     """Harmonic thermal properties at constant volume, of one formula unit or one mole of them.
 
     Attributes:
-        temperatures: K.
-        free_energy: of the vibrations, with the zero-point energy, eV.
-        entropy, heat_capacity: J/K/mol.
+        temperatures: [t] K.
+        free_energy: [t] free energy of the vibrations with their zero-point energy, eV.
+        entropy, heat_capacity: [t] J/K/mol.
         zero_point: eV.
         mesh: wave vectors along the three reciprocal vectors.
-        left_out: number of imaginary modes of the mesh, which no sum holds.
-        lowest: the lowest frequency of the mesh but for translations, THz.
+        left_out: number of imaginary modes of the mesh, left out of every sum.
+        lowest: lowest frequency of the mesh without the translations, THz.
         modes: number of all modes of the mesh.
     """
 
@@ -112,13 +112,13 @@ class ThermalProperties:
 
 @dataclasses.dataclass(frozen=True)
 class Harmonic:
-    """Everything that is derived from one set of force constants.
+    """Bands, density of states, thermal properties and imaginary modes from one set of force constants.
 
     Attributes:
         points: wave vector and frequencies (THz, ascending) at the named points and those that fit the supercell.
         lowest: the lowest frequency at each of these, translations of the whole crystal left out, THz.
         bands, density, thermal: along the path and over the mesh.
-        imaginary: modes by name.
+        imaginary: imaginary modes.
     """
 
     points: dict[str, tuple[Float[np.ndarray, "3"], Float[np.ndarray, " m"]]]
@@ -147,13 +147,13 @@ class Difference:
 def harmonic_properties(
     phonon: Phonopy, path: BandPath, temperatures: Sequence[float], mesh: tuple[int, int, int] | None = None
 ) -> Harmonic:
-    """Bands, density of states, thermal properties and imaginary modes of phonopy's object, which keeps them too.
+    """Bands, density of states, thermal properties and imaginary modes from phonopy's object, which keeps them too.
 
     Args:
-        phonon: with force constants, used as they are.
-        path: for the bands.
+        phonon: phonopy's object with force constants, used as they are.
+        path: path of the bands.
         temperatures: K.
-        mesh: of wave vectors, centred at Γ; None takes one as dense as every 2 pi / 100 A.
+        mesh: wave vectors along the reciprocal vectors, centred at Γ; by default one every 2 pi / 100 A.
     """
     points, lowest = {}, {}
     for name, q in wave_vectors(phonon, path).items():
@@ -185,7 +185,7 @@ def formula_units(numbers: Int[np.ndarray, " n"]) -> int:
 def largest_difference(first: Harmonic, second: Harmonic) -> Difference:
     """The largest difference of two frequencies of the same rank at the wave vectors of `points`.
 
-    In between, where a band turns imaginary, a frequency has no bounded derivative and no difference means anything.
+    Other wave vectors do not count: where a band turns imaginary, frequencies change too fast to be compared.
     """
     shared = [name for name in first.points if name in second.points]
     gaps = np.array([np.abs(first.points[name][1] - second.points[name][1]) for name in shared])

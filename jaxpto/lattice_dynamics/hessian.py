@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
 from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Neighbors, build
 from jaxpto.potential import Potential
@@ -25,17 +26,17 @@ def force_constants(
 ) -> Float[Array, "r n 3 3"]:
     """Force constants Phi_ij = d2E / dr_i dr_j = -dF_i / dr_j of the atoms i in `rows` with all atoms j, eV/Angstrom^2.
 
-    Every row is one product of the Hessian with a unit vector, by reverse mode over the forces: the custom derivatives
-    of the models can be taken backwards, but not forwards. Pure and traceable: compile it, or differentiate what
-    follows from it in the cell or the parameters.
+    Every row is one product of the Hessian with a unit vector, by reverse mode over the forces: the models'
+    custom derivatives support reverse mode only. Pure and traceable: it can be compiled, and differentiated with
+    respect to cell and parameters.
 
-    Forces that a model predicts directly are no gradient, so that Phi is not symmetric, and displacing atom i gives its
+    Forces that a model predicts directly are no gradient: Phi is then not symmetric, and displacing atom i gives its
     transpose. Phonopy's dynamical matrix keeps the Hermitian part, which is the same for both.
 
     Args:
-        potential: any that JAX can differentiate, with parameters in double precision if the digits are to count.
-        system: where to expand.
-        neighbors: list that holds there; it needs no skin.
+        potential: any that JAX can differentiate; with parameters in double precision for accurate digits.
+        system: the structure at which the energy is expanded.
+        neighbors: neighbour list of `system`; it needs no skin.
         rows: [r] indices of atoms.
         batch: rows (three for each atom) that are in memory together; the numbers do not depend on it.
     """
@@ -70,7 +71,7 @@ def force_constants_of(
         potential: with parameters in double precision, as in `JaxptoCalculator.potential`.
         rows: indices of atoms.
         batch: rows (three for each atom) that are in memory together; by default 1 on a processor, 12 elsewhere.
-        on_row: called with the number of atoms done and of all.
+        on_row: called with the number of atoms done and their total.
 
     Raises:
         InputError: a potential around an ASE calculator, unknown elements, a structure that `check_atoms` refuses, or a
@@ -83,6 +84,7 @@ def force_constants_of(
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: must be at least 1 row")
     check_known(potential, atoms)
+    probe(potential, atoms)
     with jax.enable_x64(True):
         system = from_ase(atoms, np.float64)
         layout = potential.allocate([system], skin=0.0)

@@ -26,8 +26,8 @@ class ImaginaryMode:
     Attributes:
         point: name of the wave vector on the path, or its coordinates.
         q: wave vector in units of the reciprocal lattice vectors of the primitive cell.
-        exact: whether the supercell holds whole periods of it; other frequencies are interpolated.
-        frequency: THz, negative as phonopy has it.
+        exact: whether the wave vector fits the supercell; other frequencies are interpolated.
+        frequency: THz, negative as in phonopy.
         polar: whether the mode moves charged atoms apart (at Γ only; see `is_polar`).
         species: share of each element in the squared eigenvectors.
         motions: one line for each mode, such as "Ti1 +z 74 %, O2 -z 15 %".
@@ -61,11 +61,11 @@ class ImaginaryMode:
 def imaginary_modes(phonon: Phonopy, path: BandPath, threshold: float = IMAGINARY) -> list[ImaginaryMode]:
     """Every imaginary mode at the named points of a path and at the wave vectors that fit the supercell.
 
-    Of wave vectors that are equivalent by symmetry one is kept. `translations` are left out.
+    One of several wave vectors that are equivalent by symmetry is kept. `translations` are left out.
 
     Args:
-        phonon: with force constants.
-        path: for its named points.
+        phonon: phonopy's object with force constants.
+        path: path with the named points.
         threshold: frequencies below this count as imaginary, THz.
     """
     found = []
@@ -120,7 +120,7 @@ def translations(
 
 
 def along_axes(modes: Complex[np.ndarray, "d n 3"]) -> Complex[np.ndarray, "d n 3"]:
-    """Modes of one frequency, recombined so that each moves the atoms along one Cartesian axis as far as possible.
+    """Modes of one frequency, recombined so that each moves the atoms along one Cartesian axis where possible.
 
     They diagonalize, within their space, the operator that gives 1, 2 and 3 for motions along x, y and z.
     """
@@ -129,9 +129,9 @@ def along_axes(modes: Complex[np.ndarray, "d n 3"]) -> Complex[np.ndarray, "d n 
 
 
 def is_polar(phonon: Phonopy, modes: Complex[np.ndarray, "d n 3"]) -> bool:
-    """Whether modes at Γ can carry a dipole: some set of symmetry-equivalent atoms moves in one direction.
+    """Whether modes at Γ can carry a dipole: whether any set of symmetry-equivalent atoms moves as a whole.
 
-    No charges are needed: were each set to carry a charge of its own, the dipole would be the sum over the sets.
+    No charges are needed, because all atoms of a set have the same one.
     """
     orbits = phonon.primitive_symmetry.get_map_atoms()
     shifts = modes / np.sqrt(phonon.primitive.masses)[None, :, None]

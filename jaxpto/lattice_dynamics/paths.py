@@ -1,4 +1,4 @@
-"""Paths through the Brillouin zone: that of the PTO-test, and the standard one of a crystal's symmetry."""
+"""Paths through the Brillouin zone: that of the PTO-test, and the standard one for a crystal's symmetry."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class BandPath:
-    """Segments in the order in which they are drawn; a jump where one does not begin where the last one ended.
+    """Segments in the order in which they are drawn; the path jumps where one does not begin at the end of the last.
 
     Attributes:
         segments: at least one.
@@ -83,11 +83,11 @@ def pto_test_path(primitive: Primitive, points: int = POINTS) -> BandPath:
     """Γ X M Γ Z R A Z of the PTO-test, with the same number of points in every segment.
 
     Args:
-        primitive: its lattice vectors must be at right angles, for which the names are those of the points.
-        points: in each segment.
+        primitive: phonopy's primitive cell with lattice vectors at right angles, for which the names are defined.
+        points: number of points in each segment.
 
     Raises:
-        InputError: other lattices.
+        InputError: the lattice vectors are not at right angles.
     """
     unit = primitive.cell / np.linalg.norm(primitive.cell, axis=1)[:, None]
     skew = float(np.abs(np.rad2deg(np.arccos(np.clip(unit @ np.roll(unit, 1, axis=0).T, -1, 1).diagonal())) - 90).max())
@@ -108,12 +108,12 @@ def pto_test_path(primitive: Primitive, points: int = POINTS) -> BandPath:
 def automatic_path(primitive: Primitive, symmetry_precision: float, points: int = POINTS) -> BandPath:
     """The standard path for the symmetry of a crystal by seekpath (Hinuma et al., Comp. Mat. Sci. 128, 140 (2017)).
 
-    Seekpath names the points in its own primitive cell; they are given here in that of phonopy, whatever its vectors.
+    Seekpath names the points in its own primitive cell; here they are given in that of phonopy.
 
     Args:
         primitive: phonopy's primitive cell.
         symmetry_precision: Angstrom.
-        points: in the longest segment; shorter ones have points as dense.
+        points: number of points in the longest segment; shorter ones have the same density.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # edge cases, such as a = c in a tetragonal cell
@@ -132,10 +132,10 @@ def automatic_path(primitive: Primitive, symmetry_precision: float, points: int 
 
 
 def band_path(name: PathName, primitive: Primitive, symmetry_precision: float) -> BandPath:
-    """The path of a name: "auto" or "pto-test".
+    """The path named "auto" or "pto-test".
 
     Raises:
-        InputError: a lattice that the path is not for.
+        InputError: the path is not defined for the lattice.
     """
     return pto_test_path(primitive) if name == "pto-test" else automatic_path(primitive, symmetry_precision)
 

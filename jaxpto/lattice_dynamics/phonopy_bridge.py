@@ -26,7 +26,7 @@ SYMMETRY_PRECISION = 1e-4  # Angstrom
 
 
 def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
-    """A structure as phonopy has it, with its own masses; where an element has several they are O, O1, O2, ..."""
+    """A structure as phonopy's atoms with its own masses; isotopes of an element are called O, O1, O2, ..."""
     kinds = site_kinds(atoms)
     _, firsts = np.unique(kinds, return_index=True)
     names: list[str] = []
@@ -51,7 +51,7 @@ def make_phonopy(atoms: ase.Atoms, supercell: tuple[int, int, int]) -> Phonopy:
     """Phonopy's object for a supercell of a structure, without force constants yet.
 
     The primitive cell is the structure's own cell if that is primitive, and otherwise the one that phonopy finds
-    (of a conventional fcc cell, say) by symmetry within 1e-4 Angstrom. Isotopes are different sites to it: one 18O
+    (of a conventional fcc cell, say) by symmetry within 1e-4 Angstrom. Isotopes count as different sites: one 18O
     among 16O makes a larger primitive cell of lower symmetry.
 
     Args:
@@ -83,11 +83,11 @@ def hessian_force_constants(
     """Force constants [primitive atoms, supercell atoms, 3, 3] eV/Angstrom^2 by automatic differentiation.
 
     Args:
-        phonon: from `make_phonopy`; it is left as it is.
+        phonon: from `make_phonopy`; it is not changed.
         potential, batch, on_row: as in `force_constants_of`.
 
     Raises:
-        InputError: what `force_constants_of` refuses.
+        InputError: `force_constants_of` refuses the structure or the potential.
     """
     rows = [int(index) for index in phonon.primitive.p2s_map]
     return force_constants_of(from_phonopy(phonon.supercell), potential, rows, batch, on_row)
@@ -100,18 +100,18 @@ def displacement_force_constants(
     diagonal: bool = False,
     on_row: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "p n 3 3"]:
-    """The same by phonopy's finite displacements, as many as the symmetry of the structure leaves.
+    """The same by phonopy's finite displacements, reduced by the symmetry of the structure.
 
-    Where no symmetry turns a displacement round, both signs are taken, so that the error is of second order in
+    Where no symmetry reverses a displacement, both signs are taken, so that the error is of second order in
     `distance`. Displacements and forces stay in `phonon.dataset`.
 
     Args:
-        phonon: from `make_phonopy`; it is left with the displacements and the force constants.
+        phonon: from `make_phonopy`; it keeps the displacements and the force constants.
         calculator: any ASE calculator.
         distance: Angstrom.
         diagonal: displace along diagonals too, as phonopy does by default, which takes fewer displacements; otherwise
             along lattice vectors only. For forces that are smooth over `distance` it makes no difference.
-        on_row: called with the number of displacements done and of all.
+        on_row: called with the number of displacements done and their total.
 
     Raises:
         InputError: a distance that is not above 0.
@@ -134,7 +134,7 @@ def displacement_force_constants(
 
 
 def largest_force(phonon: Phonopy, calculator: BaseCalculator) -> float:
-    """Largest force on an atom of the undisplaced supercell, eV/Angstrom: how far it is from an extremum."""
+    """Largest force on an atom of the undisplaced supercell, eV/Angstrom; zero at an extremum of the energy."""
     atoms = from_phonopy(phonon.supercell)
     atoms.calc = calculator
     return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
@@ -144,7 +144,7 @@ def sum_rule_residual(phonon: Phonopy, constants: Float[np.ndarray, "p n 3 3"]) 
     """Largest component of sum_j Phi_ij and sum_i Phi_ij, eV/Angstrom^2; zero where a translation costs no energy.
 
     Args:
-        phonon: whose cells the indices mean.
+        phonon: phonopy's object with the cells that the indices refer to.
         constants: force constants [primitive atoms, supercell atoms, 3, 3] eV/Angstrom^2, before any symmetrization.
     """
     cell = [phonon.primitive.p2p_map[index] for index in phonon.primitive.s2p_map]
@@ -162,7 +162,7 @@ def add_born_charges(phonon: Phonopy, path: Path) -> None:
             the primitive cell, in their order, one tensor a line.
 
     Raises:
-        InputError: a file that is missing or that phonopy cannot read for this structure.
+        InputError: the file is missing, or phonopy cannot read it for this structure.
     """
     try:
         with warnings.catch_warnings():

@@ -50,15 +50,15 @@ class ZeroKelvinConfig:
     models: tuple[str, ...] = ()
     """Names of models or model folders; all installed ones if not given."""
     supercell: tuple[int, int, int] = (2, 2, 2)
-    """Of the phonons; the paper's by default."""
+    """Supercell of the phonons; the paper's by default."""
 
 
 def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
     """Compute what is missing, write table, figure and report into `config.out`, and return every model's results.
 
     Raises:
-        InputError: no model, an unknown one, or a folder of other settings.
-        RuntimeError: a model failed; it is said once everything else is written.
+        InputError: no model, an unknown one, or a folder with other settings.
+        RuntimeError: a model failed; raised once everything else is written.
     """
     console = terminal.console(ZeroKelvinConfig)
     check_output_folder(config.out, resume=True)
@@ -129,14 +129,14 @@ def _compute(
 
 
 def _remark(phase: str, relaxed: Relaxed, limit: float) -> tuple[str, ...]:
-    """What is to be said of a relaxation that did not reach the paper's limit."""
+    """A remark on a relaxation that did not reach the paper's limit."""
     if relaxed.residual < limit:
         return ()
     return (f"{phase} phase relaxed to {relaxed.residual:.1e} eV/A only: {relaxed.reason}",)
 
 
 def _stored(folder: Path, potential: Potential, config: ZeroKelvinConfig) -> ZeroKelvin | None:
-    """An earlier result of the same settings."""
+    """An earlier result with the same settings."""
     path = folder / RESULT_FILE
     if not path.exists():
         return None

@@ -56,7 +56,7 @@ class ZeroKelvin:
         imaginary: imaginary modes (THz) at the named points and the wave vectors that fit the supercell.
         conservative: whether its forces are derivatives of its energy; None where that is not known.
         remarks: what the reader must know, such as a relaxation that did not converge.
-        bands: of the tetragonal cell.
+        bands: phonon bands of the tetragonal cell.
     """
 
     model: str

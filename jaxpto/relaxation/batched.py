@@ -1,7 +1,7 @@
-"""Relaxation of many structures at once on the device: L-BFGS over positions and log-strain, one lane a structure.
+"""Relaxation of many structures at once on the device: L-BFGS over positions and log-strain, one lane per structure.
 
 A lane's numbers depend on its own structure alone (though a program for another number of lanes may sum in another
-order). A lane that is done is frozen until the next structure of the same composition takes it over; the host reads a
+order). A finished lane is frozen until the next structure of the same composition takes it over; the host reads a
 few small arrays after each chunk of compiled steps.
 """
 
@@ -23,6 +23,7 @@ from jaxpto.errors import InputError
 from jaxpto.md.loop import REPLICAS, replica_mesh
 from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, NeighborOverflowError, grow, grow_until_it_fits
 from jaxpto.potential import Potential
@@ -51,21 +52,21 @@ def relax_batched(
 
     Coordinates are in double precision whatever the precision of the parameters, as in `JaxptoCalculator`. A step that
     raises the enthalpy beyond rounding is taken back, unless the potential is not conservative: its energy is not the
-    integral of its forces, so the forces alone lead there, and where they vanish need not be a minimum.
+    integral of its forces, so that only the forces are followed, and they may vanish where there is no minimum.
 
     Args:
         structures: the starts; they are left as they are.
         potential: any potential but one around an ASE calculator.
-        target: what to reach.
+        target: when a structure counts as relaxed.
         on_chunk: called with the number of structures finished and the largest residual of those running, eV/Angstrom.
         on_outcome: called with the index and the outcome of every structure as soon as it is finished.
-        finished: outcomes known from before, by index; the others come out as if these were computed with them.
+        finished: known outcomes by index; the other outcomes are the same as if these were computed too.
 
     Returns:
         One outcome for each structure, in the same order.
 
     Raises:
-        InputError: what `check_start` or `check_known` refuses, or a potential around an ASE calculator.
+        InputError: `check_start` or `check_known` refuses a structure, or the potential wraps an ASE calculator.
     """
     if isinstance(potential.model, HostCalculator):
         raise InputError(f"model {potential.name} runs in Python, one structure at a time; use the method bfgs or fire")
@@ -77,6 +78,7 @@ def relax_batched(
     outcomes: dict[int, Relaxed] = dict(finished)
     with jax.enable_x64(True):
         for members in groups.values():
+            probe(potential, structures[members[0]], f"structure {members[0]}")
 
             def finish(place: int, outcome: Relaxed, members: list[int] = members) -> None:
                 outcomes[members[place]] = outcome
@@ -113,7 +115,7 @@ def _relax_alike(
     spread = NamedSharding(mesh, PartitionSpec(REPLICAS))
 
     def starts() -> System:
-        """Where the lanes' structures start; a lane that has none is given the first."""
+        """Starting structures of the lanes; a lane without one is given the first."""
         return jax.device_put(stack([systems[own or 0] for own in occupants]), spread)
 
     lanes = device.enter(starts(), layout)

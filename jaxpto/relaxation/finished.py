@@ -1,4 +1,4 @@
-"""What a relaxation keeps while it runs: each structure as soon as it is finished, for --resume."""
+"""Outcomes that a relaxation stores as soon as each structure is finished, to go on from after an interrupt."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HISTORY = tuple(field.name for field in dataclasses.fields(History))
 
 
 def check_begun(folder: Path, *, resume: bool) -> bool:
-    """Whether the output folder holds a run to go on with; without --resume nothing may be in it.
+    """Whether the output folder holds a run to go on with; without `resume` it must be empty.
 
     Raises:
-        InputError: it is a file, a folder in use, or one that holds other things.
+        InputError: it is a file, in use, or holds other things.
     """
     check_output_folder(folder, resume=True)
     inside = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
@@ -44,10 +44,10 @@ def check_begun(folder: Path, *, resume: bool) -> bool:
 
 
 def check_same(folder: Path, identity: dict[str, Any]) -> None:
-    """Refuse to go on with a relaxation of other settings, structures or model.
+    """Refuse to go on with a relaxation that had other settings, structures or model.
 
     Raises:
-        InputError: naming every difference.
+        InputError: the message names every difference.
     """
     stored = folder / "config.json"
     try:
@@ -62,10 +62,10 @@ def check_same(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def keep(folder: Path, name: str, relaxed: Relaxed) -> None:
-    """Write the outcome of one structure to folder/finished/NAME.npz, all or nothing.
+    """Write the outcome of one structure to folder/finished/NAME.npz, atomically.
 
     Raises:
-        StorageError: the disk refuses.
+        StorageError: the write fails.
     """
     assert relaxed.atoms.calc is not None
     results = relaxed.atoms.calc.results
@@ -80,13 +80,13 @@ def keep(folder: Path, name: str, relaxed: Relaxed) -> None:
 def load_kept(
     folder: Path, names: Sequence[str], starts: Sequence[ase.Atoms], say: Callable[[str], None]
 ) -> dict[int, Relaxed]:
-    """The outcomes that `keep` wrote, by index into the names; a damaged one is told of and left out.
+    """The outcomes that `keep` wrote, by index into the names; damaged ones are reported and left out.
 
     Args:
         folder: output folder.
-        names: of all structures.
-        starts: what they were read as; elements and metadata come from there.
-        say: told of what is damaged.
+        names: names of all structures.
+        starts: the structures as read; elements and metadata come from them.
+        say: called with a line about each damaged file.
     """
     found: dict[int, Relaxed] = {}
     for index, (name, start) in enumerate(zip(names, starts, strict=True)):

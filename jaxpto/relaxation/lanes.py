@@ -40,15 +40,15 @@ REASONS = (
 
 @struct.dataclass
 class Lane:
-    """One structure on its way (a pytree without a batch axis).
+    """One structure during its relaxation (a pytree without a batch axis).
 
     Attributes:
         start: the structure before the first step.
         system: the structure accepted last.
-        neighbors: list that serves the next evaluation.
-        descent: coordinates accepted last.
-        prediction: there.
-        residual: there, eV/Angstrom; see `Target`.
+        neighbors: neighbour list for the next evaluation.
+        descent: state of the minimizer.
+        prediction: energy, forces and stress at `system`.
+        residual: residual at `system`, eV/Angstrom; see `Target`.
         lowest, smallest: lowest enthalpy (eV) and residual (eV/Angstrom) that counted as progress.
         step: evaluations after the first; -1 before it.
         progress: step of the last progress.

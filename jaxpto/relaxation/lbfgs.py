@@ -1,8 +1,8 @@
 """L-BFGS (Nocedal, Math. Comput. 35, 773 (1980)) within a trust radius, for one structure; `jax.vmap` adds others.
 
 There is no line search: each step costs one evaluation. A step after which the value has risen is taken back, the
-radius becomes a quarter of its length and the history is forgotten; at a cusp the radius shrinks to nothing so, which
-tells a stalled minimization from a converged one. Where atoms enter a cutoff, however, some published models jump: a
+radius becomes a quarter of its length and the history is forgotten; at a cusp the radius thus shrinks to nothing, which
+distinguishes a stalled minimization from a converged one. Where atoms enter a cutoff, however, some published models jump: a
 short step that raises the value although the gradient points downhill at both of its ends is taken nevertheless.
 """
 
@@ -25,14 +25,14 @@ COLLAPSED = 1e-8  # Angstrom; a radius below means that no step lowers the value
 
 @struct.dataclass
 class Descent:
-    """Where a minimization stands (a pytree without a batch axis).
+    """State of a minimization (a pytree without a batch axis).
 
     Attributes:
         rows: [k, 3] accepted coordinates, Angstrom.
-        gradient: [k, 3] there, eV/Angstrom.
-        value: there, eV; infinite before the first evaluation.
+        gradient: [k, 3] gradient at `rows`, eV/Angstrom.
+        value: value at `rows`, eV; infinite before the first evaluation.
         radius: bound of the next step, Angstrom.
-        scale: inverse curvature from which the next step is made, Angstrom^2/eV.
+        scale: initial inverse curvature of the next step, Angstrom^2/eV.
         moves, changes: [m, k, 3] differences of coordinates and gradients of accepted steps, the newest last.
         weights: [m] 1 / (move . change), 0 in an empty slot.
     """
@@ -48,7 +48,7 @@ class Descent:
 
 
 def init(rows: Float[Array, "k 3"]) -> Descent:
-    """Before the first evaluation, which `propose` asks for at the rows given and `judge` accepts if it is finite."""
+    """State before the first evaluation, which `propose` asks for at the given rows and `judge` accepts if finite."""
     nothing = jnp.zeros((MEMORY, *rows.shape), rows.dtype)
     return Descent(
         rows=rows,
@@ -76,13 +76,13 @@ def judge(
     gradient: Float[Array, "k 3"],
     rise: Float[Array, ""],
 ) -> Descent:
-    """Go to the proposed coordinates, or stay and shrink the radius if they are no better or something is not finite.
+    """Accept the proposed coordinates, or stay and shrink the radius if they are no better or not finite.
 
     Args:
-        descent: before the step.
-        trial: what `propose` gave.
-        value, gradient: there, eV and eV/Angstrom.
-        rise: by how much the value may rise, eV: rounding, or infinity where it says nothing about the forces.
+        descent: state before the step.
+        trial: [k, 3] coordinates from `propose`, Angstrom.
+        value, gradient: value and gradient at `trial`, eV and eV/Angstrom.
+        rise: allowed rise of the value, eV: rounding, or infinity where the forces are not its derivatives.
     """
     move, change = trial - descent.rows, gradient - descent.gradient
     jumped = (longest_row(move) < SHORT) & (jnp.sum(gradient * move) <= 0.0)

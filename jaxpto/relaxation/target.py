@@ -1,4 +1,4 @@
-"""What a relaxation is to reach, and what came of it; the same for every method."""
+"""Targets and outcomes of relaxations, the same for every method."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ NOT_FINITE = "energy, forces or stress not finite"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """When a structure counts as relaxed, and what may move on the way there.
+    """When a structure counts as relaxed, and what may move.
 
     The residual that `fmax` bounds is that of ASE's FrechetCellFilter in every method: with x = F z for positions and
     F = exp(U) for the cell, both relative to the cell at the start, it is the largest norm of a row of
-    -dH/dz = f F (one row an atom) and of -dH/dU / n (three rows, n the number of atoms), H = E + p V the enthalpy.
+    -dH/dz = f F (one row per atom) and of -dH/dU / n (three rows, n the number of atoms), H = E + p V the enthalpy.
 
     Attributes:
         fmax: bound of the residual, eV/Angstrom.
-        mask: strain that is relaxed besides the positions: iso (volume), diag (xx, yy, zz), full (all six
+        mask: strain components relaxed besides the positions: iso (volume), diag (xx, yy, zz), full (all six
             components), fixed (none: positions only).
         pressure: GPa.
         steps: evaluations allowed after the first.
 
     Raises:
-        InputError: values that no relaxation can reach, or a pressure on a fixed cell.
+        InputError: a target that cannot be reached, or a pressure on a fixed cell.
     """
 
     fmax: float = 1e-3
@@ -63,13 +63,13 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a relaxation went through, the structure at the start first.
+    """Course of a relaxation, beginning with the starting structure.
 
     Attributes:
         energy: potential energy (without p V), eV.
         residual: what `Target.fmax` bounds, eV/Angstrom.
         force: largest norm of a force on an atom, eV/Angstrom.
-        stress: largest component of stress + pressure, relaxed by the mask or not, GPa; NaN for models without stress.
+        stress: largest component of stress + pressure, masked components included, GPa; NaN without stress.
         volume: Angstrom^3.
     """
 
@@ -85,12 +85,12 @@ class Relaxed:
     """The outcome for one structure.
 
     Attributes:
-        atoms: where it ended, with energy, forces and stress attached.
-        converged: whether the residual is below `Target.fmax`; nothing else is called converged.
+        atoms: final structure with energy, forces and stress attached.
+        converged: whether the residual is below `Target.fmax`.
         steps: evaluations after the first.
-        reason: why it is not converged, or "".
+        reason: why it did not converge, or "".
         history: one entry for the start and for each step.
-        pressure: that of the target, GPa.
+        pressure: pressure of the target, GPa.
     """
 
     atoms: ase.Atoms
@@ -122,7 +122,7 @@ class Relaxed:
 
     @property
     def residual_stress(self) -> float:
-        """Largest component of stress + pressure, GPa; a component that the mask holds counts too."""
+        """Largest component of stress + pressure, GPa; masked components count too."""
         return float(self.history.stress[-1])
 
 
@@ -130,7 +130,7 @@ def check_start(atoms: ase.Atoms, where: str = "structure") -> None:
     """Refuse atoms that cannot be relaxed.
 
     Raises:
-        InputError: what `check_atoms` refuses, or constraints, which would not be kept.
+        InputError: `check_atoms` refuses them, or they have constraints, which would not be kept.
     """
     check_atoms(atoms, where)
     check_use(atoms, "relaxation", where)
@@ -139,7 +139,7 @@ def check_start(atoms: ase.Atoms, where: str = "structure") -> None:
 def with_results(
     atoms: ase.Atoms, energy: float, forces: Float[np.ndarray, "n 3"], stress: Float[np.ndarray, "3 3"] | None
 ) -> ase.Atoms:
-    """The atoms made anew, at rest, with results attached (eV, eV/Angstrom, eV/Angstrom^3)."""
+    """A new structure at rest with results attached (eV, eV/Angstrom, eV/Angstrom^3)."""
     relaxed = made_anew(atoms)
     relaxed.arrays.pop("momenta", None)
     results: dict = {"energy": energy, "free_energy": energy, "forces": forces}

@@ -38,16 +38,16 @@ def relax_with_ase(
     Args:
         atoms: the start; it is left as it is.
         calculator: any ASE calculator.
-        target: what to reach.
+        target: when the structure counts as relaxed.
         optimizer: "bfgs" (as in the paper) or "fire".
         on_step: called with the number of steps done and the residual, eV/Angstrom.
 
     Returns:
         The structure at which the residual fell below `target.fmax`, or the last one that could be evaluated, with the
-        reason why the relaxation ended there.
+        reason why the relaxation ended.
 
     Raises:
-        InputError: what `check_start` or the calculator refuses, or a cell to relax without a stress.
+        InputError: `check_start` or the calculator refuses the structure, or a cell cannot be relaxed without a stress.
     """
     check_start(atoms)
     moving = atoms.copy()
@@ -84,13 +84,13 @@ def relax_with_ase(
 
 
 def _in_one_line(error: Exception) -> str:
-    """The message; of the whole traceback that an error in a host callback arrives with, its last line."""
+    """The message in one line; an error from a host callback carries a whole traceback, whose last line is taken."""
     lines = str(error).split("\n")
     return " ".join((lines[-1] if any("Traceback" in line for line in lines) else str(error)).split())
 
 
 class _CellFilter(FrechetCellFilter):
-    """ASE's filter, except that forces are computed once for each structure: its optimizers ask three times a step."""
+    """ASE's filter with forces computed once for each structure; ASE's optimizers ask three times in every step."""
 
     def __init__(self, atoms: ase.Atoms, mask: list[bool] | None, isotropic: bool, pressure: float) -> None:
         super().__init__(atoms, mask=mask, hydrostatic_strain=isotropic, scalar_pressure=pressure)

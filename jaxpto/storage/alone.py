@@ -1,4 +1,4 @@
-"""Orbax in this process alone, though others may belong to the run: it would otherwise wait for all of them."""
+"""Orbax for one process of a run with several; it would otherwise wait for all of them."""
 
 from __future__ import annotations
 

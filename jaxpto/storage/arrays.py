@@ -1,4 +1,4 @@
-"""Named arrays and a little metadata in one file, replaced all or nothing; damage is noticed when it is read."""
+"""Named arrays and metadata in one file that is replaced atomically; damage is noticed on reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _META = "meta"
 
 
 class DamagedError(ValueError):
-    """Raised when a file is not what `write_arrays` wrote; the message is the reason, in one line, without the path."""
+    """Raised when a file is not what `write_arrays` wrote; the message gives the reason in one line, without the path."""
 
 
 def write_arrays(
@@ -27,12 +27,12 @@ def write_arrays(
 
     Args:
         path: the file to create or replace; its folder must exist.
-        arrays: by name; no name may be "meta".
+        arrays: arrays by name; no name may be "meta".
         meta: JSON values.
-        previous: the file that is replaced is kept under this name.
+        previous: name under which a replaced file is kept.
 
     Raises:
-        StorageError: the disk refuses; the file is then as it was.
+        StorageError: the write fails; the file is then unchanged.
     """
     needed = sum(array.nbytes for array in arrays.values())
     with replacing(path, needed) as temporary:
@@ -44,7 +44,7 @@ def write_arrays(
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read arrays and metadata; every byte of them is checked against its checksum.
+    """Read arrays and metadata and check them against their checksums.
 
     Raises:
         DamagedError: the file is missing, damaged or something else.

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of either, whatever moment the process dies."""
+"""Atomic writes: whenever the process dies, a file holds the old content or the new, never half of either."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CODE_IN_TEXT = re.compile(r"(?:errno = |OS error )(\d+)")  # how HDF5 and Tenso
 
 
 class StorageError(RuntimeError):
-    """Raised when the disk refuses a write; the message is one line with the path, the bytes needed and the remedy."""
+    """Raised when a write fails; the message is one line with the path, the bytes needed and the remedy."""
 
 
 def storage_error(path: Path, error: BaseException, needed: int = 0) -> StorageError:
-    """Word the failure of a write in one line.
+    """The error for a failed write, worded in one line.
 
     Args:
         path: the file or folder that was being written.
@@ -44,10 +44,10 @@ def storage_error(path: Path, error: BaseException, needed: int = 0) -> StorageE
 
 @contextlib.contextmanager
 def replacing(path: str | Path, needed: int = 0) -> Generator[Path]:
-    """Hand out a temporary path of the same suffix and put the file written there in the place of `path`, atomically.
+    """Hand out a temporary path with the same suffix, and replace `path` atomically with the file written there.
 
-    The new file is on the disk (fsync) before it takes the name. If the body raises, `path` stays as it was and the
-    temporary file is removed; after a kill a file `.partial-NAME` may stay behind, which the next write takes over.
+    The new file is on the disk (fsync) before it takes the name. If the body raises, `path` stays unchanged and the
+    temporary file is removed; after a kill a file `.partial-NAME` may stay behind, which the next write overwrites.
 
     Args:
         path: the file to create or replace; its folder must exist.

@@ -1,4 +1,4 @@
-"""What a run is of: settings by name, and digests of what they only name; compared before one goes on."""
+"""Identity of a run: its settings, and digests of the data and structures they name; compared before it goes on."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def make_identity(
     """The identity of a run as JSON values.
 
     Args:
-        settings: options by name, groups of them as mappings.
-        parts: name and digest of each thing that the run is about, in order: data, structures.
-        digests: of other things that the settings only name; None where there is none.
+        settings: values by name, groups as mappings.
+        parts: name and digest of each input in order, such as data sets or structures.
+        digests: digests of other things that the settings name, such as a model; None where there is none.
     """
     document = {"settings": _flat(settings), "parts": list(map(list, parts)), "digests": dict(digests)}
     return json.loads(json.dumps(document))
@@ -28,7 +28,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], part: str) ->
     """Every difference between two identities, in words.
 
     Args:
-        before, now: of `make_identity`.
+        before, now: identities from `make_identity`.
         part: what the parts are called, as in "structure".
     """
     old, new = before["settings"], now["settings"]
@@ -50,7 +50,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], part: str) ->
 
 
 def digest_of(*arrays: np.ndarray) -> str:
-    """A digest of the contents of arrays."""
+    """Digest of the contents of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

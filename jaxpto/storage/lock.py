@@ -1,4 +1,4 @@
-"""One run a folder: a lock on a file `.lock` in it, which the system frees when its holder dies."""
+"""One run for each folder: a lock on a file `.lock` in it, which the system frees when its holder dies."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file
 def one_run(folder: str | Path) -> Generator[None]:
     """Hold a run's folder, made if missing, against every other process that wants to write to it.
 
-    The lock (flock) belongs to the process, not to the file: a `.lock` that a kill left behind is free. Between the
-    hosts of a network file system it holds where that passes locks on to its server, as NFS does from version 4 on.
+    The lock (flock) belongs to the process, not to the file: a `.lock` that a kill left behind is free. Between
+    hosts it holds on network file systems that pass locks to their server, as NFS does from version 4 on.
 
-    A folder made here that is still empty in the end, because what wanted it was refused, is removed.
+    A folder that was made here and is still empty in the end, because its run was refused, is removed.
 
     Args:
         folder: the output folder.
@@ -66,7 +66,7 @@ def one_run(folder: str | Path) -> Generator[None]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing, but for the lock of a run."""
+    """Whether a folder holds nothing but the lock of a run."""
     return all(path.name == LOCK_FILE for path in folder.iterdir())
 
 

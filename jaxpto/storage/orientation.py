@@ -1,4 +1,4 @@
-"""The standard orientation of a cell, the one that lengths and angles give back: a along x, b in the xy plane."""
+"""The standard orientation of a cell, which lengths and angles define: a along x, b in the xy plane."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def standard_orientation(
     """Split cells into a lower triangle with positive diagonal and a rotation, cell = lower @ rotation (float64).
 
     A row vector in the laboratory is the one in standard orientation times the rotation. Where a cell is in standard
-    orientation already, `lower` is the cell itself and the rotation exactly the identity. Of a left-handed cell, which
-    no rotation can turn so, the last element of the diagonal is negative.
+    orientation already, `lower` is the cell itself and the rotation exactly the identity. For a left-handed cell, which
+    no rotation can bring there, the last element of the diagonal is negative.
 
     Args:
         cells: [..., 3, 3] rows are the lattice vectors.
@@ -39,8 +39,8 @@ def to_standard(frames: Mapping[str, Shaped[np.ndarray, "f ..."]]) -> dict[str, 
     Frames in standard orientation stay as they are, bit for bit.
 
     Args:
-        frames: "position" [f, n, 3], "cell" [f, 3, 3], and others: those of shape [f, 3] are vectors, those of
-            [f, 3, 3] tensors, all others have no direction.
+        frames: "position" [f, n, 3], "cell" [f, 3, 3] and other arrays: shape [f, 3] means vectors, [f, 3, 3] tensors,
+            any other shape scalars.
     """
     lower, rotation = standard_orientation(np.asarray(frames["cell"]))
     turned = turn({name: values for name, values in frames.items() if name != "cell"}, np.swapaxes(rotation, -1, -2))
@@ -53,8 +53,7 @@ def turn(
     """Multiply every vector of the frames by its frame's rotation R: x R, tensors R^T T R, cells (rows) h R.
 
     Args:
-        frames: "position" [f, n, 3], "cell" [f, 3, 3]; of the others those of shape [f, 3] are vectors and those of
-            [f, 3, 3] tensors.
+        frames: "position" [f, n, 3], "cell" [f, 3, 3] and other arrays, as in `to_standard`.
         rotation: [f, 3, 3].
     """
     moved = (rotation != np.eye(3)).any(axis=(-2, -1))

@@ -1,4 +1,4 @@
-"""Where a command may write: refused in one line, before anything is computed, where it could not."""
+"""Checks, before anything is computed, that a command will be able to write its output."""
 
 from __future__ import annotations
 

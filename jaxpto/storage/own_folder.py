@@ -1,4 +1,4 @@
-"""Folders that only their owner can write to: what lies there may be run."""
+"""Folders that only their owner can write to, for files that are executed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def own_folder(folder: Path) -> str:
-    """Make a folder that nobody else can enter, or close the one that is there, unless others could write to it so far.
+    """Make a folder private to this user; an existing one that others could write to is refused.
 
     Args:
-        folder: of jaxpto; made with those above it.
+        folder: the folder; its parents are made too.
 
     Returns:
         "", or one line with the folder, the reason and the remedy.

@@ -1,4 +1,4 @@
-"""Is there room for a run? Asked before the first byte of it is written."""
+"""Check, before the first byte is written, that a run will fit on the disk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def require_space(folder: Path, needed: int, what: str, present: Iterable[Path] 
     """Refuse a run that the disk cannot hold.
 
     Args:
-        folder: where it will be written; need not exist.
+        folder: output folder, which need not exist.
         needed: bytes of the whole run.
-        what: the figures behind them, for the message.
-        present: files that are there already and take part of these bytes.
+        what: what these bytes are, for the message.
+        present: existing files that count towards these bytes.
 
     Raises:
-        InputError: less is free than the run will still take.
+        InputError: less is free than the run still needs.
     """
     there = folder.absolute()
     while not there.exists() and there != there.parent:

@@ -23,7 +23,7 @@ def degrees_off_axes(cell: Float[np.ndarray, "3 3"]) -> float:
 
 
 def held_shear(cell: Float[np.ndarray, "3 3"]) -> str:
-    """What the mask diag holds in a cell that is not upright, or "" for one that is.
+    """A line on the shear that the mask diag holds fixed in a tilted cell, or "" for an upright one.
 
     Args:
         cell: [3, 3] Angstrom, rows are the lattice vectors.

@@ -1,4 +1,4 @@
-"""Structure files as ASE reads them, and what its readers do not say: guessed elements, masses, warnings."""
+"""Structure files as ASE reads them, with notes on guessed elements, masses and warnings."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ NAMED = "name the element of each type in order, such as `species=('Pb', 'Ti', '
 def read_file(
     path: Path, *, every: bool, format: str | None = None, species: Sequence[str] | None = None
 ) -> tuple[list[ase.Atoms], list[str]]:
-    """Structures of a file, not checked for what can be simulated, and a line on each thing one should know of them.
+    """Structures of a file, not checked yet, and a line on each thing the user should know about them.
 
     Args:
         path: a file (or folder) that exists.
         every: take every structure, otherwise the last one.
-        format: as ASE calls it, such as vasp or lammps-data; guessed if None.
+        format: ASE's name of the format, such as vasp or lammps-data; guessed if None.
         species: element of each atom type, for files of LAMMPS.
 
     Raises:
-        InputError: an unknown format, what ASE cannot read, or elements that are not known.
+        InputError: an unknown format, a file that ASE cannot read, or unknown elements.
     """
     import ase.io  # takes 30 MiB and a second, so only where it is used
 
@@ -90,7 +90,7 @@ def _count(path: Path, format: str) -> str:
 
 
 def _said(said: list[warnings.WarningMessage], path: Path, frames: list[ase.Atoms]) -> Iterator[str]:
-    """Warnings of a reader about the file; those of libraries about each other are left out."""
+    """Warnings of a reader about the file, without deprecation warnings of libraries."""
     other = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning, ImportWarning)
     texts = [" ".join(str(one.message).split()) for one in said if not issubclass(one.category, other)]
     if "spacegroup" in frames[-1].info and not _setting_matters(path, frames[-1]):
@@ -112,7 +112,7 @@ def _setting_matters(path: Path, atoms: ase.Atoms) -> bool:
 
 
 def _elements(frames: list[ase.Atoms], path: Path, format: str, species: Sequence[str] | None) -> list[str]:
-    """Give atoms the elements of their types, or refuse types that name none; what should be known of it."""
+    """Give atoms the elements of their types, or refuse types that name none; returns notes for the user."""
     typed = format in ("lammps-data", "lammps-dump-text", "lammps-dump-binary")
     named, masses = _named_types(frames[-1], path, format) if typed else (True, {})
     if format.startswith("lammps-dump") and masses:  # which ASE reads for the sake of elements only
@@ -186,7 +186,7 @@ def _dump_columns(path: Path) -> tuple[list[str], dict[int, float]]:
 
 
 def _vasp_elements(path: Path, atoms: ase.Atoms) -> list[str]:
-    """POSCAR files of VASP 4 name no elements; ASE takes them from the comment line, where there may be others."""
+    """A note on POSCAR files of VASP 4: they name no elements, and ASE guesses them from the comment line."""
     counts = next(islice(_lines(path), 5, None)).split()
     if not counts or not counts[0].isdigit():
         return []

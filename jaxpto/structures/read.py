@@ -1,4 +1,4 @@
-"""Structures: the gate that files pass, the built-in PbTiO3 cells, supercells."""
+"""Reading and checking structures, the built-in PbTiO3 cells, and supercells."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def builtin_structure(name: str) -> ase.Atoms:
     a = 3.93 Angstrom.
 
     Raises:
-        InputError: another name.
+        InputError: an unknown name.
     """
     if name not in BUILT_IN:
         raise InputError(f"unknown built-in structure '{name}'; choose one of {', '.join(BUILT_IN)}")
@@ -55,11 +55,11 @@ def builtin_structure(name: str) -> ase.Atoms:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What a command takes from a file.
+    """Structures that a command has read.
 
     Attributes:
-        frames: at least one structure, checked.
-        notes: a line on each thing that the file holds and the command does not use, or that was guessed.
+        frames: at least one checked structure.
+        notes: one line on everything that was guessed, or that the file holds and the command does not use.
     """
 
     frames: tuple[ase.Atoms, ...]
@@ -79,17 +79,17 @@ def read_input(
     format: str | None = None,
     species: Sequence[str] | None = None,
 ) -> Input:
-    """The structures of a file (or a built-in one by its name) for a use: the one gate that all commands pass.
+    """Read and check the structures of a file, or a built-in one; every command reads structures through this.
 
     Args:
         path: file in any ASE format, or the name of a built-in structure.
-        use: what is to become of the structures.
+        use: what the structures are for.
         every: take every structure of the file, otherwise the last one.
-        format: as ASE calls it; guessed if None.
+        format: ASE's name of the format; guessed if None.
         species: element of each atom type, for files of LAMMPS that name none.
 
     Raises:
-        InputError: a missing or unreadable file, or what `check_atoms` or `check_use` refuses, naming the frame.
+        InputError: a missing or unreadable file, or a frame that `check_atoms` or `check_use` refuses.
     """
     if str(path) in BUILT_IN:
         return Input((builtin_structure(str(path)),))
@@ -111,28 +111,28 @@ def read_input(
 
 
 def read_structure(path: str | Path, use: Use = "evaluation") -> ase.Atoms:
-    """The last structure of a file in any ASE format, or a built-in one by its name: `read_input` without its notes.
+    """The last structure of a file, or a built-in one: `read_input` without its notes.
 
     Raises:
-        InputError: what `read_input` refuses.
+        InputError: `read_input` refuses the file.
     """
     return read_input(path, use).atoms
 
 
 def read_frames(path: str | Path, use: Use = "evaluation") -> list[ase.Atoms]:
-    """Every structure of a file in any ASE format, or a built-in one by its name: `read_input` without its notes.
+    """Every structure of a file, or a built-in one: `read_input` without its notes.
 
     Raises:
-        InputError: what `read_input` refuses.
+        InputError: `read_input` refuses the file.
     """
     return list(read_input(path, use, every=True).frames)
 
 
 def check_use(atoms: ase.Atoms, use: Use, where: str = "structure") -> None:
-    """Refuse what a use would have to throw away although it changes the result.
+    """Refuse structures with something that a use would drop although it changes the result.
 
     Raises:
-        InputError: constraints, where atoms are to move.
+        InputError: constraints where atoms will move.
     """
     if atoms.constraints and use in MOVED_BY:
         raise InputError(
@@ -142,12 +142,12 @@ def check_use(atoms: ase.Atoms, use: Use, where: str = "structure") -> None:
 
 
 def notes_on(frames: Sequence[ase.Atoms], use: Use, where: str = "structure") -> list[str]:
-    """A line on each thing that these structures hold and the use does not take.
+    """One line on each thing that these structures hold and the use ignores.
 
     Args:
         frames: checked structures.
         use: what is to become of them.
-        where: what to call them all.
+        where: name for all of them in the notes.
     """
 
     def note(found: Sequence[bool], what: str) -> list[str]:
@@ -174,7 +174,7 @@ def notes_on(frames: Sequence[ase.Atoms], use: Use, where: str = "structure") ->
 
 
 def vacuum(atoms: ase.Atoms) -> tuple[float, int]:
-    """The widest empty layer along a lattice vector, Angstrom between its outermost atoms, and which vector it is."""
+    """Width of the widest empty layer along a lattice vector, Angstrom, and the index of that vector."""
     places = np.sort(atoms.get_scaled_positions(), axis=0)
     gaps = np.diff(np.concatenate([places, places[:1] + 1.0]), axis=0).max(axis=0)
     heights = 1.0 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
@@ -196,11 +196,11 @@ def check_elements(atoms: ase.Atoms, elements: Sequence[int], model: str, where:
     Args:
         atoms: the structure.
         elements: atomic numbers the model knows.
-        model: its name.
-        where: what to call the structure in the message.
+        model: name of the model.
+        where: name of the structure in the message.
 
     Raises:
-        InputError: naming the unknown elements and those of the model.
+        InputError: the message names the unknown elements and those of the model.
     """
     unknown = symbols(atoms.numbers[~np.isin(atoms.numbers, elements)])
     if unknown:
@@ -214,12 +214,12 @@ def check_elements(atoms: ase.Atoms, elements: Sequence[int], model: str, where:
 def repeats_of(
     structure: str, given: tuple[int, int, int] | None, builtin: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """Repeats along the lattice vectors: those given, else a file is taken as it is.
+    """Repeats along the lattice vectors: as given; by default 1 1 1 for a file, `builtin` for a built-in structure.
 
     Args:
         structure: file, or the name of a built-in structure.
-        given: what was asked for, if anything.
-        builtin: of the five-atom cells that are built in.
+        given: the repeats asked for, or None.
+        builtin: repeats of the built-in five-atom cells.
     """
     if given is not None:
         return given
@@ -234,7 +234,7 @@ def make_supercell(atoms: ase.Atoms, repeats: Sequence[int | float]) -> ase.Atom
         repeats: three counts of at least 1.
 
     Raises:
-        InputError: other counts, or more atoms than fit into memory.
+        InputError: counts below 1, or more atoms than fit into memory.
     """
     counts = list(repeats)
     if len(counts) != 3 or any(int(count) != count or count < 1 for count in counts):

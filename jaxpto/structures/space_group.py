@@ -23,12 +23,11 @@ class SpaceGroup:
 
 
 def space_group(atoms: ase.Atoms, symprec: float = SYMPREC) -> SpaceGroup:
-    """Space group of a static structure: elements are told apart; masses and magnetic moments, which no energy of a
-    model depends on, are not.
+    """Space group of a structure by its elements; masses and magnetic moments are ignored.
 
     Args:
         atoms: a periodic structure.
-        symprec: distance within which places count as equivalent, Angstrom.
+        symprec: distance within which positions count as equivalent, Angstrom.
     """
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
     with warnings.catch_warnings():

@@ -18,13 +18,13 @@ FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
 
 
 def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
-    """Write frames and their results to .extxyz, .traj or .json at full precision, all or nothing.
+    """Write frames and their results to .extxyz, .traj or .json atomically and at full precision.
 
-    Arrays and `info` are written where they are numbers or words, not objects that a reader has put there. ASE's .traj
-    and .json have places for ASE's own arrays only (masses, tags, moments, charges, momenta).
+    Numbers and words in arrays and `info` are written, other objects are not. ASE's .traj and .json hold ASE's own
+    arrays only (masses, tags, moments, charges, momenta).
 
     Raises:
-        InputError: another suffix.
+        InputError: an unknown suffix.
     """
     path = Path(path)
     check_suffix(path)
@@ -42,7 +42,7 @@ def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
 
 
 def _writable(atoms: ase.Atoms) -> ase.Atoms:
-    """The atoms without what not every format can hold; the results stay."""
+    """The atoms with their results, without entries that some formats cannot hold."""
     plain = atoms.copy()
     plain.calc = atoms.calc
     for name, values in atoms.arrays.items():
@@ -77,10 +77,10 @@ def _extxyz(atoms: ase.Atoms) -> str:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a file to which structures cannot be written.
+    """Refuse a file name whose suffix stands for no format that can be written.
 
     Raises:
-        InputError: another suffix.
+        InputError: an unknown suffix.
     """
     if path.suffix not in FORMATS:
         raise InputError(f"output {path} has the suffix '{path.suffix}'; choose .extxyz, .traj or .json")

@@ -1,4 +1,4 @@
-"""Frames on the device: their edges, how often each is drawn, and what is read off them before training."""
+"""Frames on the device: their edges, how often each is drawn, reference energies and shortest distances."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Batch:
 
     Attributes:
         vectors: [f, n, 3, s] Angstrom, empty slots beyond the cutoff.
-        senders: [f, n * s], n marks an empty slot.
+        senders: [f, n * s] neighbour of each edge; n marks an empty slot.
         energies: [f] eV, reference energies subtracted.
         forces: [f, n, 3] eV / Angstrom.
         virials: [f, 3, 3] eV.
@@ -55,7 +55,17 @@ class Batch:
 def make_batch(
     frames: LabelledFrames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike
 ) -> Batch:
-    """Build the edges of all frames (of one composition) and move everything to the device."""
+    """Build the edges of frames with one composition, and move everything to the device.
+
+    Args:
+        frames: labelled frames.
+        reference: energy of each element that is subtracted, eV.
+        cutoff: Angstrom.
+        dtype: floating-point type on the device.
+
+    Raises:
+        InputError: ever more neighbours within the cutoff.
+    """
     n = len(frames.numbers)
 
     def system(f: int) -> System:
@@ -116,11 +126,11 @@ class Composition:
     """Training and validation frames of all trajectories that have the same atoms.
 
     Attributes:
-        name: of the first of them.
-        probability: [f] of drawing each training frame.
+        name: name of the first trajectory.
+        probability: [f] probability of drawing each training frame.
         weight_of: probability of each trajectory.
         train, held_out: batches on the device.
-        held_out_names: trajectory of each held-out frame.
+        held_out_names: name of the trajectory of each held-out frame.
     """
 
     name: str
@@ -134,7 +144,7 @@ class Composition:
 def group(
     trajectories: list[LabelledFrames], probability: np.ndarray, reference: dict[int, float], cutoff: float
 ) -> list[Composition]:
-    """Split every trajectory into blocks and gather those with the same atoms, for they share a compiled program."""
+    """Split every trajectory into blocks, and join those with the same atoms, which share a compiled program."""
     gathered: dict[tuple[int, ...], list[int]] = {}
     for index, frames in enumerate(trajectories):
         gathered.setdefault(tuple(frames.numbers.tolist()), []).append(index)
@@ -161,7 +171,7 @@ def share_of(trajectories: list[LabelledFrames], shares: tuple[str, ...]) -> np.
     """Probability of each trajectory [t]; every GLOB's fraction is spread evenly over what it matches.
 
     Raises:
-        InputError: a share that cannot be read, matches nothing, or fractions above one.
+        InputError: a share that cannot be read or matches nothing, or fractions that add up to more than one.
     """
     probability, free = np.zeros(len(trajectories)), np.ones(len(trajectories), bool)
     for share in shares:
@@ -200,7 +210,7 @@ def shortest_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trusted distance and wall [e, e] of each pair of elements, Angstrom.
 
-    Trusted: all but `rare` of the distances in the data are longer, or all but one in a thousand of few. Wall: 0.98 of
+    Trusted: all but `rare` of the distances in the data are longer (all but one in a thousand where there are few). Wall: 0.98 of
     the shortest of them. Both are 0.8 of the sum of covalent radii for pairs never in contact in the data.
     """
     radii = covalent_radii[list(elements)]

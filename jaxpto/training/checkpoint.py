@@ -1,4 +1,4 @@
-"""The trainer's checkpoint: one file, replaced all or nothing, its predecessor beside it, and what it belongs to."""
+"""The trainer's checkpoint: one file, replaced atomically, with its predecessor and the identity of its run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxpto.storage.identity import differences
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """File of the checkpoint before the one at `path`."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def checkpoint(path: Path, state: Any, meta: Mapping[str, Any]) -> None:
-    """Write a pytree and a little metadata to one file, all or nothing; the one before stays as `previous_of`."""
+    """Write a pytree and a little metadata to one file, atomically; the one before is kept at `previous_of`."""
     leaves = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}
     write_arrays(path, leaves, meta, previous_of(path))
 
@@ -30,19 +30,19 @@ def checkpoint(path: Path, state: Any, meta: Mapping[str, Any]) -> None:
 def restore(
     path: Path, like: Any, identity: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
 ) -> tuple[Any, dict[str, Any]]:
-    """Read what `checkpoint` wrote into the structure of `like`; if it is damaged, what was written before it.
+    """Read a checkpoint into the structure of `like`; if it is damaged, the one before it.
 
     Args:
-        path: of the checkpoint.
+        path: file of the checkpoint.
         like: a pytree with the shapes and types of the state.
-        identity: what `make_identity` says of the present run; compared with the "identity" in the metadata.
-        say: told if the newest checkpoint is damaged and the one before is used.
+        identity: `make_identity` of the present run, compared with the stored one.
+        say: called with a line if the newest checkpoint is damaged and the one before is used.
 
     Returns:
         The state and the metadata without the identity.
 
     Raises:
-        InputError: there is no usable checkpoint, or it is of other settings, data or models.
+        InputError: there is no usable checkpoint, or it has other settings, data or models.
     """
     previous, reasons = previous_of(path), []
     for place in (path, previous):
@@ -81,14 +81,14 @@ def _fill(path: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def check_identity(folder: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a checkpoint of something else.
+    """Refuse to go on with a checkpoint of another training.
 
     Args:
-        folder: of the run.
-        before, now: what `make_identity` said; None before it did.
+        folder: output folder of the run.
+        before, now: identities from `make_identity`; None in checkpoints that have none.
 
     Raises:
-        InputError: naming every difference.
+        InputError: the message names every difference.
     """
     if before is None:
         raise InputError(

@@ -18,10 +18,10 @@ def read(path: Path, say: Callable[[str], None] = print) -> list[LabelledFrames]
 
     Args:
         path: the file or folder.
-        say: told, one line each, what is left out and what of the file is not used.
+        say: called with a line about everything that is left out or not used.
 
     Raises:
-        InputError: the path is none of these, or what `read_deepmd` and `read_ase` refuse.
+        InputError: the path is none of these, or `read_deepmd` or `read_ase` refuses it.
     """
     path = Path(path)
     if path.is_dir():

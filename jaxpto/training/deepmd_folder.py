@@ -1,4 +1,4 @@
-"""Training data in DeePMD npy folders, the mixed type format included."""
+"""Training data in DeePMD npy folders, including the mixed type format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[LabelledFrames
 
     Args:
         folder: the folder.
-        say: told in one line what the folder holds and training does not use.
+        say: called with a line about everything that training does not use.
 
     Raises:
         InputError: frames that are not periodic, or a file that is missing, unreadable or of the wrong shape.

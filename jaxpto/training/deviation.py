@@ -24,13 +24,13 @@ from jaxpto.training.targets import MeasuredAverage, observe
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """One ensemble, and what of it is wanted.
+    """One ensemble and the observables that are compared with targets.
 
     Attributes:
         ensemble: f frames in double precision.
-        layout: that fits their neighbours.
+        layout: sizes of neighbour lists that fit them.
         values: [f, k] the observables of its k targets in each frame.
-        which: [k] index of each into all targets.
+        which: [k] indices of these targets among all.
     """
 
     ensemble: reweighting.Ensemble
@@ -41,13 +41,13 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What stored configurations say about some weights.
+    """Averages of stored configurations for some weights, and their deviation from the targets.
 
     Attributes:
-        values, errors: of each target, with standard errors.
-        deviation: sum of the squared deviations, in tolerances.
+        values, errors: [t] average for each target and its standard error.
+        deviation: sum of the squared deviations in units of the tolerance.
         effective: smallest effective fraction of the configurations of an ensemble.
-        gradient: of the weighted squared deviations.
+        gradient: gradient of the weighted squared deviations.
     """
 
     values: Float[np.ndarray, " t"]
@@ -65,15 +65,15 @@ def sampled_ensembles(
     sampled_with: Params,
     before: list[Sampled],
 ) -> list[Sampled]:
-    """The ensembles of a simulation, with the energies of the weights that sampled them.
+    """The ensembles of a simulation, with the energies for the weights that sampled them.
 
     Args:
         plan: the simulation.
         targets: measured averages.
-        frames: what it sampled.
-        potential: of weights.
-        sampled_with: the weights in the simulation.
-        before: of the simulation before, whose layouts are tried first.
+        frames: the frames it sampled.
+        potential: makes the potential from weights.
+        sampled_with: weights used in the simulation.
+        before: result for the simulation before, whose layouts are tried first.
     """
     found = []
     with jax.enable_x64(True):
@@ -109,9 +109,9 @@ def make_look(
 
     Args:
         targets: measured averages.
-        potential: of weights.
+        potential: makes the potential from weights.
         replicas: independent runs in each ensemble.
-        weight: of the squared deviations.
+        weight: weight of the squared deviations.
         tolerance: relative deviation that counts as one.
     """
 

@@ -87,7 +87,7 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     """Settle everything that is the same in all simulations of a run.
 
     Args:
-        settings: of one simulation; its temperatures and pressure are not used.
+        settings: settings of one simulation; its temperatures and pressure are not used.
         conditions: temperature (K) and pressure (GPa) of each ensemble.
 
     Raises:
@@ -147,7 +147,7 @@ def simulate(
         potential: in float32.
         starts: batched, [s * r].
         layout: sizes of neighbour lists to begin with.
-        key: of velocities.
+        key: PRNG key of the velocities.
         progress: told the steps done.
 
     Returns:

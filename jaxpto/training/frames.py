@@ -1,4 +1,4 @@
-"""Labelled frames: gathered by composition, cleaned with the reason told, split by trajectory blocks."""
+"""Labelled frames: grouped by composition, cleaned with reasons, split into blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LabelledFrames:
     """Labelled frames of one trajectory (numpy, float64).
 
     Attributes:
-        name: of the folder or file.
+        name: name of the folder or file.
         numbers: [n] atomic numbers.
         positions: [f, n, 3] Angstrom.
         cells: [f, 3, 3] Angstrom.
@@ -55,7 +55,7 @@ class LabelledFrames:
 
     @property
     def digest(self) -> str:
-        """Of atoms, coordinates and labels; the name does not count."""
+        """Digest of atoms, coordinates and labels, without the name."""
         columns = (np.asarray(getattr(self, column), np.float64) for column in COLUMNS)
         return digest_of(np.asarray(self.numbers, np.int64), *columns)
 
@@ -63,7 +63,7 @@ class LabelledFrames:
 def group_by_composition(name: str, rows: Iterable[Row]) -> list[LabelledFrames]:
     """One trajectory for each composition in the rows, with the atoms in the order of its first frame.
 
-    The trajectory has the name given, or NAME-FORMULA where there are several.
+    A trajectory is called `name`, or NAME-FORMULA where there are several.
     """
     groups: dict[tuple[int, ...], tuple[np.ndarray, list[tuple]]] = {}
     for numbers, positions, cell, energy, forces, virial in rows:
@@ -83,8 +83,8 @@ def faults(frames: LabelledFrames, largest_force: float = 100.0) -> dict[str, np
     """Frames [f] that cannot be trained on, by reason; a frame counts under the first that fits.
 
     Args:
-        frames: of one trajectory.
-        largest_force: absolute value of a component that no force on an atom of a crystal has, eV/Angstrom.
+        frames: frames of one trajectory.
+        largest_force: component above which a force counts as wrong, eV/Angstrom.
     """
     count = len(frames)
     columns = (frames.positions, frames.cells, frames.forces, frames.energies)
@@ -105,9 +105,9 @@ def faults(frames: LabelledFrames, largest_force: float = 100.0) -> dict[str, np
 
 
 def clean(frames: LabelledFrames, largest_force: float = 100.0) -> LabelledFrames:
-    """Without the frames that `faults` names.
+    """The frames without those that `faults` names.
 
-    Frames that are merely wrong stay: the loss is robust against them.
+    Frames with merely inaccurate labels stay: the loss is robust against them.
     """
     bad = np.zeros(len(frames), bool)
     for hit in faults(frames, largest_force).values():
@@ -118,7 +118,7 @@ def clean(frames: LabelledFrames, largest_force: float = 100.0) -> LabelledFrame
 def hold_out_blocks(
     frames: LabelledFrames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)
 ) -> tuple[LabelledFrames, LabelledFrames]:
-    """Training and validation frames: whole contiguous blocks are held out, for neighbouring frames are correlated."""
+    """Training and validation frames: whole blocks are held out because neighbouring frames are correlated."""
     block = np.arange(len(frames)) * blocks // max(1, len(frames))
     out = np.isin(block, held_out)
     return frames[np.flatnonzero(~out)], frames[np.flatnonzero(out)]

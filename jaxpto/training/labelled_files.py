@@ -44,7 +44,7 @@ def read_ase(path: Path, say: Callable[[str], None]) -> list[LabelledFrames]:
 
     Args:
         path: the file.
-        say: told in one line each what is left out, and what the file holds that training does not use.
+        say: called with a line about everything that is left out or not used.
 
     Raises:
         InputError: the file is unreadable, or a frame is not periodic, lacks a cell, energy or forces, or contradicts
@@ -72,7 +72,7 @@ def read_ase(path: Path, say: Callable[[str], None]) -> list[LabelledFrames]:
 
 
 def _is_alone(atoms: ase.Atoms) -> bool:
-    """Whether it is one atom that no image of itself is near, or that has none."""
+    """Whether it is a single atom far from its own images, or without any."""
     if len(atoms) != 1:
         return False
     if not atoms.pbc.all() or atoms.cell.rank < 3:
@@ -178,7 +178,7 @@ def _tell_unused(path: Path, images: list[ase.Atoms], say: Callable[[str], None]
 
 
 def _tell_fixed(path: Path, frames: list[_Frame], say: Callable[[str], None]) -> None:
-    """Of constraints that may have changed the forces before they were written."""
+    """Report constraints that may have changed the forces before they were written."""
     held = zeroed = 0
     for frame in frames:
         fixed = [index for c in frame.atoms.constraints if isinstance(c, FixAtoms) for index in c.get_indices()]

@@ -1,4 +1,4 @@
-"""What a model says about stored frames, and how wrong that is."""
+"""Predictions for stored frames, and the loss of their errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jaxpto.neighbors import Layout
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weights, and the errors that count as one.
+    """Weights of the loss, and the scales of its errors.
 
     Attributes:
         energy, forces, virial: weights of the three terms.
-        energy_scale: eV / atom.
-        forces_scale: eV / Angstrom.
-        virial_scale: eV / atom.
+        energy_scale: energy error that counts as one, eV / atom.
+        forces_scale: force error that counts as one, eV / Angstrom.
+        virial_scale: virial error that counts as one, eV / atom.
         robust: errors beyond this many scales count linearly instead of quadratically.
     """
 
@@ -42,7 +42,16 @@ def predict_frame(
     senders: Int[Array, " e"],
     layout: Layout,
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]:
-    """Energy (eV), forces (eV / Angstrom) and virial -dE/dstrain (eV) of one frame."""
+    """Energy (eV), forces (eV / Angstrom) and virial -dE/dstrain (eV) of one frame.
+
+    Args:
+        model: architecture.
+        params: its parameters for the species present.
+        own: [n, t] one-hot species of each atom.
+        vectors: [n, 3, s] vectors to the neighbours, Angstrom.
+        senders: [n * s] neighbour of each edge; n marks an empty slot.
+        slots: sizes of the species' blocks of slots.
+    """
     energy, slope = jax.value_and_grad(lambda v: model.atomic_energies(params, own, v, layout).sum())(vectors)
     forces = slope.sum(axis=2).at[senders].add(-jnp.swapaxes(slope, 1, 2).reshape(-1, 3), mode="drop")
     virial = -jnp.einsum("nas,nbs->ab", vectors, slope, precision="highest")

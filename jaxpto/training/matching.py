@@ -45,19 +45,19 @@ HALVINGS = 8  # of a step at most
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is tuned, to what.
+    """A model to tune, its data and its targets.
 
     Attributes:
         model: architecture.
         raw: weights to start from, on whitened inputs.
         scales: whitening.
         compositions: the DFT data.
-        weights: of their loss.
+        weights: weights of their loss.
         targets: measured averages.
-        options: how.
+        options: settings of the tuning.
         plan: the simulations.
-        seed: of velocities and of the order of frames.
-        identity: what a checkpoint must agree on.
+        seed: seed of velocities and of the order of frames.
+        identity: `make_identity` of the run.
     """
 
     model: Perovskite
@@ -78,19 +78,19 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """State of a run between two iterations.
 
     Attributes:
         raw: weights.
-        moments: of the optimizer.
+        moments: state of the optimizer.
         sampled: weights that `frames` were sampled with.
         frames: configurations.
-        fresh: they have not been looked at before.
-        layout: of the neighbour lists in the simulation.
+        fresh: whether they are used for the first time.
+        layout: sizes of the neighbour lists in the simulation.
         iteration: changes of the weights so far.
         simulations: batches sampled so far.
         rows: the history.
-        met: fresh configurations met all targets.
+        met: whether fresh configurations met all targets.
     """
 
     raw: Params
@@ -117,15 +117,15 @@ def match_averages(
     """Tune until fresh configurations meet all targets, or to the last iteration.
 
     Args:
-        problem: what is tuned, to what.
+        problem: the model, its data and its targets.
         out: folder of the checkpoint.
         validate: RMS error of the forces on held-out DFT data, eV/Angstrom, of weights (NaN without such data).
-        save: called with every position that was looked at, to write the model and the history.
+        save: called with the state after every iteration, to write model and history.
         resume: go on with the checkpoint in `out`.
-        console: where to report.
+        console: console for reports.
 
     Raises:
-        InputError: see `restore`.
+        InputError: `restore` refuses the checkpoint.
         FloatingPointError: a replica was lost, or the loss is not finite.
     """
     options, plan = problem.options, problem.plan
@@ -180,7 +180,7 @@ def match_averages(
 
 
 def iteration_line(problem: Problem, at: Position) -> str:
-    """One line: every target, the configurations that count, and the errors on DFT data."""
+    """One line: every average, the share of effective configurations, and the errors on DFT data."""
     row, first = at.rows[-1], at.rows[0]
     averages = "  ".join(
         f"{t.name} {row[t.name]:.4f} +/- {row[f'{t.name}_error']:.4f} ({t.value:g})" for t in problem.targets

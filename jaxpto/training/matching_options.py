@@ -1,4 +1,4 @@
-"""Settings of `--match`, and the simulations they stand for."""
+"""Settings for tuning a model to measured averages, and the simulations that this needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxpto.training.targets import MeasuredAverage, conditions
 
 @dataclasses.dataclass(frozen=True)
 class MatchOptions:
-    """How a model is tuned to the targets of --match."""
+    """How a model is tuned to measured averages."""
 
     structure: str = "PbTiO3-tetragonal"
     """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
@@ -39,7 +39,7 @@ class MatchOptions:
     rate: float = 1e-5
     """Learning rate of Adam: the largest change of a weight in one iteration."""
     weight: float = 1.0
-    """Of the squared deviations from the targets, in tolerances, against the loss on DFT data."""
+    """Weight of the squared deviations, in units of the tolerance, relative to the loss on DFT data."""
     tolerance: float = 0.001
     """Relative deviation that is good enough."""
     frames: int = 32
@@ -47,7 +47,7 @@ class MatchOptions:
     effective: float = 0.5
     """Configurations are sampled anew before the effective number of them falls below this fraction."""
     format: str | None = None
-    """Of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
+    """Format of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default."""
     species: tuple[str, ...] | None = None
     """Element of each atom type, for files of LAMMPS that name none."""
 
@@ -58,7 +58,7 @@ class MatchOptions:
 
 
 def check_matching(options: MatchOptions) -> None:
-    """Refuse options that cannot run; those of the simulation are checked by `make_plan`.
+    """Refuse options that cannot be used; `make_plan` checks those of the simulation.
 
     Raises:
         InputError: a number out of range.
@@ -77,7 +77,7 @@ def plan_of(options: MatchOptions, targets: tuple[MeasuredAverage, ...], seed: i
     """The simulations that targets need.
 
     Raises:
-        InputError: settings that cannot run, or a polarization of what has none.
+        InputError: settings that cannot run, or a polarization target for a structure without one.
     """
     settings = SweepConfig(
         structure=options.structure,

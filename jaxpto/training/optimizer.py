@@ -23,14 +23,14 @@ from jaxpto.training.whitening import Whitening, fold, independent, inverse_root
 
 @struct.dataclass
 class TrainState:
-    """Everything that changes while training.
+    """Everything that changes during training.
 
     Attributes:
         raw: weights on whitened inputs.
-        average: their exponential moving average, which is what gets exported.
-        moments: the optimizer's state.
-        errors: [4] running means of loss, and of squared energy (eV^2 / atom^2), force and virial errors; the last one
-            of the frames that have a virial.
+        average: their exponential moving average, which is exported.
+        moments: state of the optimizer.
+        errors: [4] running means of the loss and of the squared errors of energy (eV^2 / atom^2), forces and virial; the
+            last one over frames with a virial.
     """
 
     raw: Params
@@ -52,8 +52,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) for matrices, Adam for the rest; cosine rates.
 
-    Muon's updates all have the same size, so that without decay the matrices grow as long as training lasts, and the
-    nets end as sums of steep steps: right between the data, and rugged where a hot crystal leaves them.
+    Muon's updates all have the same size, so that without decay the matrices keep growing and the nets become sums of
+    steep steps: accurate on the data, and rugged where a hot crystal leaves them.
     """
 
     matrices = {
@@ -198,11 +198,11 @@ def measure_whitening(
 
     Args:
         model: the model.
-        weights: whose mixing gives the invariants.
-        batches: the data.
+        weights: weights whose mixing gives the invariants.
+        batches: training data.
         folded: whether `weights` act on plain radial functions instead of whitened ones.
         floor: smallest variance, relative to the mean one, that is scaled to one.
-        samples: frames of each batch.
+        samples: number of frames taken from each batch.
     """
     e, k, d = len(model.elements), model.radial, len(independent(model))
     dtype = batches[0].vectors.dtype

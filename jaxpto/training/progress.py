@@ -1,4 +1,4 @@
-"""What a training says of itself: its data, its running errors, its errors on held-out frames."""
+"""Reports of a training: its data, running errors, and errors on held-out frames."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def progress_line(done: int, total: int, state: TrainState, seconds: float, *, v
     """One line: where the training is, running errors of the frames just seen, speed and time left.
 
     Args:
-        done, total: steps.
-        state: of the training.
-        seconds: of one step.
-        virials: whether any frame has one.
+        done, total: number of steps.
+        state: state of the training.
+        seconds: time per step, s.
+        virials: whether any frame has a virial.
     """
     value, *squares = np.asarray(state.errors).tolist()
     energy, forces, virial = (1e3 * s**0.5 for s in squares)
@@ -60,8 +60,8 @@ def validate(
 ) -> tuple[dict[str, dict[str, float | None]], float | None]:
     """RMS errors of each held-out trajectory (meV/atom, meV/Angstrom, meV/atom), and one score to compare models by.
 
-    The virial's is None where no frame has one. The score weighs trajectories as the training does; None without
-    held-out frames.
+    The error of the virial is None where no frame has one. The score weighs trajectories as the training does; it is
+    None without held-out frames.
     """
     errors: dict[str, dict[str, float | None]] = {}
     score: float | None = None

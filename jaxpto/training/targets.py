@@ -1,4 +1,4 @@
-"""Measured values that a model is tuned to: how they are written, and what of a simulated frame they are about."""
+"""Measured averages that a model is tuned to: how they are written, and the observables of a frame."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MeasuredAverage:
         observable: one of `UNITS`.
         temperature: K.
         pressure: GPa.
-        value: in the unit of the observable.
+        value: measured value, in the unit of the observable.
     """
 
     observable: str
@@ -72,7 +72,7 @@ def parse_targets(texts: tuple[str, ...]) -> tuple[MeasuredAverage, ...]:
     """Read all targets of a run.
 
     Raises:
-        InputError: what `parse_target` refuses, or two targets for one average.
+        InputError: `parse_target` refuses one, or there are two targets for one average.
     """
     targets = tuple(map(parse_target, texts))
     names = [target.name for target in targets]
@@ -92,7 +92,7 @@ def observe(
     polarizations: Float[np.ndarray, "f 3"],
     unit: UnitCell,
 ) -> dict[str, Float[np.ndarray, " f"]]:
-    """Every observable of `UNITS` in every frame, of the unit cell.
+    """Every observable of `UNITS` in every frame, for the unit cell.
 
     c lies along the component of the polarization that is largest in the frame, a is the mean of the two others: a
     small crystal turns its polar axis now and then. Without a polarization (NaN) c is the third axis.
@@ -100,7 +100,7 @@ def observe(
     Args:
         cells: [f, 3, 3] Angstrom.
         polarizations: [f, 3] C/m^2, or NaN.
-        unit: the cell that is meant, such as the 5-atom cell of a perovskite.
+        unit: the unit cell, such as the 5-atom cell of a perovskite.
     """
     lattice = lattice_parameters(cells, unit)
     vectors = np.einsum("fkx,fx->fk", lattice.frame, np.asarray(polarizations, np.float64))

@@ -1,7 +1,7 @@
-"""A fixed linear change of the model's inputs that makes training well conditioned; folded into the weights afterwards.
+"""A fixed linear transformation of the model's inputs that makes training well conditioned.
 
 Training works on `raw` weights that act on whitened radial functions (per element pair) and whitened invariants (per
-element). `fold` multiplies the whitening in and gives the parameters that `Perovskite` uses.
+element). `fold` multiplies the whitening into them, which gives the parameters that `Perovskite` uses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxpto.models.perovskite import Params, Perovskite
 
 @struct.dataclass
 class Whitening:
-    """Whitening of e elements.
+    """Whitening for e elements.
 
     Attributes:
         radial: [e, e, k, k] applied to the k radial functions of an element pair.
@@ -64,7 +64,7 @@ def fold(model: Perovskite, raw: Params, whitening: Whitening) -> Params:
 
 
 def unfold(model: Perovskite, params: Params, whitening: Whitening) -> Params:
-    """Inverse of `fold`: raw weights that stand for given parameters."""
+    """Inverse of `fold`: the raw weights for given parameters."""
     kept = independent(model)
     c = model.channels
     first, second = np.divmod(np.arange(c * c), c)

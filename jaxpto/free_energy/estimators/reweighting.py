@@ -1,4 +1,4 @@
-"""Averages under other parameters, temperatures and pressures than the sampled ones, and their derivatives.
+"""Averages at parameters, temperatures and pressures other than the sampled ones, and their derivatives.
 
 Of configurations drawn with the potential U0 at T0 and P0, the average with U at T and P is (Zwanzig, J. Chem. Phys.
 22, 1420 (1954))
@@ -37,7 +37,7 @@ NEWTON_STEPS = 50
 Scalar = float | Float[Array, ""]
 
 Observe = Callable[[Potential, System, Neighbors], Any]
-"""Arrays of one frame, such as its stress; what depends on the parameters is differentiated too."""
+"""Arrays of one frame, such as its stress; whatever depends on the parameters is differentiated too."""
 
 
 @struct.dataclass
@@ -79,7 +79,7 @@ def measure(
         potential: its parameters need not be those that sampled the frames.
         systems: batched, f frames.
         layout: sizes of the neighbour lists, which are built for each frame; read `Measured.overflow`.
-        observe: of the potential, one frame and its neighbours.
+        observe: called with the potential, one frame and its neighbours.
         batch: frames evaluated at a time; memory grows with it.
     """
 
@@ -101,23 +101,23 @@ def record(
     layout: Layout | None = None,
     batch: int = BATCH,
 ) -> tuple[Ensemble, Layout]:
-    """The ensemble of sampled frames, with the energies of the potential that sampled them, and a layout that fits.
+    """The ensemble of sampled frames with their energies in the potential that sampled them, and a layout that fits.
 
     The energies are computed as `measure` will compute them under other parameters, so that rounding cancels.
 
     Args:
-        potential: what the frames were sampled with.
+        potential: the potential that sampled the frames.
         systems: batched, f frames.
         temperature: K.
         pressure: eV/Angstrom^3.
-        layout: sizes of neighbour lists to begin with; enlarged if they do not do.
+        layout: sizes of neighbour lists to begin with; enlarged where they are too small.
         batch: frames evaluated at a time.
 
     Raises:
-        InputError: a frame that is not finite or has no finite energy, or lists that always overflow.
+        InputError: a frame or its energy is not finite, or the lists keep overflowing.
     """
     cells = np.asarray(systems.cell)
-    # an atom at no place has no neighbours, and the energy of the others is finite
+    # an atom whose position is not a number has no neighbours, so that the energy alone would not show it
     _check_finite(np.concatenate([np.asarray(systems.positions), cells], axis=1))
     if layout is None:
         smallest = int(np.argmin(np.abs(np.linalg.det(cells))))
@@ -177,7 +177,7 @@ def replica_error(log_weights: Float[Array, "r s"], values: Float[Array, "r s *k
     """Standard error of a reweighted average from its scatter when one of r independent replicas is left out.
 
     Args:
-        log_weights: [r, s] of the frames, those of one replica in a row.
+        log_weights: [r, s] log weights of the frames, one row for each replica.
         values: [r, s, ...] observed.
     """
     replicas = log_weights.shape[0]

@@ -37,18 +37,17 @@ class EnthalpySamples:
 
 
 def enthalpy_samples(records: list[ReplicaRecord], equilibration: float) -> EnthalpySamples:
-    """Samples of all replicas that came through.
+    """Independent enthalpies from the replicas of a sweep.
 
     Every g-th frame is kept, g the statistical inefficiency of the enthalpy in its run (Chodera et al., J. Chem. Theory
     Comput. 3, 26, 2007), so that samples count as independent.
 
     Args:
-        records: of one sweep at one pressure.
+        records: replicas of one sweep at one pressure.
         equilibration: fraction of each run that is left out.
 
     Raises:
-        InputError: a temperature without a replica that came through or with too few samples, or fewer than two
-            temperatures.
+        InputError: a temperature with a lost replica or too few samples, or fewer than two temperatures.
     """
     temperatures = sorted({record.temperature_K for record in records})
     if len(temperatures) < 2:

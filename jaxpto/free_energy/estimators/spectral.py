@@ -39,8 +39,8 @@ class ModeFunction:
 
     Attributes:
         statistics: quantum or classical.
-        imaginary: what lambda <= 0 counts as: refuse (not a number), omit (0), absolute (as -lambda).
-        by_temperature, by_square: order of the derivative in T and in lambda.
+        imaginary: treatment of lambda <= 0: refuse (not a number), omit (0), absolute (as -lambda).
+        by_temperature, by_square: order of the derivative in T and lambda.
     """
 
     statistics: Statistics = "quantum"
@@ -144,8 +144,7 @@ def _divided(
 
 @jax.custom_jvp
 def eigenvalues(matrices: Complex[Array, "*q m m"]) -> Float[Array, "*q m"]:
-    """Ascending eigenvalues of Hermitian matrices; of those that coincide only the sum has a derivative that means
-    anything, and that one is right."""
+    """Ascending eigenvalues of Hermitian matrices; where some coincide, only the derivative of their sum is meaningful."""
     return jnp.linalg.eigvalsh(matrices)
 
 

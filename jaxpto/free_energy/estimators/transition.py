@@ -1,12 +1,12 @@
-"""Enthalpy and entropy of a phase transition, from thermodynamics on both sides of it.
+"""Enthalpy and entropy of a phase transition from thermodynamics on both of its sides.
 
 A small crystal passes through a first-order transition without a jump. With H(T) of the ordered phase extrapolated from
 below by a parabola, and that of the disordered phase from above by a straight line of slope C,
 
     enthalpy of transition = H_disordered(T_c) - H_ordered(T_c),    its entropy = enthalpy / T_c,
 
-and the total entropy, which the polarization loses before the transition included, is that of the disordered phase
-carried on to the lowest temperature T_0, over the entropy there:
+and the total entropy, which includes the loss of order below the transition, is the entropy of the disordered phase
+extrapolated to the lowest temperature T_0, less the entropy there:
 
     total entropy = <S(T) - C ln(T / T_0)>_disordered - S(T_0).
 """
@@ -38,7 +38,13 @@ class PhaseBracket:
 
 
 class TransitionThermodynamics(NamedTuple):
-    """Of the whole cell: enthalpy eV; entropy and total_entropy eV/K."""
+    """Enthalpy and entropy of a transition, for the whole cell.
+
+    Attributes:
+        enthalpy: enthalpy of transition, eV.
+        entropy: enthalpy over T_c, eV/K.
+        total_entropy: with what the order loses below T_c, eV/K.
+    """
 
     enthalpy: Float[Array, ""]
     entropy: Float[Array, ""]
@@ -48,11 +54,11 @@ class TransitionThermodynamics(NamedTuple):
 def phase_bracket(
     temperatures: Float[np.ndarray, " k"], lower: float | None, upper: float | None
 ) -> PhaseBracket | None:
-    """The phases of a ladder whose transition lies between two of its temperatures.
+    """Assign the temperatures of a ladder to the two phases of a transition between two of them.
 
     Args:
         temperatures: [k] ascending, K.
-        lower, upper: highest ordered and lowest disordered temperature, K; None where there is none.
+        lower, upper: highest ordered and lowest disordered temperature, K; None without a transition.
 
     Returns:
         The bracket, or None without a transition or with fewer than three temperatures on a side of it.
@@ -74,7 +80,7 @@ def transition_thermodynamics(
         temperatures: [k] ascending, K.
         enthalpy: [k] eV, relative to any reference.
         entropy: [k] eV/K, relative to any reference.
-        bracket: which temperature belongs to which phase.
+        bracket: the temperatures of each phase.
     """
     away = (temperatures - bracket.temperature) / 100.0  # of order one, for the normal equations
     ordered = _polynomial(away, enthalpy, bracket.ordered, 2 if bracket.ordered.sum() > FEWEST else 1)

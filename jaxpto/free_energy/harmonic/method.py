@@ -51,15 +51,15 @@ COLD = 1e-3  # K, where only the zero-point energy is left
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A structure with a model, ready for its vibrations.
+    """A structure and a model, prepared for the computation of vibrations.
 
     Attributes:
         calculator: the model in double precision.
-        atoms: unit cell, relaxed if that was wanted.
+        atoms: unit cell, relaxed if `relax` says so.
         phonon: phonopy's object for the supercell.
-        crystal: what it says, with the mesh.
+        crystal: the vibrating crystal, with its mesh.
         mesh: wave vectors along the reciprocal vectors of the primitive cell.
-        subject: for the output.
+        subject: description for the output.
     """
 
     calculator: JaxptoCalculator
@@ -86,7 +86,7 @@ def run_harmonic(config: FreeEnergyConfig, console: Console) -> HarmonicResult:
 
 
 def check_harmonic(config: FreeEnergyConfig) -> None:
-    """Refuse settings that neither harmonic nor qha can use, and an output folder that holds something else.
+    """Refuse settings that neither harmonic nor qha can use, and output folders of other methods.
 
     Raises:
         InputError: one line with the value, the limit and the remedy.
@@ -105,7 +105,7 @@ def check_harmonic(config: FreeEnergyConfig) -> None:
 
 
 def prepare_crystal(config: FreeEnergyConfig, console: Console) -> Prepared:
-    """Load the model and the structure, relax it if wanted, and set its supercell and wave vectors up.
+    """Load the model and the structure, relax it if wanted, and set up its supercell and wave vectors.
 
     Raises:
         InputError: structure or model that cannot be used, or a relaxation that does not converge.
@@ -208,7 +208,7 @@ def _thermal(
 
 
 def _method_of(out: Path) -> str | None:
-    """The method that wrote an output folder, or is at it; None if no method of this kind did."""
+    """The method that writes or wrote an output folder; None if it was neither harmonic nor qha."""
     for name in ("free_energy.json", "points.json"):
         try:
             document = json.loads((out / name).read_text())

@@ -37,7 +37,7 @@ STAND_IN = 1.0  # eV/Angstrom^2/amu, in the place of the three zeros of the tran
 
 @struct.dataclass
 class VibratingCrystal:
-    """What of a supercell does not change with cell and positions.
+    """The part of a supercell that does not change with cell and positions.
 
     Attributes:
         numbers: [p] atomic numbers of the primitive cell.
@@ -48,7 +48,7 @@ class VibratingCrystal:
         rows: [p] atoms of the supercell whose force constants are used.
         images: [p, c] atoms of the supercell that are images of each atom of the primitive cell.
         points: [q, 3] wave vectors, in units of the reciprocal lattice vectors; the first is Gamma.
-        weights: [q] their weights, of sum 1; of q and -q one is there.
+        weights: [q] their weights, which add up to 1; one of q and -q is kept.
         phases: [q, p, p, c] mean of exp(2 pi i q.R) over the shortest images.
     """
 
@@ -65,8 +65,13 @@ class VibratingCrystal:
 
 
 class VibrationalThermodynamics(NamedTuple):
-    """Of the vibrations of one primitive cell: free_energy [] eV, entropy [] eV/K, heat_capacity [] eV/K at fixed
-    cell."""
+    """Thermodynamics of the vibrations of one primitive cell, at fixed cell.
+
+    Attributes:
+        free_energy: [] Helmholtz energy, eV.
+        entropy: [] eV/K.
+        heat_capacity: [] eV/K.
+    """
 
     free_energy: Float[Array, ""]
     entropy: Float[Array, ""]
@@ -81,7 +86,7 @@ def usual_mesh(primitive: Primitive) -> tuple[int, int, int]:
 
 
 def make_crystal(phonon: Phonopy, mesh: Sequence[int]) -> VibratingCrystal:
-    """What phonopy knows about a supercell and its shortest pairs, and a mesh of wave vectors centred at Gamma.
+    """A crystal from phonopy's supercell and shortest pairs, with a mesh of wave vectors centred at Gamma.
 
     Call it in JAX's 64-bit mode.
 
@@ -149,7 +154,7 @@ def dynamical_matrices(crystal: VibratingCrystal, constants: Float[Array, "p n 3
     """D(q) of all wave vectors, m = 3 p, eV/Angstrom^2/amu, made Hermitian.
 
     Args:
-        crystal: whose atoms the indices mean.
+        crystal: the crystal whose atoms are indexed.
         constants: force constants [p, n, 3, 3] eV/Angstrom^2.
     """
     size = 3 * crystal.masses.shape[0]
@@ -176,9 +181,9 @@ def vibrational_free_energy(
     The three translations at Gamma are left out, as phonopy does on a mesh that holds it.
 
     Args:
-        function: of one mode.
-        crystal: for weights and masses.
-        matrices: from `dynamical_matrices`.
+        function: free energy of one mode, or a derivative of it.
+        crystal: source of weights and masses.
+        matrices: [q, m, m] from `dynamical_matrices`, eV/Angstrom^2/amu.
         temperature: K.
     """
     traces = trace(function, without_translations(crystal, matrices), temperature)

@@ -1,4 +1,4 @@
-"""A ladder of sampled temperatures turned into thermodynamics with error bars, and the checks that it holds."""
+"""Thermodynamics with error bars from a ladder of sampled temperatures, and the check that its neighbours overlap."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class LadderResult:
         fluctuations, fluctuations_errors: [k] heat capacity from the variance of h, eV/K.
         overlap: [k, k] overlap matrix.
         effective: [k] effective number of samples at the ladder's temperatures.
-        samples: what all of it is made of.
-        bracket: the phases on both sides of a transition, or None.
-        transition, transition_errors: what it takes, with bootstrap standard errors; None without one.
+        samples: the samples behind all of it.
+        bracket: which temperatures lie on which side of a transition, or None.
+        transition, transition_errors: its enthalpy and entropy, with bootstrap standard errors; None without one.
     """
 
     wanted: Float[np.ndarray, " t"]
@@ -70,12 +70,12 @@ def analyse_ladder(
     """Thermodynamics at `wanted` from the samples of a ladder, the lowest temperature being the reference.
 
     Args:
-        samples: independent ones.
+        samples: independent samples at each temperature.
         wanted: [t] K, within the ladder.
-        degrees_of_freedom: of the momenta, 3 N - 3 in npt.
+        degrees_of_freedom: number of momentum degrees of freedom, 3 N - 3 in npt.
         bracket: the phases, if the ladder leads through a transition.
-        resamplings: of the bootstrap.
-        seed: of the bootstrap.
+        resamplings: number of bootstrap resamplings.
+        seed: seed of the bootstrap.
 
     Raises:
         InputError: neighbouring temperatures do not overlap, or `wanted` lies outside of the ladder.
@@ -127,7 +127,7 @@ def check_ladder_overlap(samples: EnthalpySamples, overlap: Float[np.ndarray, "k
     """Refuse a ladder whose neighbours hardly share configurations.
 
     Raises:
-        InputError: with the spacing that would do.
+        InputError: the message names the spacing that would do.
     """
     shared = np.minimum(np.diagonal(overlap, 1), np.diagonal(overlap, -1))
     worst = int(np.argmin(shared))
@@ -151,7 +151,7 @@ def _one(
     freedom: int,
     bracket: PhaseBracket | None,
 ) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], TransitionThermodynamics | None]:
-    """MBAR, Gibbs-Helmholtz, fluctuations and what the transition takes from one set of samples."""
+    """MBAR, Gibbs-Helmholtz, fluctuations and the transition from one set of samples."""
     found = thermodynamics(enthalpies, counts, temperatures, wanted, temperatures[0], freedom)
     owner = jnp.repeat(jnp.arange(counts.shape[0]), counts.astype(int), total_repeat_length=enthalpies.shape[0])
     means = jax.ops.segment_sum(enthalpies, owner, counts.shape[0]) / counts

@@ -1,4 +1,4 @@
-"""Gibbs energy, enthalpy, entropy and heat capacity along a ladder of temperatures, from the enthalpies it sampled.
+"""Gibbs energy, enthalpy, entropy and heat capacity along a ladder of temperatures, from its sampled enthalpies.
 
 With h = U + p V of a configuration, beta = 1 / kT, and f(beta) the reduced configurational free energy from MBAR,
 
@@ -6,7 +6,7 @@ With h = U + p V of a configuration, beta = 1 / kT, and f(beta) the reduced conf
 
     S = -dG/dT,    H = G + T S,    Cp = -T d2G/dT2,
 
-all by automatic differentiation in T. The constant (absolute energy and entropy) is not in the samples: G, S and H are
+all by automatic differentiation in T. Samples do not hold the constant (absolute energy and entropy): G, S and H are
 relative to the reference temperature T0, G(T) - H(T0) + T S(T0), S(T) - S(T0) and H(T) - H(T0).
 At fixed cell, with p V = 0, the same expressions are the Helmholtz energy, the internal energy and Cv.
 """
@@ -24,7 +24,14 @@ from jaxpto.units import BOLTZMANN
 
 
 class Thermodynamics(NamedTuple):
-    """Of the whole cell: gibbs, enthalpy [t] eV; entropy, heat_capacity [t] eV/K; samples [t], the effective number."""
+    """Thermodynamics of the whole cell at t temperatures.
+
+    Attributes:
+        gibbs, enthalpy: [t] relative to the reference temperature, eV.
+        entropy: [t] relative to the reference temperature, eV/K.
+        heat_capacity: [t] eV/K.
+        samples: [t] effective number of samples.
+    """
 
     gibbs: Float[Array, " t"]
     enthalpy: Float[Array, " t"]
@@ -53,10 +60,10 @@ def thermodynamics(
     Args:
         enthalpies: [n] U + p V of every sample, those of one temperature after another, eV.
         counts: [k] how many belong to each temperature.
-        temperatures: [k] of the ladder, K.
-        wanted: [t] K; `Thermodynamics.samples` tells how far they can be trusted.
+        temperatures: [k] temperatures of the ladder, K.
+        wanted: [t] K; `Thermodynamics.samples` says how far the results can be trusted.
         reference: T0, K.
-        degrees_of_freedom: d of the momenta, 3 N - 3 where the centre of mass is at rest.
+        degrees_of_freedom: d, 3 N - 3 where the centre of mass is at rest.
     """
     # only differences count, and energies of thousands of eV over kT would lose digits
     origin = jax.lax.stop_gradient(jnp.mean(enthalpies))
@@ -92,7 +99,7 @@ def gibbs_helmholtz(
         means: [k] mean of h = U + p V at each temperature, eV.
         variances: [k] its variance, eV^2.
         temperatures: [k] ascending, K.
-        degrees_of_freedom: d of the momenta.
+        degrees_of_freedom: d.
     """
     beta = 1.0 / (BOLTZMANN * temperatures)
     # relative to the first mean, which the kinetic part must not shift

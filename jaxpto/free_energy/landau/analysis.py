@@ -1,4 +1,4 @@
-"""Umbrella windows turned into a free-energy landscape at each temperature, with error bars and the checks it needs."""
+"""Free-energy profiles with error bars from umbrella windows at each temperature, and the checks that they hold."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class WindowSamples:
     Attributes:
         temperature: K.
         polarizations, volumes: for each window [n_k], C/m^2 and Angstrom^3 of the whole cell.
-        inefficiencies: [k] frames for each of them.
+        inefficiencies: [k] frames for each independent sample.
     """
 
     temperature: float
@@ -72,10 +72,10 @@ class WindowSamples:
 
 @dataclasses.dataclass(frozen=True)
 class TemperatureResult:
-    """What the windows at one temperature say.
+    """The profile at one temperature.
 
     Attributes:
-        samples: what it is made of.
+        samples: the samples behind it.
         values, errors: by MBAR, with bootstrap standard errors.
         overlap: [k, k] overlap matrix of the windows.
         integrated: [e] F at the bins' edges by umbrella integration, eV, zero at P = 0.
@@ -90,11 +90,11 @@ class TemperatureResult:
 
 @dataclasses.dataclass(frozen=True)
 class LandauResult:
-    """The landscapes at all temperatures.
+    """The profiles at all temperatures.
 
     Attributes:
-        windows: where it was sampled.
-        rows: one a temperature, ascending.
+        windows: where the polarization was sampled.
+        rows: one row for each temperature, ascending.
         curie_weiss, curie_weiss_errors: [2] a0 (J m / C^2 / K) and T0 (K), or None with a single temperature.
     """
 
@@ -117,8 +117,9 @@ def thinned(
 
     Args:
         temperature: K.
-        polarizations, volumes: of each window, of each of its runs, the series [frames] without equilibration.
-        windows: where the windows are.
+        polarizations, volumes: for each window and each of its runs the series [frames] without equilibration, C/m^2 and
+            Angstrom^3.
+        windows: the windows.
 
     Raises:
         InputError: a window with too few independent samples.
@@ -140,13 +141,13 @@ def thinned(
 def analyse_windows(
     sampled: list[WindowSamples], windows: Windows, *, resamplings: int = 100, seed: int = 0
 ) -> LandauResult:
-    """Landscapes at all temperatures, with errors by bootstrap over the samples of each window.
+    """Profiles at all temperatures, with errors by bootstrap over the samples of each window.
 
     Args:
-        sampled: one a temperature, ascending.
-        windows: the same at all of them.
-        resamplings: of the bootstrap.
-        seed: of the bootstrap.
+        sampled: samples at each temperature, ascending.
+        windows: the windows, the same at all temperatures.
+        resamplings: number of bootstrap resamplings.
+        seed: seed of the bootstrap.
 
     Raises:
         InputError: neighbouring windows do not overlap, or the lowest point lies at the end of the range.
@@ -172,10 +173,10 @@ def analyse_windows(
 
 
 def check_window_overlap(samples: WindowSamples, windows: Windows) -> Float[np.ndarray, "k k"]:
-    """Overlap matrix of the windows; refuses those that hardly share configurations (in 64-bit mode).
+    """Overlap matrix of the windows; refuses those that hardly share configurations. Call it in 64-bit mode.
 
     Raises:
-        InputError: with the number of windows that would do.
+        InputError: the message names the number of windows that would do.
     """
     overlap = np.asarray(
         _overlap(
@@ -280,7 +281,7 @@ def _check_range(row: TemperatureResult, windows: Windows) -> None:
     """Refuse a profile whose lowest point is its last.
 
     Raises:
-        InputError: with the range that would do.
+        InputError: the message names the range that would do.
     """
     last = max(abs(windows.centers[0]), abs(windows.centers[-1]))
     if row.values.spontaneous < 0.97 * last:

@@ -1,4 +1,4 @@
-"""The figure of a landscape: profiles at all temperatures, and what they say against temperature."""
+"""The figure: profiles at all temperatures, and P_s, barrier and Landau coefficients against temperature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a landscape is a landscape of, and the published Landau coefficients to compare it with."""
+"""The simulated crystal, and the published Landau coefficients to compare it with."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class LandauCoefficients:
-    """Published ones: a1 = slope (T - origin), a11 and a111 independent of temperature.
+    """Published Landau coefficients: a1 = slope (T - origin), a11 and a111 independent of temperature.
 
     Attributes:
-        source: whose.
+        source: authors and year.
         slope: J m / C^2 / K.
         origin: K.
         a11: J m^5 / C^4.

@@ -77,7 +77,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
 
 
 def check_landau(options: LandauOptions) -> None:
-    """Refuse windows that cannot be.
+    """Refuse impossible windows.
 
     Raises:
         InputError: one line with the value, the limit and the remedy.
@@ -101,12 +101,12 @@ def choose_windows(options: LandauOptions, coldest: float, units: int) -> Window
     """Centres and strength from the options, or such that neighbouring windows overlap at the lowest temperature.
 
     Args:
-        options: checked.
+        options: options that `check_landau` accepts.
         coldest: lowest temperature, K.
-        units: formula units in the cell; what the bias must outweigh grows with it, so windows grow with its root.
+        units: formula units in the cell; the barrier grows with it, and the number of windows with its root.
 
     Raises:
-        InputError: the bias alone holds neighbouring windows apart.
+        InputError: the bias is so strong that neighbouring windows cannot overlap.
     """
     low, high = options.range
     share = 1.0 if options.symmetric else 2.0
@@ -183,10 +183,10 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
 
 
 def _claim(folder: Path, setup: Setup, windows: Windows) -> str:
-    """Make the folder this simulation's, or find that it is; returns the name of the run.
+    """Claim the folder for this simulation, or check that it holds this one; returns the name of the run.
 
     Raises:
-        InputError: the folder holds one with other settings, structure or model.
+        InputError: the folder holds a simulation with other settings, structure or model.
     """
     structure = hashlib.sha256(b"".join(array.tobytes() for array in defining_arrays(setup.atoms)))
     bias = setup.parameters

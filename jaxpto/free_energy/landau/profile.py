@@ -29,15 +29,15 @@ JOULE_PER_CUBIC_METRE = 1e9 / GIGAPASCAL  # per eV/Angstrom^3
 
 
 class FreeEnergyProfile(NamedTuple):
-    """F(P) of the whole cell at one temperature and what it says.
+    """F(P) of the whole cell at one temperature, and the quantities derived from it.
 
     Attributes:
         profile: [b] F at the bins' middles, eV; not finite in a bin without samples.
         counts: [b] samples in each bin.
-        smooth: [SMOOTH_TERMS] eV, of x^2, x^4 ... with x = P / (largest edge).
+        smooth: [SMOOTH_TERMS] coefficients of x^2, x^4 ... with x = P / (largest edge), eV.
         landau: [3] a1 (J m / C^2), a11 (J m^5 / C^4), a111 (J m^9 / C^6).
-        offset: of `profile` from the Landau polynomial at P = 0, eV.
-        spontaneous: P of the lowest point of `smooth`, C/m^2.
+        offset: difference of `profile` and Landau polynomial at P = 0, eV.
+        spontaneous: P at the lowest point of `smooth`, C/m^2.
         barrier: height of `smooth` between there and P = 0, eV.
         volume: mean volume of the unbiased ensemble, Angstrom^3.
         misfit: root mean square of F - Landau polynomial over the bins with samples, eV.
@@ -99,12 +99,12 @@ def free_energy_profile(
     polynomial fitted to the profile before, which makes the bins flat and leaves F - F0 to be found.
 
     Args:
-        polarizations, volumes: [n] C/m^2 and Angstrom^3, the samples of one window after another.
-        counts: [k] how many belong to each.
+        polarizations, volumes: [n] C/m^2 and Angstrom^3, window after window.
+        counts: [k] number of samples in each window.
         centers: [k] C/m^2.
-        strength: K of all windows, eV / (C/m^2)^2.
+        strength: K, the same in all windows, eV / (C/m^2)^2.
         kT: eV.
-        edges: [b + 1] of the bins, C/m^2; from 0 on if `symmetric`.
+        edges: [b + 1] edges of the bins, C/m^2; they begin at 0 if `symmetric`.
         symmetric: whether F(P) = F(-P) is used.
     """
     bias = reduced_bias(polarizations, centers, strength, kT, symmetric=symmetric)
@@ -160,7 +160,7 @@ def even_fit(
     """Constant and coefficients of x^2 ... x^(2 terms) by weighted least squares.
 
     Args:
-        x: [b] of order one.
+        x: [b] abscissae of order one.
         values: [b] finite, also where the weight is zero.
         weights: [b] inverse variances up to a factor.
         terms: number of even powers.
@@ -173,9 +173,9 @@ def even_fit(
 
 
 def well(coefficients: Float[Array, " s"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Where an even polynomial on 0 <= x <= 1 is lowest, and the height between there and x = 0; 0, 0 if it is there.
+    """Minimum of an even polynomial on 0 <= x <= 1, and the height of the barrier to x = 0; both 0 if x = 0 is lowest.
 
-    Derivatives are exact: that of the place by the last Newton step, that of the heights because slopes vanish there.
+    Derivatives are exact: for the place by the last Newton step, for the heights because the slopes vanish there.
     """
     grid = jnp.linspace(0.0, 1.0, FINE)
     values = even(coefficients, grid)
@@ -223,14 +223,14 @@ def umbrella_integration(
     kT: Float[Array, ""],
     grid: Float[Array, " g"],
 ) -> Float[Array, " g"]:
-    """F on a grid, zero at its first point, from the mean force of every window, each taken to be Gaussian: no MBAR.
+    """F on a grid, zero at its first point, from the mean force of every window, taken to be Gaussian: an alternative to MBAR.
 
     dF/dP = sum_k w_k(P) (kT (P - mean_k) / variance_k - K (P - P0_k)), w_k its share of the samples at P.
     Source: Kaestner and Thiel, J. Chem. Phys. 123, 144104 (2005).
 
     Args:
-        means, variances: [k] of P in each window, C/m^2 and its square.
-        counts: [k] samples.
+        means, variances: [k] mean and variance of P in each window, C/m^2 and (C/m^2)^2.
+        counts: [k] number of samples in each window.
         centers: [k] C/m^2.
         strength: K, eV / (C/m^2)^2.
         kT: eV.

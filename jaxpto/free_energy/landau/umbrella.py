@@ -77,7 +77,7 @@ def biased(evaluate: EvaluateFn, topology: PolarizationTopology) -> Callable[[Um
 
 
 def displaced(system: System, topology: PolarizationTopology, target: Float[Array, 3]) -> System:
-    """One system whose atoms are moved, in its present cell, by the least sum of squares that makes P the target.
+    """The system with its atoms moved by the least squares that give it the target polarization at its cell.
 
     d_i = Z_i^T m with the vector m that gives the wanted change of the dipole, sum_i Z_i Z_i^T m = V (P0 - P).
 
@@ -91,16 +91,16 @@ def displaced(system: System, topology: PolarizationTopology, target: Float[Arra
 
 
 def settled(evaluate: EvaluateFn, system: System, topology: PolarizationTopology, layout: Layout) -> System:
-    """One system after a short descent in energy at its present cell and polarization: no longer strained.
+    """The system after a short descent in energy at fixed cell and polarization.
 
-    A start may lie some eV above the valley of its polarization, and dynamics would make heat of that. The steps follow
-    the forces less their part along the charges, which leaves the dipole as it is.
+    A start may lie some eV above the lowest energy at its polarization, and dynamics would turn that into heat. The
+    steps follow the forces without their part along the charges, so that the dipole stays as it is.
 
     Args:
-        evaluate: without bias.
+        evaluate: energy, forces and stress without the bias.
         system: one system with unwrapped positions.
         topology: Born charges.
-        layout: of the neighbour lists; edges that have no room are left out, which a mere start can bear.
+        layout: sizes of the neighbour lists; edges without room are left out, which does no harm to a start.
     """
 
     def step(_: Array, moved: System) -> System:

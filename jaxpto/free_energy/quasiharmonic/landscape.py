@@ -2,7 +2,8 @@
 
     G(T, p) = min_x [E(x) + F(T; x) + p V(x)],
 
-x the strain (and, if wanted, the internal coordinates), E the static energy, F that of the vibrations about x. dF/dx
+x is the strain (with internal = full also the internal coordinates), E the static energy, F the free energy of the
+vibrations about x. dF/dx
 goes through the force constants, by third derivatives of the energy. Internal coordinates y are treated in one of two
 ways (Allan, Barron & Bruno, J. Chem. Phys. 105, 8300 (1996)):
 
@@ -49,12 +50,12 @@ REGROWS = 5
 
 
 class UnstableError(RuntimeError):
-    """A crystal that has no vibrational free energy, or no minimum of it; the message says why, in words."""
+    """Raised for a crystal without a vibrational free energy or a minimum of it; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Landscape:
-    """What is minimised, and over which coordinates.
+    """The free energy that is minimised, and its coordinates.
 
     Attributes:
         potential: conservative, parameters in double precision.
@@ -62,8 +63,8 @@ class Landscape:
         function: free energy of one mode.
         pressure: eV/Angstrom^3.
         internal: how internal coordinates are treated.
-        cell: [3, 3] of the primitive cell at zero strain, Angstrom.
-        places: [p, 3] fractional coordinates there.
+        cell: [3, 3] primitive cell at zero strain, Angstrom.
+        places: [p, 3] fractional coordinates at zero strain.
         strains: [k, 3, 3] basis of the strain.
         shifts: [m, p, 3] basis of the internal coordinates.
     """
@@ -84,7 +85,7 @@ class Landscape:
         return len(self.strains) + (len(self.shifts) if self.internal == "full" else 0)
 
     def cell_at(self, x: Float[np.ndarray, " k"]) -> Float[np.ndarray, "3 3"]:
-        """Cell h (1 + strain) at coordinates of which the first are those of the strain."""
+        """Cell h (1 + strain), Angstrom; the first coordinates are those of the strain."""
         return self.cell @ (np.eye(3) + np.tensordot(x[: len(self.strains)], self.strains, 1))
 
     def places_at(self, y: Float[np.ndarray, " m"]) -> Float[np.ndarray, "p 3"]:
@@ -98,7 +99,7 @@ class Point:
 
     Attributes:
         x: coordinates.
-        y: internal coordinates, those in x or those that follow from it.
+        y: [m] internal coordinates, part of x or following from it.
         cell: [3, 3] Angstrom.
         static, vibrational, gibbs: E, F and E + F + p V, eV.
         entropy, heat_capacity: at fixed x, eV/K.
@@ -137,10 +138,10 @@ class Evaluator:
         """The point at x.
 
         Args:
-            x: coordinates.
-            y: internal coordinates to start from with zsisa; not used otherwise.
+            x: [k] coordinates.
+            y: [m] internal coordinates to start from with zsisa; not used otherwise.
             temperature: K.
-            entropy_gradient: whether dS/dx is wanted too, for as much time again.
+            entropy_gradient: compute dS/dx too, which takes as long again.
 
         Raises:
             UnstableError: imaginary modes, or no static equilibrium of the internal coordinates.

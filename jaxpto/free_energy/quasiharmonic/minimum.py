@@ -1,4 +1,4 @@
-"""The minimum of a quasi-harmonic landscape followed upwards in temperature, as far as there is one."""
+"""The minimum of a quasi-harmonic free energy, followed upwards in temperature as far as it exists."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Equilibrium:
 
     Attributes:
         temperature: K.
-        point: where it is.
+        point: the landscape there.
         curvature: [k, k] d2G/dx2, eV.
         expansion: [k] dx/dT, 1/K.
         strain_rate: [3, 3] h^-1 dh/dT, whose symmetric part is the thermal expansion tensor, 1/K.
@@ -46,9 +46,9 @@ class Lost:
     """Where the minimum ends.
 
     Attributes:
-        last: the highest temperature at which it was found, K; 0 if at none.
-        first: a temperature above at which it was not, K.
-        reason: in words.
+        last: highest temperature with a minimum, K; 0 if there is none.
+        first: a higher temperature without one, K.
+        reason: why there is none, in words.
     """
 
     last: float
@@ -65,18 +65,17 @@ def follow(
 ) -> tuple[list[Equilibrium], Lost | None]:
     """Minima at ascending temperatures, each from the one before; the first from the static crystal.
 
-    Where one is not found, the interval of temperature is halved up to four times, so that the loss of stability is
-    bracketed.
+    Where there is none, the interval of temperature is halved up to four times to bracket the loss of stability.
 
     Args:
-        evaluator: of the landscape.
+        evaluator: evaluates the landscape.
         temperatures: ascending, K.
         known: minima at some of them, found earlier.
         on_step: called with a line about every evaluation.
         on_found: called with each new minimum.
 
     Returns:
-        The minima up to the first temperature without one, and where they end, if they do.
+        The minima up to the first temperature without one, and where they end; None if they do not.
     """
     say = on_step or (lambda line: None)
     found: list[Equilibrium] = []
@@ -98,7 +97,7 @@ def follow(
 def minimise(
     evaluator: Evaluator, temperature: float, before: Equilibrium | None, say: Callable[[str], None]
 ) -> Equilibrium:
-    """The minimum at one temperature by Newton's method; the curvature is renewed where it leads on too slowly.
+    """The minimum at one temperature by Newton's method; the curvature is computed anew where convergence is slow.
 
     Raises:
         UnstableError: imaginary modes on the way, or no minimum.
@@ -152,13 +151,13 @@ def _equilibrium(evaluator: Evaluator, point: Point, temperature: float) -> Equi
 
 
 def _curvature(evaluator: Evaluator, point: Point, temperature: float) -> tuple[Float[np.ndarray, "k k"], bool]:
-    """d2G/dx2 by central differences of the exact gradient, and whether a jump was met within the largest of them.
+    """d2G/dx2 by central differences of the exact gradient, and whether one of them met a jump.
 
     Where the third derivatives of a model jump (at its cutoff, say) so does dG/dx, and a difference over such a place
     is off by the jump over the step. Differences forwards and backwards then differ, and a smaller step is taken.
 
     Raises:
-        UnstableError: it is not that of a minimum.
+        UnstableError: the curvature is not positive.
     """
     rows, jumps = [], False
     for direction in np.eye(len(point.x)):

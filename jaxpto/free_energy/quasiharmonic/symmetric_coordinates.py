@@ -13,11 +13,11 @@ Mask = Literal["iso", "diag", "full"]
 
 
 def strain_basis(primitive: Primitive, symmetry: Symmetry, mask: Mask) -> Float[np.ndarray, "k 3 3"]:
-    """Orthonormal symmetric strains within the mask that every rotation of the crystal leaves as they are.
+    """Orthonormal symmetric strains within the mask that every rotation of the crystal leaves unchanged.
 
     Args:
         primitive: phonopy's primitive cell.
-        symmetry: its symmetry.
+        symmetry: its space group, from phonopy.
         mask: iso (volume), diag (xx, yy, zz) or full (all six components).
     """
     axes = np.eye(3)
@@ -34,13 +34,13 @@ def strain_basis(primitive: Primitive, symmetry: Symmetry, mask: Mask) -> Float[
 
 
 def internal_basis(primitive: Primitive, symmetry: Symmetry) -> Float[np.ndarray, "m p 3"]:
-    """Orthonormal displacements, in fractional coordinates, that every operation of the space group leaves as they are.
+    """Orthonormal displacements, in fractional coordinates, that the space group leaves unchanged.
 
     The crystal as a whole does not move.
 
     Args:
         primitive: phonopy's primitive cell.
-        symmetry: its symmetry.
+        symmetry: its space group, from phonopy.
     """
     places, atoms = primitive.scaled_positions, len(primitive)
     operations = symmetry.symmetry_operations
@@ -60,7 +60,7 @@ def _images(moved: Float[np.ndarray, "p 3"], places: Float[np.ndarray, "p 3"]) -
 
 
 def _invariant(projector: Float[np.ndarray, "k k"], basis: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "i n"]:
-    """An orthonormal basis of the range of a projector (not necessarily orthogonal), with tidy signs."""
+    """Orthonormal basis of the range of a projector, orthogonal or not; the largest component of each is positive."""
     left, values, _ = np.linalg.svd(projector)
     found = left[:, values > 0.5].T @ basis
     signs = np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])

@@ -1,4 +1,4 @@
-"""Works of switches turned into free energies with error bars; amplitudes of a crystal turned into springs."""
+"""Free energies with error bars from the works of switches; springs from the amplitudes of a crystal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jaxpto.free_energy.switching.works import FreeEnergyChange, bootstrap, free
 
 @dataclasses.dataclass(frozen=True)
 class SwitchedCrystal:
-    """What the free energies are those of.
+    """The crystal whose free energy is computed.
 
     Attributes:
         masses: [n] amu.
-        volume: of the periodic cell, Angstrom^3.
+        volume: volume of the periodic cell, Angstrom^3.
         translations: lattice translations of the crystal within it.
-        origin: potential energy that the works are counted from, eV.
+        origin: zero of the potential energy in the works, eV.
     """
 
     masses: Float[np.ndarray, " n"]
@@ -38,9 +38,9 @@ class Sites:
     """Where springs hold the atoms at one temperature, and how strongly.
 
     Attributes:
-        positions: [n, 3] mean positions, the centre of mass where that of the perfect crystal is, Angstrom.
+        positions: [n, 3] mean positions with the centre of mass of the perfect crystal, Angstrom.
         springs: [n] eV/Angstrom^2.
-        last: [r, n, 3] last positions of each replica, its centre of mass put there too.
+        last: [r, n, 3] last positions of each replica with the same centre of mass, Angstrom.
     """
 
     positions: Float[np.ndarray, "n 3"]
@@ -56,11 +56,11 @@ class Switched:
         temperature: K.
         free_energy, error: F and its standard error, eV.
         bar, bar_error: F by Bennett's acceptance ratio, eV.
-        dissipation, dissipation_error: of one way, eV.
+        dissipation, dissipation_error: mean of both ways, eV.
         forward, backward: [r] work of every switch, eV.
         einstein: free energy of the Einstein crystal, eV.
         springs: [n] eV/Angstrom^2.
-        path: [s] part of the path done in the middle of each slice.
+        path: [s] position on the path (0 to 1) in the middle of each slice.
         there, back: [s] mean of dH/d(path) in each slice on the way there and, negated, on the way back, eV.
     """
 
@@ -87,10 +87,10 @@ class Scaled:
     Attributes:
         temperatures: [s] K, the lowest first.
         free_energy, error: [s] eV.
-        dissipation: [s] of one way up to each temperature, as a work at the lowest one, eV.
+        dissipation: [s] mean of both ways up to each temperature, as a work at the lowest one, eV.
         forward, backward: [r] work of every switch over the whole range, eV.
         bar: F at the highest temperature with the work by Bennett's acceptance ratio, eV.
-        origin: potential energy that the works are counted from, eV.
+        origin: zero of the potential energy in the works, eV.
     """
 
     temperatures: Float[np.ndarray, " s"]
@@ -153,8 +153,8 @@ def analyse_switches(
         forward, backward: [r, s] work of every switch in equal parts of its time, in the order they were done, eV.
         springs: [n] eV/Angstrom^2.
         temperature: K.
-        crystal: whose.
-        seed: of the bootstrap.
+        crystal: the crystal.
+        seed: seed of the bootstrap.
     """
     there, back = forward.sum(1), backward.sum(1)
     value, error = _estimate(there, back, temperature, seed)
@@ -202,8 +202,8 @@ def analyse_scaling(
         forward, backward: [r, s] work of every switch in equal parts of its time, in the order they were done, eV.
         first: free energy at the lowest temperature.
         highest: K.
-        crystal: whose.
-        seed: of the bootstrap.
+        crystal: the crystal.
+        seed: seed of the bootstrap.
     """
     replicas, slices = forward.shape
     start = np.zeros((replicas, 1))
@@ -234,7 +234,7 @@ def at_temperatures(
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
     """F and its standard error at any temperatures of the range, eV.
 
-    Between two of its points (F - U_0) / T is taken for linear in ln T, which it is at a constant heat capacity.
+    Between two points (F - U_0) / T is interpolated linearly in ln T, which is exact for a constant heat capacity.
     """
     reduced = (scaled.free_energy - scaled.origin) / scaled.temperatures
     between = np.interp(np.log(wanted), np.log(scaled.temperatures), reduced)

@@ -28,7 +28,7 @@ def spring_energy(
     """U_E in eV and the forces -k_i (u_i - c), which add up to zero.
 
     Args:
-        displacements: [n, 3] from the sites, Angstrom; moved along by all atoms together they give the same.
+        displacements: [n, 3] from the sites, Angstrom; a common shift changes nothing.
         springs: [n] k_i, eV/Angstrom^2.
     """
     centre = jnp.sum(springs[:, None] * displacements, axis=0) / jnp.sum(springs)
@@ -38,7 +38,7 @@ def spring_energy(
 
 
 def spring_constants(squares: Float[Array, " n"], temperature: Float[Array, ""]) -> Float[Array, " n"]:
-    """k_i = 3 kT / <u_i^2>, eV/Angstrom^2: springs that give each atom the amplitude it has in the crystal.
+    """k_i = 3 kT / <u_i^2>, eV/Angstrom^2: springs that give each atom its amplitude in the crystal.
 
     Args:
         squares: [n] mean squared displacements, Angstrom^2.
@@ -73,8 +73,8 @@ def einstein_free_energy(
 
     F_E = -kT ln[prod_i (2 pi kT / k_i)^(3/2) / Lambda_i^3] + (3/2) kT ln(2 pi kT / K) - kT ln(V / N_t),
 
-    with Lambda_i = h / sqrt(2 pi m_i kT). The second term takes the fluctuations of c out of the product, the third
-    puts in the volume that c has: V / N_t, because N_t translations of the crystal in the periodic cell only rename
+    with Lambda_i = h / sqrt(2 pi m_i kT). The second term removes the fluctuations of c from the product, the third
+    adds the volume that is open to c: V / N_t, because N_t translations of the crystal in the periodic cell only rename
     atoms. For equal springs and N_t = N these are the terms of Polson et al. and of Freitas et al. (see above).
 
     Args:

@@ -40,7 +40,7 @@ class Switch:
 
 @struct.dataclass
 class SwitchingBath(LangevinBath):
-    """The bath, the switch, and the work [slices] done in equal parts of the time of switching, eV."""
+    """Langevin bath, switch, and the work [slices] done in equal parts of the switching time, eV."""
 
     switch: Switch
     work: Float[Leaf, "*batch s"]
@@ -81,8 +81,8 @@ def switching_langevin(
     """Langevin dynamics by `nvt_langevin` whose energy is kept for `hold` steps and switched in `length` more.
 
     Each step first changes the weights where the atoms are, which does the work W = H(r, new) - H(r, old), and then
-    moves the atoms under the new weights. Taken back, this is the same protocol with all steps reversed, so that the
-    works obey Crooks' theorem (Phys. Rev. E 61, 2361, 2000) but for the error of the time step.
+    moves the atoms under the new weights. Backwards, the same protocol reverses all
+    steps, so that the works obey Crooks' theorem (Phys. Rev. E 61, 2361, 2000) but for the error of the time step.
 
     Neither energy changes when all atoms move together (see `spring_energy`): all 3 n degrees of freedom are thermal,
     and the centre of mass diffuses without any effect on the work.
@@ -95,10 +95,10 @@ def switching_langevin(
         friction_per_fs: 1/fs.
         hold: steps at the first weights.
         length: steps of switching, a multiple of `slices`.
-        slices: in which the work is recorded.
+        slices: number of parts in which the work is recorded.
 
     Raises:
-        InputError: what `nvt_langevin` refuses, or a length that is no multiple of `slices`.
+        InputError: `nvt_langevin` refuses the settings, or the length is no multiple of `slices`.
     """
     if length < 1 or length % slices:
         raise InputError(f"{length} steps of switching: must be a multiple of {slices}, above 0")

@@ -62,11 +62,11 @@ OWN_FILES = ("sweep", "switching", "relaxed.extxyz")
 
 @dataclasses.dataclass(frozen=True)
 class SwitchingResult:
-    """What the method found.
+    """Absolute free energies at fixed cell.
 
     Attributes:
-        switched: by switching to the Einstein crystal, by ascending temperature.
-        scaled: by reversible scaling, where that was asked for.
+        switched: from switching to the Einstein crystal, by ascending temperature.
+        scaled: from reversible scaling, or None.
         internal: [t] internal energy at the temperatures of `switched` and its standard error, eV.
     """
 

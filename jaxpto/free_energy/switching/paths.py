@@ -9,14 +9,19 @@ from jaxtyping import Array, Float
 
 
 class Weights(NamedTuple):
-    """Factors of the model's energy and of the springs' along a path: H = model U + springs U_E."""
+    """Factors of both energies along a path: H = model U + springs U_E.
+
+    Attributes:
+        model: factor of the model's energy.
+        springs: factor of the springs' energy.
+    """
 
     model: Float[Array, "*batch"]
     springs: Float[Array, "*batch"]
 
 
 def smooth_step(progress: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """The part s of a path that is done, and 1 - s, at the part t of the time: four derivatives vanish at both ends.
+    """Position s on a path and 1 - s at the fraction t of the time; four derivatives vanish at both ends.
 
     s = t^5 (70 t^4 - 315 t^3 + 540 t^2 - 420 t + 126), of de Koning and Antonelli, Phys. Rev. E 53, 465 (1996); by its
     symmetry s(t) = 1 - s(1 - t), the smaller of the two parts is always computed without cancellation.
@@ -34,7 +39,7 @@ def einstein_path(progress: Float[Array, "*batch"]) -> Weights:
 
 
 def scaling_path(progress: Float[Array, "*batch"], ratio: Float[Array, "*batch"]) -> Weights:
-    """From U (0) to U / ratio (1) such that the temperature it stands for rises linearly, to `ratio` times the first.
+    """From U (0) to U / ratio (1) such that the temperature it stands for rises linearly to `ratio` times the first.
 
     At temperature T0, U T0 / T has the Boltzmann factors of U at T: reversible scaling (de Koning, Antonelli and Yip,
     Phys. Rev. Lett. 83, 3973, 1999).

@@ -1,4 +1,4 @@
-"""Switches of many replicas as one batch: set-up, the stored run that can be continued, the works that come out."""
+"""Switches of many replicas as one batch: set-up, a stored run that can be continued, and the works."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Protocol:
         friction: 1/fs.
         hold: steps at the first weights.
         length: steps of switching, a multiple of `slices`.
-        slices: in which the work is recorded.
+        slices: number of parts in which the work is recorded.
     """
 
     timestep: float
@@ -75,7 +75,7 @@ class Lanes:
     """The replicas of a batch.
 
     Attributes:
-        temperatures: [l] of the thermostat, K.
+        temperatures: [l] target temperatures, K.
         starts: [l, n, 3] positions to begin from, Angstrom.
         sites: [l, n, 3] where springs hold the atoms, Angstrom.
         springs: [l, n] eV/Angstrom^2.
@@ -103,7 +103,7 @@ def run_lanes(
         atoms: the perfect crystal; its cell is that of all replicas.
         lanes: the batch.
         protocol: how it is switched.
-        seed: of velocities and noise.
+        seed: seed of velocities and noise.
         folder: for checkpoints and, in the end, work.json.
         console: for the status line.
 

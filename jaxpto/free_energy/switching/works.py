@@ -54,12 +54,12 @@ def free_energy_change(
 ) -> FreeEnergyChange:
     """Free-energy change of a path from works there and back.
 
-    The half difference is exact as long as the response to the switching is linear; then it equals what Bennett's
-    acceptance ratio gives, which holds beyond, but needs works there and back that overlap: a dissipation of a few kT.
+    The half difference is exact where the response to the switching is linear. Bennett's acceptance ratio then gives the
+    same; it holds beyond, but needs works there and back that overlap: a dissipation of a few kT.
 
     Args:
         forward, backward: [f], [b] work of every switch, eV.
-        temperature: of the thermostat, K.
+        temperature: temperature of the thermostat, K.
     """
     there, back = jnp.mean(forward), jnp.mean(backward)
     return FreeEnergyChange(0.5 * (there - back), 0.5 * (there + back), bar(forward, backward, temperature))
@@ -72,15 +72,15 @@ def bootstrap(
     temperature: Float[Array, ""],
     resamplings: int = 200,
 ) -> FreeEnergyChange:
-    """Standard errors of `free_energy_change` from independent switches, both ways drawn anew with replacement, eV.
+    """Standard errors of `free_energy_change` from independent switches, both ways resampled with replacement, eV.
 
-    The spread of the means of r draws is short of that of the mean of r samples by sqrt(1 - 1 / r), put right here.
+    The bootstrap of r samples underestimates the spread by the factor sqrt(1 - 1 / r), which is corrected.
 
     Args:
         key: PRNG key.
         forward, backward: [f], [b] work of every switch, two at least, eV.
         temperature: K.
-        resamplings: how often.
+        resamplings: number of bootstrap resamplings.
     """
 
     def one(key: Array) -> FreeEnergyChange:
