@@ -414,7 +414,7 @@ def match(config: TrainConfig, resumed: bool) -> Potential:
 
     at = matching.match_averages(problem, config.out, force_error, save, resume=resumed, console=console)
     matching_output.write_figure(config.out, targets, at.rows)
-    matching_output.show(targets, at.rows, at.met, config.out, console)
+    matching_output.print_matching(targets, at.rows, at.met, config.out, console)
     return load_potential(config.out)
 
 

@@ -27,13 +27,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxpto"
 
 # still to be done; goes when both are empty
-SHARED_NAMES = ("Position", "Subject")
-UNREAD = (
-    *("models/", "md/", "integrators/", "observables/", "reporting/", "lattice_dynamics/figures.py"),
-    *("relaxation/output.py", "lattice_dynamics/output.py", "training/matching_output.py"),
-    *(f"free_energy/{method}/output.py" for method in ("ladder", "landau", "switching", "harmonic", "quasiharmonic")),
-    "free_energy/landau/literature.py",
-)
+SHARED_NAMES = ("Position",)
+UNREAD = ("models/", "md/", "integrators/", "observables/")
 
 
 # what a user types belongs to the commands; the two others start git, and are a program of their own
