@@ -116,7 +116,8 @@ def test_replicas_with_their_own_bias_in_one_batch() -> None:
     together = parametrised(made, biased(potential.evaluate, topology))
     key, kT, stress = jax.random.PRNGKey(0), toy.kT_of(40.0), jnp.zeros((3, 3))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *umbrellas)
-    states = jax.vmap(lambda umbrella: together.init(key, system, neighbors, kT, stress, umbrella))(stacked)
+    begin = lambda umbrella: together.init(key, system, neighbors, kT, stress, umbrella)  # noqa: E731
+    states = jax.jit(jax.vmap(begin))(stacked)
     states, (quantity, bias) = toy.sample(
         together, states, samples=40, every=5, observe=lambda s: (together.invariant(s), bias_of(s, topology))
     )
@@ -125,7 +126,7 @@ def test_replicas_with_their_own_bias_in_one_batch() -> None:
     assert states.bath.degrees_of_freedom == 93
     for replica, umbrella in enumerate(umbrellas):
         alone = made(functools.partial(biased(potential.evaluate, topology), umbrella))
-        state = alone.init(key, system, neighbors, kT, stress)
+        state = jax.jit(alone.init)(key, system, neighbors, kT, stress)
         state = jax.jit(lambda s, step=alone.apply: jax.lax.fori_loop(0, 200, lambda _, s: step(s), s))(state)
         assert_allclose(states.system.positions[replica], state.system.positions, atol=1e-9)
         assert_allclose(states.system.cell[replica], state.system.cell, atol=1e-9)
@@ -145,7 +146,7 @@ def test_a_window_samples_its_gaussian() -> None:
     )
     neighbors = toy.no_neighbors()
     keys = jax.random.split(jax.random.PRNGKey(1), replicas)
-    states = jax.vmap(lambda key: integrator.init(key, system, neighbors, KT, umbrella))(keys)
+    states = jax.jit(jax.vmap(lambda key: integrator.init(key, system, neighbors, KT, umbrella)))(keys)
     observe = lambda state: polarization(state.system, topology)  # noqa: E731
     _, seen = toy.sample(integrator, states, samples=130, every=15, observe=observe)
     seen = seen[30:]

@@ -10,7 +10,6 @@ import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.neighborlist import neighbor_list
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -71,6 +70,8 @@ def first_layout(batch: Batch) -> Layout:
 
 def nearest_distance(atoms: ase.Atoms) -> float:
     """Smallest distance between two atoms (images included), Angstrom."""
+    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
+
     reach = 3.0
     while len(found := neighbor_list("d", atoms, reach)) == 0:
         reach *= 1.5
