@@ -49,7 +49,7 @@ class SweepConfig:
         stress: external stress xx yy zz yz xz xy in GPa, positive in tension; instead of --pressure.
         stress_measure: cauchy (the true stress) or piola-kirchhoff (second one, on the initial cell; has an enthalpy).
         mask: cell degrees of freedom in npt: iso (volume), diag (three edges along x, y, z), full (six).
-        seed: of the initial velocities and of the thermostat noise.
+        seed: seed of the initial velocities and of the thermostat noise.
         replicas: independent runs at each temperature.
         out: output folder.
         resume: continue the run in the output folder, or start it if nothing is there.
@@ -58,7 +58,7 @@ class SweepConfig:
         thermostat_time: time constant of the Nose-Hoover chains in npt, fs.
         barostat_time: time constant of the cell in npt, fs.
         pfactor: barostat mass / volume as in ASE's NPT, in ASE's units; instead of barostat_time.
-        friction: of the Langevin thermostat in nvt, 1/fs.
+        friction: friction of the Langevin thermostat in nvt, 1/fs.
         equilibration: fraction of the run left out of the averages.
         sample_every: steps between two samples (thermo row and trajectory frame).
         checkpoint_every: seconds between two checkpoints; what an interrupt can cost.
@@ -70,7 +70,7 @@ class SweepConfig:
         distributed: run the replicas in several processes that share the output folder: slurm (the tasks of srun), auto
             (what JAX detects) or HOST:PORT,N,I (process I of N, HOST is where process 0 runs).
         distributed_timeout: seconds without a sign of life after which another process counts as lost.
-        format: of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
+        format: format of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
         species: element of each atom type, for files of LAMMPS that name none.
     """
 

@@ -76,8 +76,8 @@ def run_sweep(
         if processes.count > len(setup.batch.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.batch.temperatures)} replica(s); start fewer")
         crowded = neighbor_bound_warning(setup.batch.potential, [setup.batch.atoms])
-        told = (headline(setup, processes), *setup.notes, setup.measurements.note, crowded, _few_samples(config))
-        simulate(setup, folder, console, processes, told)
+        announced = (headline(setup, processes), *setup.notes, setup.measurements.note, crowded, _few_samples(config))
+        simulate(setup, folder, console, processes, announced)
         if processes.first:
             # not before the run: matplotlib takes a second to import
             from jaxpto.reporting.stored_sweep import load_sweep
@@ -92,7 +92,7 @@ def simulate(
     folder: Path,
     console: Console,
     processes: Processes = Processes(),  # noqa: B008
-    told: Sequence[str] = (),
+    announced: Sequence[str] = (),
     marks: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """Claim a folder, or find that this very run has it, and run the set-up there to its end: outcome and thermo.csv.
@@ -102,7 +102,7 @@ def simulate(
         folder: its output folder.
         console: for the progress line.
         processes: that share the run.
-        told: lines for the console once the folder is claimed.
+        announced: lines for the console once the folder is claimed.
         marks: what else makes a run this one, as in `Claim`.
 
     Raises:
@@ -115,7 +115,7 @@ def simulate(
         check_space(setup.batch, folder)
     with one_run(folder) if processes.first else contextlib.nullcontext():
         run = StoredRun(setup.batch, folder, claim.enter(processes), True, setup.config.checkpoint_every)
-        for line in filter(None, told):
+        for line in filter(None, announced):
             console.print(line)
 
         def display(first_step: int) -> ProgressLine:

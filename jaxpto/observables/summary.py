@@ -78,9 +78,9 @@ class TemperatureSummary:
     Attributes:
         temperature_K, pressure_GPa: targets.
         status: "ok", "partial" (some replicas failed), or "molten" or "failed" (all did).
-        phase: of a perovskite the crystal system of the averaged strain and polarization, "undecided" where errors hide
-            it ("polar", "nonpolar" or "undecided" where the shape of the cell is fixed); of other crystals the system
-            and space group of the averaged structure; "molten" or "failed".
+        phase: for a perovskite the crystal system of the averaged strain and polarization, "undecided" where errors
+            hide it ("polar", "nonpolar" or "undecided" where the shape of the cell is fixed); for other crystals the
+            system and space group of the averaged structure; "molten" or "failed".
         replica_phases: label of every replica, as in "tetragonal 2, cubic 1".
         polarity: "polar", "nonpolar" or "undecided", by the significance of the averaged polarization; "" where there
             is none; of several replicas the commonest.
@@ -88,7 +88,7 @@ class TemperatureSummary:
             "mixed" if replicas differ; "" if all failed.
         n_replicas, n_ok: replicas run, and averaged over.
         measured_temperature_K: kinetic temperature.
-        a, b, c: of the 5-atom cell of a perovskite (pseudo-cubic axes), of the repeated cell else, Angstrom.
+        a, b, c: axes of the 5-atom cell of a perovskite (pseudo-cubic), or of the cell that was repeated, Angstrom.
         alpha, beta, gamma: degrees.
         c_over_a: c / ((a + b) / 2), c the third axis as in the paper.
         tetragonality: polar axis over the mean of the two others, of each replica's time averages.

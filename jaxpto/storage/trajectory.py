@@ -101,11 +101,11 @@ def create_trajectory(
     """Create the full-length file of one replica, without any valid frame yet; an existing file is replaced atomically.
 
     Args:
-        path: the file, by custom `NAME.h5md`; its folder must exist.
+        path: the file to create, usually `NAME.h5md`; its folder must exist.
         system: one replica (unbatched); numbers, masses and the floating-point type of the frames are taken from it.
         n_samples: frames that the whole run will write, at most.
         observables: what else is stored with every frame, as numbers of the same floating-point type.
-        origin: what tells this file from others like it, for `trajectory_origin`: run, temperature and replica, say.
+        origin: where the file belongs (run, temperature and replica, say), for `trajectory_origin`.
 
     Raises:
         StorageError: the disk cannot hold the whole run.
@@ -183,7 +183,7 @@ def valid_frames(path: str | Path) -> int:
     """Number of frames that count in a trajectory.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         try:
@@ -193,10 +193,10 @@ def valid_frames(path: str | Path) -> int:
 
 
 def trajectory_origin(path: str | Path) -> dict[str, str | int | float]:
-    """What `create_trajectory` was told of where a file belongs; nothing for files of earlier versions.
+    """Where a file belongs, as `create_trajectory` noted it; empty for files of earlier versions.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         stored = file["parameters/jaxpto"].attrs
@@ -283,7 +283,7 @@ def read_trajectory(path: str | Path) -> Trajectory:
     """Read all valid frames of a trajectory into memory, also while its run goes on.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         valid = int(file[VALID_FRAMES][()])
@@ -307,7 +307,7 @@ def stored_quantities(path: str | Path) -> dict[str, Quantity]:
     """The observables of a trajectory by name, in alphabetical order.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         return _quantities(file)
@@ -319,7 +319,7 @@ def observable_blocks(
     """Step, time (fs) and observables of the valid frames, so many frames at a time.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         valid, data = int(file[VALID_FRAMES][()]), dict(_time_dependent(file))
@@ -343,7 +343,7 @@ class _Target(NamedTuple):
 def _open(path: str | Path) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking="best-effort")
-    except OSError as error:  # HDF5 tells of addresses and superblocks, which say nothing to who has lost a file
+    except OSError as error:  # HDF5 reports addresses and superblocks, which help nobody who has lost a file
         reason = os.strerror(error.errno) if error.errno else "it is cut or damaged"
         raise InputError(
             f"{path}: not a readable H5MD file ({reason}); restore it or give one from a run's trajectories folder"

@@ -70,7 +70,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
         f"model {plain.batch.potential.name}, {len(devices)} {devices[0].platform.upper()} device(s)"
     )
     marks = {"windows": {"centers": windows.centers.tolist(), "strength": _strengths(setup)}}
-    simulate(setup, folder, console, told=(*plain.notes, plan), marks=marks)
+    simulate(setup, folder, console, announced=(*plain.notes, plan), marks=marks)
     sampled = read_windows(folder, windows, config)
     console.print("MBAR and bootstrap ...")
     result = analyse_windows(sampled, windows, seed=config.seed)
