@@ -70,7 +70,7 @@ class SweepConfig:
         distributed: run the replicas in several processes that share the output folder: slurm (the tasks of srun), auto
             (what JAX detects) or HOST:PORT,N,I (process I of N, HOST is where process 0 runs).
         distributed_timeout: seconds without a sign of life after which another process counts as lost.
-        format: format of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
+        format: file format of the structure, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
         species: element of each atom type, for files of LAMMPS that name none.
     """
 
