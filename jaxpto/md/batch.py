@@ -83,7 +83,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class ReplicaBatch:
     """Replicas that one compiled program advances, and how.
 
     Attributes:

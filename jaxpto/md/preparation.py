@@ -21,7 +21,7 @@ from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
 from jaxpto.integrators.nve import nve
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import Method
-from jaxpto.md.batch import Batch, Start, schedule_of
+from jaxpto.md.batch import ReplicaBatch, Start, schedule_of
 from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
@@ -49,7 +49,7 @@ class Setup:
     """
 
     config: SweepConfig
-    batch: Batch
+    batch: ReplicaBatch
     measurements: Measurements
     notes: tuple[str, ...] = ()
 
@@ -91,7 +91,7 @@ def prepare(
     observables = (*general_observables(method), *measurements.observables, *further)
     _check_names([one.name for one in observables])
     temperatures = np.repeat(np.asarray(config.temperatures), config.replicas)
-    batch = Batch(
+    batch = ReplicaBatch(
         potential=potential,
         atoms=atoms,
         temperatures=temperatures,
