@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import ase
 import jax
@@ -16,6 +15,7 @@ from jaxpto.devices.compiled import WIDE
 from jaxpto.errors import InputError
 from jaxpto.model_interface import Prediction, SiteModel
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, Neighbors, build, grow_until_it_fits, needs_rebuild
 from jaxpto.potential import Potential
@@ -72,7 +72,7 @@ class JaxptoCalculator(Calculator):
         self.dtype = np.dtype(dtype)
         with jax.enable_x64(True):
             potential = model if isinstance(model, Potential) else load_potential(model, self.dtype)
-            self.potential = potential.replace(params=jax.tree.map(self._cast, potential.params))  # ty: ignore[missing-attribute]
+            self.potential = potential.astype(self.dtype)
         self.skin = self.potential.usual_skin if skin is None else float(skin)
         if isinstance(potential.model, SiteModel):
             self.implemented_properties = [*self.implemented_properties, *potential.model.site_quantities]
@@ -106,6 +106,7 @@ class JaxptoCalculator(Calculator):
     def _predict(self, atoms: ase.Atoms) -> Prediction:
         if self._system is None or not np.array_equal(self._system.numbers, atoms.numbers):
             check_known(self.potential, atoms)
+            probe(self.potential, atoms)
             if self._system is not None:
                 self._layout = None  # of other atoms
             self._system, self._neighbors = from_ase(atoms, np.float64), None
@@ -135,7 +136,3 @@ class JaxptoCalculator(Calculator):
             enlarge=enlarge,
             enlargements=1,
         ).result
-
-    def _cast(self, leaf: Any) -> jax.Array:
-        array = np.asarray(leaf)
-        return jnp.asarray(array, self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)

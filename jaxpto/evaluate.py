@@ -48,16 +48,22 @@ class EvaluateConfig:
     """Element of each atom type, for files of LAMMPS that name none."""
 
 
-def run(config: EvaluateConfig) -> list[ase.Atoms]:
+def run(config: EvaluateConfig, potential: Potential | None = None) -> list[ase.Atoms]:
     """Evaluate every frame, write them to `config.out`, and return them with their results attached.
+
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
 
     Raises:
         InputError: no or bad structures, unknown model or element, unknown suffix, or an output file that exists.
     """
+    if potential is not None:
+        config = dataclasses.replace(config, model=potential.name)
     _check_output(config.out, config.overwrite)
     if not config.structures:
         raise InputError("no structure given; name one or more files, or PbTiO3-tetragonal")
-    calculator = JaxptoCalculator(config.model, config.dtype)
+    calculator = JaxptoCalculator(config.model if potential is None else potential, config.dtype)
     frames: list[ase.Atoms] = []
     notes: list[str] = []
     for path in config.structures:

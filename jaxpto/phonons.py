@@ -32,6 +32,7 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
 )
 from jaxpto.models.ase_calculator import HostCalculator
 from jaxpto.models.suitability import check_supports
+from jaxpto.potential import Potential
 from jaxpto.relaxation.target import Relaxed, Target, with_results
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance
@@ -81,8 +82,12 @@ class PhononsConfig:
     """Element of each atom type, for files of LAMMPS that name none."""
 
 
-def run(config: PhononsConfig) -> list[ModelResult]:
+def run(config: PhononsConfig, potential: Potential | None = None) -> list[ModelResult]:
     """Compute the phonons of a structure with every model, write the output folder, and return what was found.
+
+    Args:
+        config: the settings.
+        potential: takes the place of the models that the settings name.
 
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
@@ -91,7 +96,7 @@ def run(config: PhononsConfig) -> list[ModelResult]:
     _check(config)
     given = read_input(config.structure, "vibrations", format=config.format, species=config.species)
     atoms = given.atoms
-    calculators = _calculators(config, atoms)
+    calculators = _calculators(config, potential, atoms)
     _prepare(config, atoms)  # refuses what only the structure can tell, before any time is spent
     config.out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(config.out / "config.json", {"config": dataclasses.asdict(config)} | provenance())
@@ -196,11 +201,11 @@ def _prepare(config: PhononsConfig, atoms: ase.Atoms) -> Phonopy:
     return phonon
 
 
-def _calculators(config: PhononsConfig, atoms: ase.Atoms) -> dict[str, JaxptoCalculator]:
+def _calculators(config: PhononsConfig, given: Potential | None, atoms: ase.Atoms) -> dict[str, JaxptoCalculator]:
     """A calculator for every model, by names that tell them apart and can be those of folders."""
     found: dict[str, JaxptoCalculator] = {}
     for model in config.model:
-        calculator = JaxptoCalculator(model)
+        calculator = JaxptoCalculator(model if given is None else given)
         potential = calculator.potential
         check_supports(potential, atoms, config.structure, stress=config.relax)
         if config.method != "displacement" and isinstance(potential.model, HostCalculator):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxpto.model_interface import AngularModel, DirectModel, LocalModel, Model, Prediction, SiteModel, caveat
@@ -64,6 +65,15 @@ class Potential:
     def usual_skin(self) -> float:
         """Skin that suits the model, Angstrom."""
         return self.model.usual_skin
+
+    def astype(self, dtype: DTypeLike) -> Potential:
+        """The same with its floating-point parameters in another precision."""
+
+        def cast(leaf: Any) -> Array:
+            array = np.asarray(leaf)
+            return jnp.asarray(array, dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
+
+        return dataclasses.replace(self, params=jax.tree.map(cast, self.params))
 
     def allocate(self, systems: list[System], skin: float, headroom: float = 1.25) -> Layout:
         """The neighbour layout that the model needs, with room for the given systems; see `neighbors.allocate`.
@@ -129,7 +139,7 @@ class Potential:
         else:
             forces = forces + gradient.reshape(len(forces), -1, 3).sum(axis=1)
         forces = forces.at[neighbors.senders].add(-gradient, mode="drop")
-        return energy, forces, _virial(vectors, gradient)
+        return energy, forces, virial_tensor(vectors, gradient)
 
     def _over_devices(self, model: LocalModel, system: System, neighbors: Neighbors) -> tuple[Array, Array, Array]:
         """The same on several devices, each with its rows of the list; only the results are summed over devices."""
@@ -182,7 +192,7 @@ class Potential:
             gradient, energies = jax.grad(total, has_aux=True)(rounded)
             gradient = gradient.astype(vectors.dtype)
             forces = forces.at[atoms].add(gradient.sum(axis=1)).at[senders].add(-gradient, mode="drop")
-            return (forces, virial + _virial(vectors.reshape(-1, 3), gradient.reshape(-1, 3))), energies
+            return (forces, virial + virial_tensor(vectors.reshape(-1, 3), gradient.reshape(-1, 3))), energies
 
         nothing = jnp.zeros_like(system.positions), jnp.zeros_like(system.cell)
         (forces, virial), energies = jax.lax.scan(some, nothing, slices)
@@ -197,7 +207,12 @@ class Potential:
         return min(self.dtype, dtype, key=lambda one: one.itemsize)
 
 
-def _virial(vectors: Float[Array, "e 3"], gradient: Float[Array, "e 3"]) -> Float[Array, "3 3"]:
-    """sum_e r_e (x) g_e, eV, of edge vectors (Angstrom) and the derivative of the energy in them (eV/Angstrom)."""
+def virial_tensor(vectors: Float[Array, "e 3"], gradient: Float[Array, "e 3"]) -> Float[Array, "3 3"]:
+    """sum_e r_e (x) g_e, eV.
+
+    Args:
+        vectors: [e, 3] edge or other vectors r_e, Angstrom.
+        gradient: [e, 3] derivatives g_e of the energy in them, eV/Angstrom.
+    """
     # written out: as a matrix product it loses two digits, and on accelerators five
     return jnp.stack([(vectors[:, k, None] * gradient).sum(axis=0) for k in range(3)])

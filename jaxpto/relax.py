@@ -68,29 +68,35 @@ class RelaxConfig:
     """Go on with the run in the output folder, or begin if nothing is there; finished structures are kept."""
 
 
-def run(config: RelaxConfig) -> list[Entry]:
+def run(config: RelaxConfig, potential: Potential | None = None) -> list[Entry]:
     """Relax every structure, write the output folder, and return the outcomes in the order given.
 
     A structure that does not converge is no error here: its outcome says so. Every structure is stored as soon as it is
     finished, so that a resumed run repeats only structures that were under way, and ends with the outcomes of an
     uninterrupted one. An interrupted run, too, writes tables and structure files if it has the time.
 
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
+
     Raises:
         InputError: no or bad structures, unknown model or element, settings that cannot be used, an output folder in
             use, or an ASE calculator with the method batched; nothing is written then.
     """
+    if potential is not None:
+        config = dataclasses.replace(config, model=potential.name)
     begun = check_begun(config.out, resume=config.resume)
     with one_run(config.out):
-        return _relax(config, begun)
+        return _relax(config, potential, begun)
 
 
-def _relax(config: RelaxConfig, begun: bool) -> list[Entry]:
+def _relax(config: RelaxConfig, given: Potential | None, begun: bool) -> list[Entry]:
     console = terminal.console(RelaxConfig)
     target = Target(config.fmax, config.mask, config.pressure, config.steps)
     files, frames, notes = _read(config)
     if config.method == "batched":
         configure_devices()
-    calculator = JaxptoCalculator(config.model, config.dtype)
+    calculator = JaxptoCalculator(config.model if given is None else given, config.dtype)
     potential = calculator.potential
     for file, atoms in zip(files, frames, strict=True):
         check_supports(potential, atoms, file, stress=False)

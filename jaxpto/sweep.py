@@ -22,6 +22,7 @@ from jaxpto.md.preparation import Setup, prepare, usable_devices
 from jaxpto.md.stored_run import check_space, read_outcome, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.models.suitability import neighbor_bound_warning
+from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
@@ -29,8 +30,12 @@ from jaxpto.system import defining_arrays
 from jaxpto.units import spell_kelvin
 
 
-def run(config: SweepConfig) -> Path:
+def run(config: SweepConfig, potential: Potential | None = None) -> Path:
     """Run a sweep, or continue it, and write its output folder.
+
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
 
     Returns:
         The output folder: config.json, summary.csv and .json, trajectories/, checkpoints/, figures and report.html.
@@ -40,13 +45,15 @@ def run(config: SweepConfig) -> Path:
         StorageError: the disk fails in mid-run; what was computed up to the last checkpoint stays.
         OtherProcessError: another process of the run has ended.
     """
+    if potential is not None:
+        config = dataclasses.replace(config, model=potential.name)
     check(config)
     processes = connect(config.distributed, config.distributed_timeout)
     console = terminal.console(SweepConfig, quiet=not processes.first)
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)
-        setup = prepare(config)
+        setup = prepare(config, potential)
         if processes.count > len(setup.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.temperatures)} replica(s); start fewer")
         if processes.first:

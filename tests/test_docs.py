@@ -1,10 +1,14 @@
 """The Python blocks of README and docs run, one namespace a page; bash blocks name real commands and options."""
 
+import ast
+import importlib
+import json
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from child_process import children
@@ -30,6 +34,39 @@ def test_python_blocks_run(page, tmp_path):
     script.write_text("\n".join(blocks(page, "python")))
     ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+PUBLIC = {"jaxpto", *(f"jaxpto.{name}" for name in ("integrators", "neighbors", "structures", "units"))}
+
+
+def notebook_code(path: pathlib.Path) -> list[str]:
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def imported(code: str) -> Iterator[tuple[str, str]]:
+    """Module and name of each import; "" for a module itself."""
+    for node in ast.walk(ast.parse(re.sub(r"^%.*", "", code, flags=re.MULTILINE))):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", one.name) for one in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((one.name, "") for one in node.names)
+
+
+def test_docs_and_notebooks_import_only_what_is_public():
+    sources = {page.name: blocks(page, "python") for page in PAGES_WITH_PYTHON}
+    sources |= {path.name: notebook_code(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    ours = [
+        (page, module, name)
+        for page, codes in sources.items()
+        for code in codes
+        for module, name in imported(code)
+        if module.split(".")[0] == "jaxpto"
+    ]
+    assert len(ours) > 20
+    for page, module, name in ours:
+        assert module in PUBLIC, f"{page} imports from {module}"
+        assert not name or name in importlib.import_module(module).__dict__.get("__all__", [name]), (page, module, name)
 
 
 def options_of(commands: list[tuple[str, ...]], folder: pathlib.Path) -> list[set[str]]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
 from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Neighbors, build
 from jaxpto.potential import Potential
@@ -83,6 +84,7 @@ def force_constants_of(
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: must be at least 1 row")
     check_known(potential, atoms)
+    probe(potential, atoms)
     with jax.enable_x64(True):
         system = from_ase(atoms, np.float64)
         layout = potential.allocate([system], skin=0.0)

@@ -29,6 +29,7 @@ from jaxpto.integrators.state import MDState, Method
 from jaxpto.md.config import SweepConfig, is_hydrostatic
 from jaxpto.md.loop import Limits, Sample, Schedule, Watch, sample, watch_init
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_supports
 from jaxpto.neighbors import Layout, build, in_whole_vectors
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
@@ -74,11 +75,15 @@ class Setup:
     notes: tuple[str, ...] = ()
 
 
-def prepare(config: SweepConfig) -> Setup:
+def prepare(config: SweepConfig, potential: Potential | None = None) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
+    Args:
+        config: the settings.
+        potential: takes the place of the model that the settings name.
+
     Raises:
-        InputError: what `read_input`, `check_dynamics`, `load_potential` or `check_supports` refuses.
+        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
@@ -88,8 +93,9 @@ def prepare(config: SweepConfig) -> Setup:
     check_size(number, config.replicas * len(config.temperatures), f"`supercell={config.repeats}`")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
-    potential = load_potential(config.model, dtype)
+    potential = load_potential(config.model, dtype) if potential is None else potential.astype(dtype)
     check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
+    probe(potential, atoms, config.structure)
     if config.devices_per_replica > 1:
         check_sharing(config.devices_per_replica, len(usable_devices(config)), len(atoms), potential)
     topology, note = build_topology(atoms, config.charges, dtype)

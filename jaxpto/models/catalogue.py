@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -83,8 +82,7 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
         return ase_calculator.load(str(name))
     folder = find_model(name)
     _, model, arrays = read_folder(folder, dtype)
-    cast = lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)  # noqa: E731
-    return Potential(jax.tree.map(cast, arrays), model, folder.name)
+    return Potential(arrays, model, folder.name).astype(dtype)
 
 
 def examined(info: ModelInfo) -> ModelInfo:

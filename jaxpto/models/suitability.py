@@ -12,17 +12,19 @@ from ase.neighborlist import neighbor_list
 from jaxpto.errors import InputError
 from jaxpto.model_interface import BoundedModel, SelectiveModel
 from jaxpto.models import ase_calculator
+from jaxpto.models.energy_function import check_height
 from jaxpto.potential import Potential
 from jaxpto.structures import check_elements
 
 
 def check_known(potential: Potential, atoms: ase.Atoms, where: str = "structure") -> None:
-    """Refuse elements that a potential does not know, or not together.
+    """Refuse elements that a potential does not know, or not together, and cells too narrow for it.
 
     Raises:
-        InputError: such an element or pair of elements.
+        InputError: such an element, pair of elements or cell.
     """
     check_elements(atoms, potential.elements, potential.name, where)
+    check_height(potential, atoms, where)
     if not isinstance(potential.model, SelectiveModel):
         return
     symbols, present = ase.data.chemical_symbols, set(atoms.numbers.tolist())

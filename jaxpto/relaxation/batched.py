@@ -23,6 +23,7 @@ from jaxpto.errors import InputError
 from jaxpto.md.loop import REPLICAS, replica_mesh
 from jaxpto.model_interface import Prediction
 from jaxpto.models.ase_calculator import HostCalculator
+from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, NeighborOverflowError, grow, grow_until_it_fits
 from jaxpto.potential import Potential
@@ -77,6 +78,7 @@ def relax_batched(
     outcomes: dict[int, Relaxed] = dict(finished)
     with jax.enable_x64(True):
         for members in groups.values():
+            probe(potential, structures[members[0]], f"structure {members[0]}")
 
             def finish(place: int, outcome: Relaxed, members: list[int] = members) -> None:
                 outcomes[members[place]] = outcome
