@@ -30,7 +30,7 @@ from jaxpto.system import made_anew
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Energy, forces, stress (and whatever else the model predicts) of every frame, at full precision in eV and Angstrom."""
+    """Energy, forces, stress and other predictions for every frame, at full precision in eV and Angstrom."""
 
     structures: tyro.conf.Positional[tuple[str, ...]]
     """Files in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""

@@ -57,7 +57,7 @@ class Config:
     Attributes:
         data: DeePMD npy folders, folders of such folders, or extxyz files.
         out: folder of the model to write (also holds the training checkpoint and log).
-        shares: how often a trajectory is drawn, as GLOB=FRACTION of its name; trajectories that match nothing share the rest.
+        shares: how often trajectories are drawn, as GLOB=FRACTION of their names; those without a match share the rest.
         steps: optimization steps, one frame each.
         matrix_rate: peak learning rate of Muon on the weight matrices.
         other_rate: peak learning rate of Adam on everything else.

@@ -145,7 +145,7 @@ def _terminated_is_interrupted() -> Generator[None]:
             raise KeyboardInterrupt
 
     def swallowed(what: sys.UnraisableHookArgs) -> None:
-        """Interrupt again: Python ignores exceptions in callbacks of its garbage collector, and JAX has such a callback."""
+        """Interrupt again: Python drops exceptions from callbacks of its garbage collector, and JAX has one."""
         nonlocal last
         if what.exc_type is not KeyboardInterrupt:
             unraisable(what)

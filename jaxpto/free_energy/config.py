@@ -33,11 +33,11 @@ class LandauOptions:
     range: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest centre of a window, C/m^2."""
     strength: float | None = None
-    """Strength K of the bias K/2 (P_z - P_0)^2 of the whole cell, eV/(C/m^2)^2; by default (3/2)^2 kT over the square of the
-    windows' spacing, at the lowest temperature."""
+    """Strength K of the bias K/2 (P_z - P_0)^2 of the whole cell, eV/(C/m^2)^2; by default (3/2)^2 kT over the square
+    of the windows' spacing, at the lowest temperature."""
     transverse: float | None = None
-    """Strength of the restraint of P_x and P_y to 0; by default as strong as that of P_z, 0 leaves them free (the polarization
-    can then turn away from z instead of passing through 0)."""
+    """Strength of the restraint of P_x and P_y to 0; by default as strong as that of P_z, 0 leaves them free (the
+    polarization can then turn away from z instead of passing through 0)."""
     symmetric: bool = True
     """Use F(P) = F(-P), so that half of the range is enough."""
     charges: ChargeSet = "auto"

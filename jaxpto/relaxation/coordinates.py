@@ -44,9 +44,9 @@ def gradient(
 ) -> Float[Array, "k 3"]:
     """Derivative of the enthalpy with respect to the coordinates [n + 3, 3], eV/Angstrom.
 
-    dH/dz = -f F. With U = v diag(w) v^T and W = V (stress + p), masked first as in ASE
-    (iso keeps a third of the trace), v^T (dH/dU) v has the elements (v^T W v)_ij phi(w_i - w_j), phi(d) = (e^d - 1) / d:
-    the derivative of exp (Daleckii & Krein, AMS Transl. 47, 1 (1965)) applied to W F^-T. The nine components of U
+    dH/dz = -f F. With U = v diag(w) v^T and W = V (stress + p), masked first as in ASE (iso
+    keeps a third of the trace), v^T (dH/dU) v has the elements (v^T W v)_ij phi(w_i - w_j), phi(d) = (e^d - 1) / d: the
+    derivative of exp (Daleckii & Krein, AMS Transl. 47, 1 (1965)) applied to W F^-T. The nine components of U
     count as independent here, so that the norms of the rows are ASE's; `symmetric` turns it into a search direction.
 
     Args:

@@ -2,8 +2,8 @@
 
 There is no line search: each step costs one evaluation. A step after which the value has risen is taken back, the
 radius becomes a quarter of its length and the history is forgotten; at a cusp the radius thus shrinks to nothing, which
-distinguishes a stalled minimization from a converged one. Where atoms enter a cutoff, however, some published models jump: a
-short step that raises the value although the gradient points downhill at both of its ends is taken nevertheless.
+distinguishes a stalled minimization from a converged one. Where atoms enter a cutoff, however, some published models
+jump: a short step that raises the value although the gradient points downhill at both of its ends is still taken.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _META = "meta"
 
 
 class DamagedError(ValueError):
-    """Raised when a file is not what `write_arrays` wrote; the message gives the reason in one line, without the path."""
+    """Raised when a file is not what `write_arrays` wrote; the message is the reason in one line, without the path."""
 
 
 def write_arrays(

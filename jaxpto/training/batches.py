@@ -210,8 +210,8 @@ def shortest_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trusted distance and wall [e, e] of each pair of elements, Angstrom.
 
-    Trusted: all but `rare` of the distances in the data are longer (all but one in a thousand where there are few). Wall: 0.98 of
-    the shortest of them. Both are 0.8 of the sum of covalent radii for pairs never in contact in the data.
+    Trusted: all but `rare` of the distances in the data are longer (all but one in a thousand where there are few).
+    Wall: 0.98 of the shortest of them. Both are 0.8 of the sum of covalent radii for pairs that are never in contact.
     """
     radii = covalent_radii[list(elements)]
     number = np.zeros((len(elements), len(elements)), int)

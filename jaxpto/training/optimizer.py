@@ -29,8 +29,8 @@ class TrainState:
         raw: weights on whitened inputs.
         average: their exponential moving average, which is exported.
         moments: state of the optimizer.
-        errors: [4] running means of the loss and of the squared errors of energy (eV^2 / atom^2), forces and virial; the
-            last one over frames with a virial.
+        errors: [4] running means of the loss and of the squared errors of energy (eV^2 / atom^2), forces and virial;
+            the last one over frames with a virial.
     """
 
     raw: Params

@@ -5,10 +5,10 @@ With reduced energies u_k(n) of every sample n (of whichever state) in state k, 
     f_k = -ln sum_n W(n) exp(-u_k(n)),    W(n) = 1 / sum_l N_l exp(f_l - u_l(n)).
 
 The equations are the stationary point of a convex function of f, found by Newton steps. Derivatives of f with respect
-to the energies follow from the implicit function theorem, not from the iterations: they say how the estimate changes with
-the energies while the samples stay. The derivative of a free energy with respect to a parameter of its state, <du/dp>,
-is that of `free_energy` in the energies of the wanted state, with the mixture held (`jax.lax.stop_gradient`), because
-changed states are not those that were sampled.
+to the energies follow from the implicit function theorem, not from the iterations: they say how the estimate changes
+with the energies while the samples stay. To get the derivative of a free energy with respect to a parameter of its
+state, <du/dp>, differentiate `free_energy` in the energies of the wanted state and hold the mixture fixed
+(`jax.lax.stop_gradient`): a changed state is none of those that were sampled.
 Everything is a pure function of arrays in double precision; energies are in units of kT throughout ("reduced").
 """
 

@@ -144,7 +144,7 @@ def _divided(
 
 @jax.custom_jvp
 def eigenvalues(matrices: Complex[Array, "*q m m"]) -> Float[Array, "*q m"]:
-    """Ascending eigenvalues of Hermitian matrices; where some coincide, only the derivative of their sum is meaningful."""
+    """Ascending eigenvalues of Hermitian matrices; where some coincide, only their sum has a derivative."""
     return jnp.linalg.eigvalsh(matrices)
 
 

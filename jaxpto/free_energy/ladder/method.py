@@ -28,8 +28,8 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     """Run the sweep (or go on with it), analyse it, write the output folder, and return what was found.
 
     Raises:
-        InputError: settings that cannot be used, temperatures that do not overlap, lost replicas or too few samples; the
-            sweep itself is kept.
+        InputError: settings that cannot be used, temperatures that do not overlap, lost replicas or too few samples;
+            the sweep itself is kept.
     """
     if len(config.temperatures) < 2:
         raise InputError(f"`temperatures` {len(config.temperatures)} value: a ladder needs at least two")

@@ -117,8 +117,8 @@ def thinned(
 
     Args:
         temperature: K.
-        polarizations, volumes: for each window and each of its runs the series [frames] without equilibration, C/m^2 and
-            Angstrom^3.
+        polarizations, volumes: for each window and each of its runs the series [frames] without equilibration, C/m^2
+            and Angstrom^3.
         windows: the windows.
 
     Raises:

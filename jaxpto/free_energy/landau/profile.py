@@ -223,7 +223,7 @@ def umbrella_integration(
     kT: Float[Array, ""],
     grid: Float[Array, " g"],
 ) -> Float[Array, " g"]:
-    """F on a grid, zero at its first point, from the mean force of every window, taken to be Gaussian: an alternative to MBAR.
+    """F on a grid by umbrella integration, zero at its first point; unlike MBAR it takes the windows as Gaussian.
 
     dF/dP = sum_k w_k(P) (kT (P - mean_k) / variance_k - K (P - P0_k)), w_k its share of the samples at P.
     Source: Kaestner and Thiel, J. Chem. Phys. 123, 144104 (2005).

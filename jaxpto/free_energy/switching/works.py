@@ -54,8 +54,8 @@ def free_energy_change(
 ) -> FreeEnergyChange:
     """Free-energy change of a path from works there and back.
 
-    The half difference is exact where the response to the switching is linear. Bennett's acceptance ratio then gives the
-    same; it holds beyond, but needs works there and back that overlap: a dissipation of a few kT.
+    The half difference is exact where the response to the switching is linear. Bennett's acceptance ratio then gives
+    the same; it holds beyond, but needs works there and back that overlap: a dissipation of a few kT.
 
     Args:
         forward, backward: [f], [b] work of every switch, eV.
