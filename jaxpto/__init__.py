@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jaxpto.free_energy.estimators.samples import EnthalpySamples
     from jaxpto.free_energy.estimators.transition import phase_bracket
     from jaxpto.free_energy.ladder.analysis import analyse_ladder
-    from jaxpto.free_energy.ladder.integration import thermodynamics
+    from jaxpto.free_energy.ladder.thermodynamics import thermodynamics
     from jaxpto.integrators.external_stress import hydrostatic_stress
     from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
     from jaxpto.integrators.nve import nve
@@ -125,7 +125,7 @@ _PLACES = {
     "save_potential": "jaxpto.models.folder:save_potential",
     "sharded": "jaxpto.devices.sharding:sharded",
     "stack": "jaxpto.system:stack",
-    "thermodynamics": "jaxpto.free_energy.ladder.integration:thermodynamics",
+    "thermodynamics": "jaxpto.free_energy.ladder.thermodynamics:thermodynamics",
     "to_ase": "jaxpto.system:to_ase",
 }
 
