@@ -27,7 +27,7 @@ PACKAGE = ROOT / "jaxpto"
 # still to be done; goes when both are empty
 SHARED_NAMES = ("Position", "Subject")
 UNREAD = (
-    *("models/", "md/", "integrators/", "observables/", "reporting/", "lattice_dynamics/figures.py"),
+    *("md/", "observables/", "reporting/", "lattice_dynamics/figures.py"),
     *("relaxation/output.py", "lattice_dynamics/output.py", "training/matching_output.py"),
     *(f"free_energy/{method}/output.py" for method in ("ladder", "landau", "switching", "harmonic", "quasiharmonic")),
     "free_energy/landau/literature.py",

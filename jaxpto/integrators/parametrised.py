@@ -21,7 +21,7 @@ class ParametrisedBath:
     """A bath and the parameters beside it; `jax.vmap` gives every replica its own of both.
 
     Attributes:
-        bath: of the integrator within.
+        bath: the bath of the integrator within.
         parameters: any pytree; the integrator never changes it.
     """
 

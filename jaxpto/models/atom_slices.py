@@ -29,7 +29,7 @@ def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any
     """A function of rows, of a few rows at a time; its derivative does them again instead of keeping what it needs.
 
     Args:
-        function: of slices of the arrays; a row's result depends on that row only.
+        function: takes slices of the arrays; a row's result depends on that row only.
         longest: rows that go through at once.
         arrays: [n, ...].
     """

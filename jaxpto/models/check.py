@@ -105,7 +105,7 @@ def check_values(params: Any, dtype: DTypeLike | None = None) -> None:
     """Refuse parameters that are not nested dicts of finite numbers.
 
     Args:
-        params: of numpy arrays.
+        params: nested dicts of numpy arrays.
         dtype: floating-point type they will be used in; by default any that can hold them.
 
     Raises:

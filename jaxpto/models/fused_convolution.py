@@ -93,8 +93,8 @@ def fused_sums(
     Args:
         polynomial: see `coupled_channels`.
         weights: radial weights [s, c] of edges from their streams, zero for empty ones; done again for the derivatives.
-        features: of the atoms, all l side by side.
-        senders, receivers: of each edge; n marks an empty one. e is a multiple of `slice_length`(e).
+        features: features of the atoms, all l side by side.
+        senders, receivers: ends of each edge; n marks an empty one. e is a multiple of `slice_length`(e).
         streams: pytree of arrays [e, ...], one of them the "harmonics".
     """
     import cuequivariance_jax

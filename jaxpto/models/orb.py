@@ -56,7 +56,7 @@ class OrbDirect:
     Attributes:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
-        cutoff: of the edges, Angstrom.
+        cutoff: longest edge, Angstrom.
     """
 
     by_species: ClassVar[bool] = False
@@ -109,7 +109,7 @@ class OrbConservative:
     Attributes:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
-        cutoff: of the edges, Angstrom.
+        cutoff: longest edge, Angstrom.
     """
 
     by_species: ClassVar[bool] = False
@@ -162,7 +162,7 @@ class BesselFeatures:
     """c(d) b_n(d) Y_m(direction), n slow and m fast, with b_n = prefactor sin(k_n d) / d (a function for `EmbedEdges`).
 
     Attributes:
-        cutoff: of the envelope c, Angstrom.
+        cutoff: c, where the envelope ends, Angstrom.
     """
 
     cutoff: float

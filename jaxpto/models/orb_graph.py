@@ -43,7 +43,7 @@ def nearest_edges(neighbors: Neighbors, vectors: Float[Array, "e 3"], cutoff: fl
 
     Args:
         neighbors: packed list, complete within the cutoff. An edge of ORB begins at the list's receiver.
-        vectors: of the list, Angstrom; their precision is that of the choice.
+        vectors: edge vectors of the list, Angstrom; the choice is made in their precision.
         cutoff: Angstrom.
         most: edges of an atom.
     """

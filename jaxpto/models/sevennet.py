@@ -26,7 +26,7 @@ class SevenNet:
     Attributes:
         elements: atomic numbers, in the order of the parameters.
         cutoff: Angstrom.
-        channels: of the first features and of those after each layer, the number of channels of l = 0, 1, ...
+        channels: for the first features and for those after each layer, the number of channels of l = 0, 1, ...
         highest: largest l of the harmonics.
         envelope: "polynomial" or "xplor", see `polynomial_envelope` and `xplor_envelope`.
         envelope_parameter: power of the polynomial, or distance from which XPLOR falls, Angstrom.
@@ -111,7 +111,7 @@ def gate(features: Features, channels: tuple[int, ...]) -> Features:
     """e3nn's gate: normalized silu of the first scalars, and vectors times that of one of the other scalars each.
 
     Args:
-        features: of l = 0, the scalars to be kept and then the gates of the channels of l = 1, 2, ...
+        features: for l = 0, the scalars to be kept and then the gates of the channels of l = 1, 2, ...
         channels: how many channels of each l come out.
     """
     scalars = normalized_silu(features[0])
