@@ -1,4 +1,4 @@
-"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman as Martyna, Tobias and Klein have it."""
+"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman in the form of Martyna, Tobias and Klein."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def check_model(model: Model, conservative: Any) -> None:
 
 
 def check_cutoff(cutoff: Any) -> None:
-    """Refuse what is no cutoff.
+    """Refuse a value that cannot be a cutoff.
 
     Raises:
         MisfitError: no number of Angstrom above 0 and up to 20.
@@ -131,7 +131,7 @@ def check_values(params: Any, dtype: DTypeLike | None = None) -> None:
 
 
 def check_shapes(model: Model, params: Any) -> None:
-    """Refuse parameters of shapes with which the model gives no energy; takes tenths of a second at most.
+    """Refuse parameters whose shapes do not give an energy; takes a few tenths of a second at most.
 
     Args:
         model: hyperparameters that `check_model` lets pass.

@@ -1,4 +1,4 @@
-"""The convolution of features with harmonics by a kernel of NVIDIA's cuEquivariance, where that and a GPU are there.
+"""The convolution of features with harmonics by a kernel of NVIDIA's cuEquivariance, where it is installed and there is a GPU.
 
 For every edge the kernel looks up the features of the sender, multiplies them with harmonics and radial weights, and
 adds the products to the receiver; no message is written down. Its derivatives are kernels of the same kind.
@@ -35,7 +35,7 @@ def available(layout: Layout) -> bool:
 
 
 def slice_length(edges: int) -> int:
-    """Edges of each of as few slices as need be, of equal length, the last one filled up."""
+    """Length of the slices that e edges are cut into: as few as possible, equal, the last one padded."""
     return math.ceil(edges / math.ceil(edges / EDGES))
 
 

@@ -80,7 +80,7 @@ class OrbDirect:
         return energy_of(params, system, atoms, shifted_softplus)
 
     def predict(self, params: dict[str, Any], system: System, neighbors: Neighbors) -> Prediction:
-        """Energy, forces and stress of one system, of three heads; nothing is differentiated."""
+        """Energy, forces and stress of one system from three heads; nothing is differentiated."""
         atoms = self._states(params, system, neighbors, edge_vectors(system, neighbors))
         forces = head(params["forces"], atoms, shifted_softplus)
         forces = scaled(params["forces"], forces - jnp.mean(forces, axis=0)[None, :])
@@ -179,7 +179,7 @@ class BesselFeatures:
 
 
 def repulsion(numbers: Int[Array, " n"], graph: Graph) -> Float[Array, ""]:
-    """Mean over the atoms of the repulsion of nuclei, each with one proton more than it has, eV.
+    """Repulsion of the nuclei, averaged over the atoms, eV; as in the original, each has one proton too many.
 
     Args:
         numbers: atomic numbers, up to 117.

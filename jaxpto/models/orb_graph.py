@@ -1,4 +1,4 @@
-"""The directed edges of ORB: from each atom to its nearest neighbours, at most so many of them.
+"""The directed edges of ORB: from each atom to a limited number of nearest neighbours.
 
 The neighbour list holds everything within cutoff and skin; the nearest are picked anew in every evaluation, inside the
 compiled program. Where the last place is contested by several neighbours at one distance (crystals of high symmetry),
