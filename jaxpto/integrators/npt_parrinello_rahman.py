@@ -1,4 +1,4 @@
-"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman in the form of Martyna, Tobias and Klein."""
+"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman in Martyna, Tobias and Klein's form."""
 
 from __future__ import annotations
 
