@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from jaxpto.structures import builtin_structure, make_supercell, read_structure
     from jaxpto.sweep import run as run_sweep
     from jaxpto.system import System, from_ase, stack, to_ase
-    from jaxpto.train import Config as TrainConfig
+    from jaxpto.train import TrainConfig
     from jaxpto.train import run as run_train
 
 # where each name is: module:attribute, or a module
@@ -88,7 +88,7 @@ _PLACES = {
     "SwitchingOptions": "jaxpto.free_energy.config:SwitchingOptions",
     "System": "jaxpto.system:System",
     "Target": "jaxpto.relaxation.target:Target",
-    "TrainConfig": "jaxpto.train:Config",
+    "TrainConfig": "jaxpto.train:TrainConfig",
     "allocate": "jaxpto.neighbors:allocate",
     "analyse_ladder": "jaxpto.free_energy.ladder.analysis:analyse_ladder",
     "atom_mesh": "jaxpto.devices.sharding:atom_mesh",

@@ -33,7 +33,7 @@ SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).par
 
 
 LONGEST = (
-    "parallel", "dynamics", "notebooks", "ensembles", "models", "perovskite", "chgnet", "orb", "mace", "deepmd",
+    "models", "parallel", "dynamics", "notebooks", "ensembles", "perovskite", "chgnet", "orb", "mace", "deepmd",
     "sevennet", "harmonic", "landau", "train", "docs", "phonons", "m3gnet", "switching", "matching", "gptff",
     "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
     "model_check", "relax", "thermodynamics", "reweighting", "switching_argon", "programs", "checkpoint",

@@ -22,7 +22,6 @@ from jaxpto.system import System, from_ase, stack
 
 SKIN = 0.4
 
-_build = jax.jit(neighbors.build, static_argnames="layout")
 _evaluate = jax.jit(lambda potential, system, found: potential.evaluate(system, found))
 
 
@@ -47,7 +46,7 @@ def layouts_of(potential: Potential, structures: Sequence[ase.Atoms]) -> list[ne
 def predict(potential: Potential, atoms: ase.Atoms, layout: neighbors.Layout | None = None) -> Prediction:
     """Energy, forces and stress of atoms in float64, by the potential in the precision of its parameters."""
     system = from_ase(atoms, np.float64)
-    found = _build(system, layout_of(potential, atoms) if layout is None else layout)
+    found = neighbors.build(system, layout_of(potential, atoms) if layout is None else layout)
     assert not found.overflow
     return jax.device_get(_evaluate(potential, system, found))
 
@@ -189,7 +188,7 @@ def second_derivatives(potential: Potential, atoms: ase.Atoms, step: float = 1e-
     """A row of the Hessian, from the derivative of the forces, against central differences of the forces."""
     layout, which, axis = layout_of(potential, atoms), 1, 2
     system = from_ase(atoms, np.float64)
-    found = _build(system, layout)
+    found = neighbors.build(system, layout)
 
     @jax.jit
     def row(potential: Potential, positions: jax.Array) -> jax.Array:

@@ -22,7 +22,6 @@ from jaxpto.free_energy.config import LandauOptions
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.landau import profile
 from jaxpto.free_energy.landau.analysis import Windows, WindowSamples, analyse_windows, thinned
-from jaxpto.free_energy.landau.literature import LEAD_TITANATE
 from jaxpto.free_energy.landau.method import choose_windows
 from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, prediction_from_energy, settled
 from jaxpto.integrators import npt_parrinello_rahman, nvt_langevin
@@ -30,6 +29,7 @@ from jaxpto.integrators.parametrised import parametrised
 from jaxpto.md import preparation, stored_run
 from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
+from jaxpto.perovskite.literature import LANDAU
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology, polarization
 from jaxpto.structures import read_structure
 from jaxpto.system import System, from_ase, volume
@@ -116,7 +116,8 @@ def test_replicas_with_their_own_bias_in_one_batch() -> None:
     together = parametrised(made, biased(potential.evaluate, topology))
     key, kT, stress = jax.random.PRNGKey(0), toy.kT_of(40.0), jnp.zeros((3, 3))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *umbrellas)
-    states = jax.vmap(lambda umbrella: together.init(key, system, neighbors, kT, stress, umbrella))(stacked)
+    begin = lambda umbrella: together.init(key, system, neighbors, kT, stress, umbrella)  # noqa: E731
+    states = jax.jit(jax.vmap(begin))(stacked)
     states, (quantity, bias) = toy.sample(
         together, states, samples=40, every=5, observe=lambda s: (together.invariant(s), bias_of(s, topology))
     )
@@ -125,7 +126,7 @@ def test_replicas_with_their_own_bias_in_one_batch() -> None:
     assert states.bath.degrees_of_freedom == 93
     for replica, umbrella in enumerate(umbrellas):
         alone = made(functools.partial(biased(potential.evaluate, topology), umbrella))
-        state = alone.init(key, system, neighbors, kT, stress)
+        state = jax.jit(alone.init)(key, system, neighbors, kT, stress)
         state = jax.jit(lambda s, step=alone.apply: jax.lax.fori_loop(0, 200, lambda _, s: step(s), s))(state)
         assert_allclose(states.system.positions[replica], state.system.positions, atol=1e-9)
         assert_allclose(states.system.cell[replica], state.system.cell, atol=1e-9)
@@ -145,7 +146,7 @@ def test_a_window_samples_its_gaussian() -> None:
     )
     neighbors = toy.no_neighbors()
     keys = jax.random.split(jax.random.PRNGKey(1), replicas)
-    states = jax.vmap(lambda key: integrator.init(key, system, neighbors, KT, umbrella))(keys)
+    states = jax.jit(jax.vmap(lambda key: integrator.init(key, system, neighbors, KT, umbrella)))(keys)
     observe = lambda state: polarization(state.system, topology)  # noqa: E731
     _, seen = toy.sample(integrator, states, samples=130, every=15, observe=observe)
     seen = seen[30:]
@@ -210,7 +211,7 @@ def test_double_well(symmetric: bool) -> None:
 
 def test_single_well() -> None:
     windows = Windows(np.linspace(0.0, 1.0, 16), 25.0, True)
-    above = LEAD_TITANATE.at(900.0)
+    above = LANDAU["PbTiO3"].at(900.0)
     row = analyse_windows([draw(windows, 200, seed=5, kelvin=900.0, coefficients=above)], windows, resamplings=10).rows[
         0
     ]
@@ -263,7 +264,7 @@ def test_closed_forms() -> None:
     values = np.asarray(profile.landau_energy(jnp.asarray(KNOWN), jnp.asarray(fine)))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)
     assert_allclose(height, -values.min(), rtol=1e-8)
-    first_order = LEAD_TITANATE.at(760.0)  # between T0 and the transition: three wells
+    first_order = LANDAU["PbTiO3"].at(760.0)  # between T0 and the transition: three wells
     values = np.asarray(profile.landau_energy(jnp.asarray(first_order), jnp.asarray(fine)))
     place, height = profile.landau_well(jnp.asarray(first_order))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)

@@ -235,7 +235,7 @@ def test_the_nearest_are_chosen_anew_with_the_same_list(direct: Potential, cryst
     """Atoms that change places in the order, on a list built before: as with a new list."""
     moved = crystal.copy()
     moved.rattle(0.05, seed=1)
-    old = contract._build(from_ase(crystal, np.float64), contract.layout_of(direct, crystal))
+    old = neighbors.build(from_ase(crystal, np.float64), contract.layout_of(direct, crystal))
     system = from_ase(moved, np.float64)
     assert not neighbors.needs_rebuild(old, system)
     before, after = _graph(crystal), _graph(moved)

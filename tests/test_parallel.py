@@ -119,7 +119,7 @@ def start_two(arguments: list[str], devices: int) -> list[subprocess.Popen[str]]
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a process that ends by itself."""
     try:
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=600)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -127,7 +127,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def wait_for_checkpoint(folder: pathlib.Path, processes: list[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and all(process.poll() is None for process in processes):
         if list(folder.glob("checkpoints/step_*")):
             return

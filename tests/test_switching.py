@@ -231,7 +231,7 @@ def test_energy_is_accounted_for_while_switching() -> None:
     springs = jnp.full(32, 0.2)
     switch = Switch(system.positions, springs, jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(False))
     integrator = switching_langevin(potential.evaluate, 2.0, friction_per_fs=0.01, hold=0, length=length, slices=10)
-    state = integrator.init(jax.random.PRNGKey(0), system, neighbors, BOLTZMANN * 40.0, switch)
+    state = jax.jit(integrator.init)(jax.random.PRNGKey(0), system, neighbors, BOLTZMANN * 40.0, switch)
     start = integrator.invariant(state)
     state = jax.jit(lambda s: jax.lax.fori_loop(0, length, lambda _, x: integrator.apply(x), s))(state)
     work, heat = float(state.bath.work.sum()), float(state.bath.heat)

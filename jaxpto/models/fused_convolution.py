@@ -1,4 +1,4 @@
-"""The convolution of features with harmonics by a kernel of NVIDIA's cuEquivariance, where it is installed and finds a GPU."""
+"""The convolution of features with harmonics by a kernel of NVIDIA's cuEquivariance, if installed, on a GPU.
 
 For every edge the kernel looks up the features of the sender, multiplies them with harmonics and radial weights, and
 adds the products to the receiver; no message is written down. Its derivatives are kernels of the same kind.

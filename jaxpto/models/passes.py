@@ -19,8 +19,6 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxpto.system import Leaf
-
 SLICE = 1024  # rows; their features of a block fit a second-level cache
 SLICE_ACCELERATOR = 1 << 17  # an accelerator wants all rows at once, as far as its memory goes
 
@@ -32,11 +30,11 @@ class RowCount:
     """How many rows of arrays that end in padding are in use, and in which slices `row_pass` goes through them.
 
     Attributes:
-        used: number of rows before the padding.
+        used: number of rows before the padding, or what stands for it in JAX's rules for derivatives.
         slice_length: rows of a slice; the arrays hold a whole number of slices.
     """
 
-    used: Int[Leaf, ""]
+    used: Any
     slice_length: int = struct.field(pytree_node=False)
 
 
