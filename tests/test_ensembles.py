@@ -25,12 +25,13 @@ from toy_potentials import (
     lennard_jones,
     listed,
     no_neighbors,
+    pressure_tensor,
     sample,
     standard_error,
     thermal_bath,
 )
 
-from jaxpto.integrators import hydrostatic_stress, npt_parrinello_rahman, nvt_langevin, pressure_tensor
+from jaxpto.integrators import hydrostatic_stress, npt_parrinello_rahman, nvt_langevin
 from jaxpto.integrators.external_stress import external_force
 from jaxpto.neighbors import edge_vectors, needs_rebuild
 from jaxpto.potential import Potential

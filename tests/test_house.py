@@ -28,7 +28,7 @@ PACKAGE = ROOT / "jaxpto"
 
 # still to be done; goes when both are empty
 SHARED_NAMES = ("Position",)
-UNREAD = ("models/", "md/", "integrators/", "observables/")
+UNREAD = ("md/", "observables/")
 
 
 # what a user types belongs to the commands; the two others start git, and are a program of their own

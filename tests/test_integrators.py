@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import get_args
 
 import ase.units
 import jax
@@ -25,19 +27,20 @@ from toy_potentials import (
 
 from jaxpto.errors import InputError
 from jaxpto.integrators import (
+    ENSEMBLES,
+    EnsembleName,
     hydrostatic_stress,
     kinetic_energy,
     npt_parrinello_rahman,
     nve,
     nvt_langevin,
-    pressure_tensor,
-    pto_test_parameters,
     temperature,
 )
 from jaxpto.integrators.external_stress import deviatoric_work, external_force, potential_work
+from jaxpto.md.config import PRESETS, SweepConfig
+from jaxpto.md.preparation import method_of
 from jaxpto.neighbors import needs_rebuild
-from jaxpto.system import volume
-from jaxpto.units import FEMTOSECOND, GIGAPASCAL
+from jaxpto.units import BOLTZMANN, FEMTOSECOND, GIGAPASCAL
 
 ARGON = lennard_jones()
 KEY = jax.random.PRNGKey(0)
@@ -288,15 +291,6 @@ def test_momenta_are_thermal_and_without_drift():
         assert (drift > 1.0) if freedom == 96 else (drift < 1e-12)
 
 
-def test_pressure_tensor_is_ase_s():
-    state = npt_state(npt())
-    pressure = np.asarray(pressure_tensor(state))
-    velocities = np.asarray(state.momenta) / np.asarray(state.system.masses)[:, None]
-    kinetic = np.asarray(state.momenta).T @ velocities / float(volume(state.system.cell))
-    np.testing.assert_allclose(pressure, kinetic - np.asarray(state.prediction.stress), atol=1e-15)
-    assert np.linalg.eigvalsh(kinetic).min() > 0.0
-
-
 def test_langevin_is_jax_md_s():
     crystal, neighbors = crystal_and_list(False)
     integrator = nvt_langevin(ARGON.evaluate, 5.0, friction_per_fs=0.01)
@@ -388,15 +382,36 @@ def test_float32_stays_float32_and_conserves():
 
 
 def test_pto_test_preset_is_the_paper_s():
-    parameters = pto_test_parameters()
-    assert parameters["pfactor"] == 75**2 * ase.units.fs
-    assert (parameters["timestep_fs"], parameters["thermostat_time_fs"], parameters["mask"]) == (2.0, 25.0, "diag")
+    preset = PRESETS["pto-test"]
+    assert preset.pfactor == 75**2 * ase.units.fs
+    assert (preset.timestep, preset.thermostat_time, preset.mask) == (2.0, 25.0, "diag")
     system = gas(10, 20.0 * jnp.eye(3))
-    state = npt_parrinello_rahman(ideal_gas, **parameters).init(
-        KEY, system, no_neighbors(), 0.03, hydrostatic_stress(0.0)
-    )
+    state = method_of(preset)(ideal_gas).init(KEY, system, no_neighbors(), 0.03, hydrostatic_stress(0.0))
     np.testing.assert_allclose(state.bath.cell_mass, 75**2 * ase.units.fs * 8000.0)
     np.testing.assert_allclose(state.bath.particle_chain.mass[0], 27 * 0.03 * (25 * ase.units.fs) ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_integrator_does_as_its_entry_says(name):
+    """With the settings of a default simulation: degrees of freedom, momentum, cell, invariant."""
+    facts, config = ENSEMBLES[name], SweepConfig(ensemble=name)
+    assert name in get_args(EnsembleName)
+    assert {*facts.settings.values()} <= {field.name for field in dataclasses.fields(SweepConfig)}
+    crystal, neighbors = crystal_and_list(True)
+    integrator = method_of(config)(ARGON.evaluate)
+    stress = (hydrostatic_stress(0.0),) if facts.flexible_cell else ()
+    state = integrator.init(KEY, crystal, neighbors, kT_of(40.0), *stress)
+    n = len(crystal.masses)
+    assert state.bath.degrees_of_freedom == facts.degrees_of_freedom(n)
+    after = advance(integrator, state, 20)
+    for one in (state, after):
+        drift = float(jnp.abs(one.momenta.sum(axis=0)).max())
+        assert (drift < 1e-10) is facts.momentum_at_rest
+        expected = 2.0 * float(kinetic_energy(one)) / (facts.degrees_of_freedom(n) * BOLTZMANN)
+        np.testing.assert_allclose(temperature(one), expected, rtol=1e-12)
+    assert bool(jnp.any(after.system.cell != state.system.cell)) is facts.flexible_cell
+    assert int(after.step) == 20
+    assert abs(float(integrator.invariant(after) - integrator.invariant(state))) < 1e-3 * n * kT_of(40.0)
 
 
 def test_bad_parameters_are_refused():

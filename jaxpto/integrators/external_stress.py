@@ -16,7 +16,7 @@ StressMeasure = Literal["cauchy", "piola-kirchhoff"]
 
 
 def check_measure(measure: str) -> None:
-    """Refuse what is no stress measure.
+    """Refuse an unknown stress measure.
 
     Raises:
         InputError: `measure` is none of `StressMeasure`.
@@ -87,7 +87,7 @@ def deviatoric_work(
 
     Args:
         stress: [3, 3] eV/Angstrom^3, positive in tension.
-        strain: [3, 3] of the step, dt A.
+        strain: [3, 3] strain of the step, dt A.
         before, after: [3, 3] Angstrom, the cell at both ends of the step.
     """
     _, deviatoric = _split(stress)

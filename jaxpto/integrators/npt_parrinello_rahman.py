@@ -1,9 +1,9 @@
-"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman as Martyna, Tobias and Klein have it."""
+"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman in Martyna, Tobias and Klein's form."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import struct
@@ -37,24 +37,6 @@ Mask = Literal["iso", "diag", "full"]
 """Strain the barostat may apply: volume alone; the three Cartesian axes; any symmetric strain rate (no rotation)."""
 
 CELL_DEGREES_OF_FREEDOM: dict[str, int] = {"iso": 1, "diag": 3, "full": 6}
-
-
-class NPTParameters(TypedDict):
-    """Keyword arguments of `npt_parrinello_rahman`; units as there."""
-
-    timestep_fs: float
-    thermostat_time_fs: float
-    pfactor: float
-    mask: Mask
-
-
-def pto_test_parameters() -> NPTParameters:
-    """Parameters of the PTO-test paper's NPT runs: dt 2 fs, ttime 25 fs, pfactor 75^2 fs (sic), orthorhombic strain.
-
-    Source: doi 10.1021/acs.jpcc.5c07541 and its scripts. ASE expects a pfactor in eV/Angstrom^3 * time^2; the number
-    75**2 * units.fs = 552.5 is kept as published and acts as a barostat time of about 300 fs at a modulus of 100 GPa.
-    """
-    return {"timestep_fs": 2.0, "thermostat_time_fs": 25.0, "pfactor": 75.0**2 * FEMTOSECOND, "mask": "diag"}
 
 
 @struct.dataclass

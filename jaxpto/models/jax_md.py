@@ -42,7 +42,8 @@ def potential_from_jax_md(
         params: pytree that `energy_fn` takes before the positions, as neural networks do; None if it takes none.
         cutoff: Angstrom; of `energy_fn` itself.
         name: what to call the potential.
-        format: of the neighbour list, `jax_md.partition.Dense`, `Sparse` or `OrderedSparse`; None if it takes none.
+        format: form of the neighbour list, `jax_md.partition.Dense`, `Sparse` or `OrderedSparse`; None if it takes
+            none.
         fractional_coordinates: as in `periodic_general`.
         elements: chemical symbols it may be asked about; by default all.
 

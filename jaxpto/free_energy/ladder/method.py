@@ -15,6 +15,7 @@ from jaxpto.free_energy.estimators.transition import phase_bracket
 from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
 from jaxpto.free_energy.ladder.output import write_ladder
 from jaxpto.free_energy.sweep_settings import sweep_settings
+from jaxpto.integrators import ENSEMBLES
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.reporting.provenance import provenance
 from jaxpto.reporting.stored_sweep import load_sweep
@@ -40,7 +41,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     finished = load_sweep(folder)
     cells = math.prod(config.repeats)
     atoms = cells * len(cell)
-    freedom = 3 * atoms - 3 if config.ensemble == "npt" else 3 * atoms
+    freedom = ENSEMBLES[config.ensemble].degrees_of_freedom(atoms)
     samples = enthalpy_samples(finished.records, config.equilibration)
     wanted = np.linspace(samples.temperatures[0], samples.temperatures[-1], 1 + 4 * (len(samples.temperatures) - 1))
     console.print("MBAR and bootstrap ...")
