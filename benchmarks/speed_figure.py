@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from jaxpto.reporting.figures import COLORS, STYLE
+from jaxpto.reporting.style import COLORS, STYLE
 
 MARKERS = {"jaxpto": ("o", "-"), "batch": ("s", "--"), "ase": ("^", ":"), "torchsim": ("D", "-.")}
 NAMES = {"jaxpto": "jaxpto", "batch": "jaxpto, 8 temperatures", "ase": "original, ASE", "torchsim": "torch-sim"}

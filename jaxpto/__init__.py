@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jaxpto.free_energy.estimators.samples import EnthalpySamples
     from jaxpto.free_energy.estimators.transition import phase_bracket
     from jaxpto.free_energy.ladder.analysis import analyse_ladder
-    from jaxpto.free_energy.ladder.integration import thermodynamics
+    from jaxpto.free_energy.ladder.thermodynamics import thermodynamics
     from jaxpto.integrators.external_stress import hydrostatic_stress
     from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
     from jaxpto.integrators.nve import nve
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from jaxpto.structures import builtin_structure, make_supercell, read_structure
     from jaxpto.sweep import run as run_sweep
     from jaxpto.system import System, from_ase, stack, to_ase
-    from jaxpto.train import Config as TrainConfig
+    from jaxpto.train import TrainConfig
     from jaxpto.train import run as run_train
 
 # where each name is: module:attribute, or a module
@@ -88,7 +88,7 @@ _PLACES = {
     "SwitchingOptions": "jaxpto.free_energy.config:SwitchingOptions",
     "System": "jaxpto.system:System",
     "Target": "jaxpto.relaxation.target:Target",
-    "TrainConfig": "jaxpto.train:Config",
+    "TrainConfig": "jaxpto.train:TrainConfig",
     "allocate": "jaxpto.neighbors:allocate",
     "analyse_ladder": "jaxpto.free_energy.ladder.analysis:analyse_ladder",
     "atom_mesh": "jaxpto.devices.sharding:atom_mesh",
@@ -125,7 +125,7 @@ _PLACES = {
     "save_potential": "jaxpto.models.folder:save_potential",
     "sharded": "jaxpto.devices.sharding:sharded",
     "stack": "jaxpto.system:stack",
-    "thermodynamics": "jaxpto.free_energy.ladder.integration:thermodynamics",
+    "thermodynamics": "jaxpto.free_energy.ladder.thermodynamics:thermodynamics",
     "to_ase": "jaxpto.system:to_ase",
 }
 

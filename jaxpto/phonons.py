@@ -19,7 +19,14 @@ from jaxpto.console.command import leave, run_command
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.harmonic import harmonic_properties, largest_difference
-from jaxpto.lattice_dynamics.output import AGREEMENT, Calculation, ModelResult, show, write_model, write_summary
+from jaxpto.lattice_dynamics.output import (
+    AGREEMENT,
+    Calculation,
+    ModelResult,
+    print_phonons,
+    write_model,
+    write_phonons,
+)
 from jaxpto.lattice_dynamics.paths import PathName, band_path
 from jaxpto.lattice_dynamics.phonopy_bridge import (
     SYMMETRY_PRECISION,
@@ -106,8 +113,8 @@ def run(config: PhononsConfig, potential: Potential | None = None) -> list[Model
     for name, calculator in calculators.items():
         results.append(_run_model(name, calculator, atoms, config, console))
         write_model(results[-1], config.out / name if len(calculators) > 1 else config.out)
-    write_summary(results, config.out)
-    show(results, console)
+    write_phonons(results, config.out)
+    print_phonons(results, console)
     console.print(f"written to {config.out}")
     return results
 

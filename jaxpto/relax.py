@@ -24,7 +24,7 @@ from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
 from jaxpto.relaxation.batched import relax_batched
 from jaxpto.relaxation.finished import check_begun, check_same, keep, load_kept
-from jaxpto.relaxation.output import Entry, make_entries, show, unique_names, write_folder
+from jaxpto.relaxation.output import Entry, make_entries, print_relaxations, unique_names, write_folder
 from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import fingerprint, provenance
@@ -152,7 +152,7 @@ def _relax(config: RelaxConfig, given: Potential | None, begun: bool) -> list[En
             console.print(f"{len(outcomes)} of {len(frames)} structures are finished and in {config.out}")
         raise
     entries = store()
-    show(entries, _title(config, potential.name), console)
+    print_relaxations(entries, _title(config, potential.name), console)
     if not potential.conservative:
         console.print(
             f"the forces of {potential.name} need not be derivatives of its energy: where they vanish need not be a "

@@ -24,6 +24,7 @@ from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.models.suitability import neighbor_bound_warning
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint, provenance
+from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.storage.lock import one_run
 from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
 from jaxpto.system import defining_arrays
@@ -72,9 +73,10 @@ def run(config: SweepConfig, potential: Potential | None = None) -> Path:
                     console.print(note)
             simulate(setup, folder, console, processes, run)
             if processes.first:
-                from jaxpto.report import write_outputs  # not before the run: matplotlib takes a second to import
+                # not before the run: matplotlib takes a second to import
+                from jaxpto.reporting.sweep_report import write_sweep_report
 
-                write_outputs(folder, console)
+                write_sweep_report(folder, load_sweep(folder), console, SweepConfig)
     return folder
 
 

@@ -51,7 +51,7 @@ FREE_MATCHING = ("iterations", "format", "species")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class TrainConfig:
     """Train the perovskite model.
 
     Attributes:
@@ -106,7 +106,7 @@ class Config:
     matching: MatchOptions = dataclasses.field(default_factory=MatchOptions)
 
 
-def check(config: Config) -> None:
+def check(config: TrainConfig) -> None:
     """Refuse a configuration that cannot run.
 
     Raises:
@@ -144,7 +144,7 @@ def check(config: Config) -> None:
         raise InputError(f"--data {twice} is given twice; give it once (--shares says how often it is drawn)")
 
 
-def goes_on(config: Config) -> bool:
+def goes_on(config: TrainConfig) -> bool:
     """Whether `out` holds a checkpoint to go on with; without `resume` it must be empty.
 
     Raises:
@@ -166,7 +166,7 @@ def goes_on(config: Config) -> bool:
     return False
 
 
-def load_frames(config: Config) -> list[data.LabelledFrames]:
+def load_frames(config: TrainConfig) -> list[data.LabelledFrames]:
     """Read and clean all data, and give every trajectory a name of its own.
 
     Raises:
@@ -210,7 +210,7 @@ class Task:
     raw: Params
 
 
-def set_up(config: Config) -> Task:
+def set_up(config: TrainConfig) -> Task:
     """Read the data and choose where to start.
 
     Raises:
@@ -258,7 +258,7 @@ def initial_model(folder: Path, elements: tuple[int, ...]) -> tuple[Perovskite, 
     return initial.model, initial.params, {z: energies[chemical_symbols[z]] for z in initial.elements}
 
 
-def run(config: Config) -> Potential:
+def run(config: TrainConfig) -> Potential:
     """Train, writing model and checkpoint at every validation; returns the model that did best.
 
     A checkpoint is written every `checkpoint_every` seconds too, and at an interrupt. A resumed run ends with the
@@ -274,7 +274,7 @@ def run(config: Config) -> Potential:
         return match(config, resumed) if config.match else _train(config, resumed)
 
 
-def _train(config: Config, resumed: bool) -> Potential:
+def _train(config: TrainConfig, resumed: bool) -> Potential:
     task = set_up(config)
     model, compositions, scales = task.model, task.compositions, task.scales
     rule = optimizer.make_optimizer(
@@ -354,7 +354,7 @@ def _train(config: Config, resumed: bool) -> Potential:
     return load_potential(config.out)
 
 
-def identity_of(config: Config, task: Task, plan: Plan | None = None) -> dict[str, Any]:
+def identity_of(config: TrainConfig, task: Task, plan: Plan | None = None) -> dict[str, Any]:
     """The identity that a checkpoint must share to be continued; see `make_identity`."""
     settings = {name: value for name, value in describe_settings(config).items() if name not in FREE}
     if "matching" in settings:
@@ -369,7 +369,7 @@ def identity_of(config: Config, task: Task, plan: Plan | None = None) -> dict[st
     return make_identity(settings, [(frames.name, frames.digest) for frames in task.trajectories], digests)
 
 
-def match(config: Config, resumed: bool) -> Potential:
+def match(config: TrainConfig, resumed: bool) -> Potential:
     """Tune the initial model to `config.match`, writing model, history and checkpoint in every iteration.
 
     Raises:
@@ -378,7 +378,7 @@ def match(config: Config, resumed: bool) -> Potential:
     """
     settled = dataclasses.replace(config.matching, supercell=config.matching.repeats)
     config = dataclasses.replace(config, matching=settled)
-    targets, options, console = parse_targets(config.match), config.matching, terminal.console(Config)
+    targets, options, console = parse_targets(config.match), config.matching, terminal.console(TrainConfig)
     configure_devices()
     plan = plan_of(options, targets, config.seed)
     check_supports(load_potential(config.initial or ""), plan.atoms, options.structure)
@@ -414,12 +414,15 @@ def match(config: Config, resumed: bool) -> Potential:
 
     at = matching.match_averages(problem, config.out, force_error, save, resume=resumed, console=console)
     matching_output.write_figure(config.out, targets, at.rows)
-    matching_output.show(targets, at.rows, at.met, config.out, console)
+    matching_output.print_matching(targets, at.rows, at.met, config.out, console)
     return load_potential(config.out)
 
 
 def describe(
-    config: Config, reference: dict[int, float], errors: dict[str, dict[str, float | None]], progress: dict[str, Any]
+    config: TrainConfig,
+    reference: dict[int, float],
+    errors: dict[str, dict[str, float | None]],
+    progress: dict[str, Any],
 ) -> dict[str, Any]:
     """What `model.json` says about a training."""
     return {
@@ -435,7 +438,7 @@ def describe(
     }
 
 
-def describe_settings(config: Config) -> dict[str, Any]:
+def describe_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings without the places of files, and those of `--match` only where it is used."""
     places = ("data", "out", "initial", "resume", "source")
     unused = ("match", "matching") if not config.match else ()
@@ -444,7 +447,7 @@ def describe_settings(config: Config) -> dict[str, Any]:
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    return run_command("jaxpto.train", Config, run)
+    return run_command("jaxpto.train", TrainConfig, run)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from jaxpto.free_energy.command import main
 from jaxpto.observables.statistics import estimate
-from jaxpto.report import load_run
+from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.units import BOLTZMANN
 
 LADDER = ("--supercell", "1", "1", "1", "--temperatures", "300", "450", "600", "--steps", "4000", "--ensemble", "nvt")
@@ -42,7 +42,7 @@ def test_internal_energy_is_that_of_the_sweep(folder: pathlib.Path) -> None:
     """From 300 to 600 K, against the plain averages of the potential energy, within their errors; and S rises."""
     rows = json.loads((folder / "free_energy.json").read_text())["rows"]
     assert (np.diff([row["entropy_J_per_K_mol"] for row in rows]) > 0.0).all()
-    records = load_run(folder / "sweep").records
+    records = load_sweep(folder / "sweep").records
     low, high = (
         estimate(record.potential_energy[math.ceil(0.3 * len(record.potential_energy)) :]) for record in records[::2]
     )

@@ -22,7 +22,6 @@ from jaxpto.free_energy.config import LandauOptions
 from jaxpto.free_energy.estimators import mbar
 from jaxpto.free_energy.landau import profile
 from jaxpto.free_energy.landau.analysis import Windows, WindowSamples, analyse_windows, thinned
-from jaxpto.free_energy.landau.literature import LEAD_TITANATE
 from jaxpto.free_energy.landau.method import choose_windows
 from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, prediction_from_energy, settled
 from jaxpto.integrators import npt_parrinello_rahman, nvt_langevin
@@ -30,6 +29,7 @@ from jaxpto.integrators.parametrised import parametrised
 from jaxpto.md import preparation, stored_run
 from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
+from jaxpto.perovskite.literature import LANDAU
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology, polarization
 from jaxpto.structures import read_structure
 from jaxpto.system import System, from_ase, volume
@@ -211,7 +211,7 @@ def test_double_well(symmetric: bool) -> None:
 
 def test_single_well() -> None:
     windows = Windows(np.linspace(0.0, 1.0, 16), 25.0, True)
-    above = LEAD_TITANATE.at(900.0)
+    above = LANDAU["PbTiO3"].at(900.0)
     row = analyse_windows([draw(windows, 200, seed=5, kelvin=900.0, coefficients=above)], windows, resamplings=10).rows[
         0
     ]
@@ -264,7 +264,7 @@ def test_closed_forms() -> None:
     values = np.asarray(profile.landau_energy(jnp.asarray(KNOWN), jnp.asarray(fine)))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)
     assert_allclose(height, -values.min(), rtol=1e-8)
-    first_order = LEAD_TITANATE.at(760.0)  # between T0 and the transition: three wells
+    first_order = LANDAU["PbTiO3"].at(760.0)  # between T0 and the transition: three wells
     values = np.asarray(profile.landau_energy(jnp.asarray(first_order), jnp.asarray(fine)))
     place, height = profile.landau_well(jnp.asarray(first_order))
     assert_allclose(place, fine[values.argmin()], atol=1e-5)

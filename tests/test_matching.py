@@ -59,8 +59,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(data: Path, out: Path, **changes) -> train.Config:
-    return train.Config(data=(data,), out=out, initial=Path("perovskite"), matching=SMALL, **changes)
+def config(data: Path, out: Path, **changes) -> train.TrainConfig:
+    return train.TrainConfig(data=(data,), out=out, initial=Path("perovskite"), matching=SMALL, **changes)
 
 
 TARGET, WANTED = "volume@100K=62.0", 62.0
@@ -244,7 +244,7 @@ BAD = {
 def test_bad_input_is_refused_and_nothing_written(data: Path, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(InputError) as refused:
         train.run(dataclasses.replace(config(data, tmp_path / "out"), **changes))
-    assert re.search(message, as_typed(str(refused.value), train.Config))
+    assert re.search(message, as_typed(str(refused.value), train.TrainConfig))
     assert not (tmp_path / "out").exists()
 
 

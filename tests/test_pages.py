@@ -11,26 +11,30 @@ import numpy as np
 import pytest
 from test_report import CELLS, LADDER, Tags, a_run, record, store
 
-from jaxpto import report
 from jaxpto.console.terminal import console
 from jaxpto.lattice_dynamics.figures import bands_figure, curves
 from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, ThermalProperties
 from jaxpto.lattice_dynamics.paths import BandPath, Segment
 from jaxpto.observables.summary import ReplicaRecord, summarize
 from jaxpto.pto import zero_kelvin_output
-from jaxpto.reporting import page
-from jaxpto.reporting.figures import png
+from jaxpto.reporting.columns import Column
+from jaxpto.reporting.comparison import compare
+from jaxpto.reporting.page import page
+from jaxpto.reporting.sections import Finding, Items, Picture, ResultTable, Section, Settings
+from jaxpto.reporting.stored_sweep import load_sweep
+from jaxpto.reporting.style import png
+from jaxpto.reporting.sweep_report import convergence, lost_replicas, summary_table, write_sweep_report
 
 EVIL = "<script>alert(1)</script>[/x][bold]&amp;\"'$x_{%"
 PACKAGE = Path(__file__).parents[1] / "jaxpto"
 
 
-def check(page: str) -> None:
+def check(text: str) -> None:
     tags = Tags()
-    tags.feed(page)
+    tags.feed(text)
     assert tags.open == []
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;[/x][bold]&amp;amp;&quot;&#x27;$x_{%" in page
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;[/x][bold]&amp;amp;&quot;&#x27;$x_{%" in text
 
 
 def of_status(status: str) -> ReplicaRecord:
@@ -40,34 +44,46 @@ def of_status(status: str) -> ReplicaRecord:
     return one
 
 
+WORDS, NUMBER = Column("x", "heading", words=True), Column("x", "heading")
+
+
 @pytest.mark.parametrize(
-    "section",
+    "sections",
     [
-        page.page(EVIL, []),
-        page.result(EVIL, []),
-        page.result("fine", [EVIL]),
-        page.failure_section([of_status(EVIL)]),
-        page.failure_section([dataclasses.replace(record(300.0), status="failed", reason=EVIL)]),
-        page.warning_section([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], warnings=EVIL)]),
-        page.summary_table([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], phase=EVIL)]),
-        page.figure_section({EVIL: b""}),
-        page.wide_figure(b"", EVIL),
-        page.plain_table([EVIL], [["1"]]),
-        page.plain_table([("a", EVIL)], [["1"]]),
-        page.plain_table(["a"], [[EVIL]]),
-        page.settings_section({EVIL: 1}),
-        page.settings_section({"model": EVIL}),
-        page.settings_section({EVIL: {"model": 1}}),
-        page.settings_section({"config": {"model": [EVIL], EVIL: None}}),
+        [Finding(EVIL)],
+        [Finding("fine", [EVIL])],
+        lost_replicas([of_status(EVIL)]),
+        lost_replicas([dataclasses.replace(record(300.0), status="failed", reason=EVIL)]),
+        convergence([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], warnings=EVIL)]),
+        [summary_table([dataclasses.replace(summarize([LADDER[0]], CELLS, 0.3)[0], phase=EVIL)])],
+        [Picture(b"", EVIL)],
+        [Picture(b"", EVIL, wide=False)],
+        [Items(EVIL, "")],
+        [Items("", EVIL)],
+        [ResultTable([Column("x", EVIL)], [])],
+        [ResultTable([Column("x", "a", EVIL)], [])],
+        [ResultTable([WORDS], [{"x": EVIL}])],
+        [ResultTable([NUMBER], [{"x": EVIL}])],
+        [ResultTable([NUMBER], [], heading=EVIL)],
+        [ResultTable([NUMBER], [], note=EVIL)],
+        [Settings({}, EVIL)],
+        [Settings({EVIL: 1})],
+        [Settings({"model": EVIL})],
+        [Settings({EVIL: {"model": 1}})],
+        [Settings({"config": {"model": [EVIL], EVIL: None}})],
     ],
 )
-def test_sections(section: str) -> None:
-    check(section)
+def test_sections(sections: list[Section]) -> None:
+    check(page("title", sections))
+
+
+def test_title() -> None:
+    check(page(EVIL, []))
 
 
 def test_report_of_a_sweep(tmp_path: Path) -> None:
     run = dataclasses.replace(a_run(LADDER), formula=EVIL, notes=(EVIL,))
-    report.write_report(tmp_path, run, summarize(LADDER, CELLS, 0.3), {})
+    write_sweep_report(tmp_path, run, console(quiet=True))
     check((tmp_path / "report.html").read_text())
 
 
@@ -75,12 +91,12 @@ def test_comparison_of_oddly_named_folders(tmp_path: Path, capsys: pytest.Captur
     names = [str(tmp_path / name) for name in ("[bold]a", "<script>alert(1)<", "$x_{%[")]
     for name in names:
         store(Path(name), LADDER)
-        report.write_outputs(name, console())
+        write_sweep_report(name, load_sweep(name), console())
         assert name in capsys.readouterr().out
-    report.compare(names, tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;" in page
+    compare(names, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;" in text
 
 
 def test_table_at_zero_kelvin(tmp_path: Path) -> None:
@@ -89,7 +105,7 @@ def test_table_at_zero_kelvin(tmp_path: Path) -> None:
     result = zero_kelvin_output.ZeroKelvin(EVIL, 3.8, 4.1, 3.9, 0.1, 0.0, (EVIL,), True, (EVIL,), bands)
     terminal, out = console(), io.StringIO()
     terminal.file = out
-    zero_kelvin_output.write_outputs([result], tmp_path, {EVIL: EVIL}, terminal)  # draws the name, too
+    zero_kelvin_output.write_zero_kelvin([result], tmp_path, {EVIL: EVIL}, terminal)  # draws the name, too
     check((tmp_path / "report.html").read_text())
     assert out.getvalue().count(EVIL) >= 4
 
@@ -107,8 +123,10 @@ def test_model_names_in_the_figures_of_phonons() -> None:
 
 
 def test_pages_are_written_in_one_place() -> None:
-    """Tags elsewhere would be escaped, or not, by whoever writes them."""
-    allowed = {"report_html.py", "zero_kelvin_output.py", "report.py"}
+    """Tags elsewhere would be escaped, or not, by whoever writes them; and what is written is not cut up again."""
     tags = re.compile(r"</?(p|td|tr|th|h[1-6]|div|table|figure|img|span|ul|li)\b[^>]*>")
-    found = {path.name for path in PACKAGE.rglob("*.py") if tags.search(path.read_text())}
-    assert found <= allowed
+    places = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert {path.name for path, text in places.items() if tags.search(text)} == {"page.py"}
+    handlers = [text for path, text in places.items() if path.name == "page.py" or "reporting.page import" in text]
+    assert len(handlers) == 3
+    assert not [text for text in handlers if re.search(r"(?<!dataclasses)\.(replace|sub|format)\(", text)]

@@ -127,7 +127,7 @@ COUPLING = (1.5, 4.5)
 
 def test_against_naive_formula_and_its_autodiff(random_potential: Potential, crystal: ase.Atoms) -> None:
     # pair by pair and operation by operation: fewer neighbours than the model has take a third of the time
-    potential = random_potential.replace(model=dataclasses.replace(MODEL, cutoff=4.5))
+    potential = random_potential.replace(model=dataclasses.replace(random_potential.model, cutoff=4.5))
     energy, gradient = naive_energy(potential, crystal[[0, 2, 4]])
     found = contract.predict(potential, crystal[[0, 2, 4]])
     np.testing.assert_allclose(found.energy, energy, rtol=1e-10)

@@ -19,7 +19,7 @@ from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summar
 from jaxpto.observables.transition import Transition, find_transition, sequence
 from jaxpto.perovskite.polarization import build_topology, polarization
 from jaxpto.perovskite.unit_cell import unit_cell
-from jaxpto.report import headline
+from jaxpto.reporting.sweep_report import axis_ratio, headline, phase_and_axis
 from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
 
@@ -371,8 +371,6 @@ def test_ten_independent_samples_are_enough_and_fewer_are_not_called_ten() -> No
 
 
 def test_a_polar_axis_other_than_c_is_named() -> None:
-    from jaxpto.reporting.page import axis_ratio, phase_and_axis
-
     row = row_of(turned(builtin_structure("PbTiO3-tetragonal"), Rotation.identity())[[0, 1, 2, 3, 4]])
     assert phase_and_axis(row) == "tetragonal"
     along_b = builtin_structure("PbTiO3-tetragonal")

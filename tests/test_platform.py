@@ -60,8 +60,10 @@ def both_ways(potential: Potential, shaken: list[System]) -> list[tuple[Neighbor
         before = stack(shaken)
         moved = before.positions.at[1, 0].add(0.6)
         arguments = potential, before, dataclasses.replace(before, positions=moved)
-        lowered = jax.jit(run).lower(*arguments)
-        found.append((*jax.device_get(lowered.compile()(*arguments)), lowered.as_text()))
+        arrays, structure = jax.tree.flatten(arguments)
+        program = jax.jit(lambda *arrays, run=run, structure=structure: run(*jax.tree.unflatten(structure, arrays)))
+        lowered = program.lower(*arrays)
+        found.append((*jax.device_get(lowered.compile()(*arrays)), lowered.as_text()))
     return found
 
 

@@ -92,7 +92,7 @@ def test_rows_of_the_paper() -> None:
     ("ours", "expected"), [(5.012, "5.012 (5.01)"), (5.03, "5.030* (5.01)"), (4.99, "4.990* (5.01)")]
 )
 def test_marks(ours: float, expected: str) -> None:
-    assert zero_kelvin_output._compared(ours, 5.01, 0.01) == expected
+    assert zero_kelvin_output.beside(ours, 5.01, 0.01) == expected
 
 
 def test_dips_between_the_points_are_told() -> None:
@@ -108,9 +108,10 @@ def test_dips_between_the_points_are_told() -> None:
     assert [(dip.stretch, dip.frequency) for dip in found] == [("Γ-X", -0.72), ("M-Γ", -0.06)]  # not at M itself
     assert found[0].q == (0.125, 0.0, 0.0)
     result = zero_kelvin_output.ZeroKelvin("m", 3.8, 4.1, 3.9, 0.1, -2.0, (), True, (), bands)
-    assert zero_kelvin_output._cells(result)[-2:] == ["none", "0.72i, Γ-X"]
-    assert zero_kelvin_output._numbers(result)["imaginary_between"] == "Γ-X 0.72i; M-Γ 0.06i"
-    (panel,) = zero_kelvin_output.bands_figure([result]).axes
+    row = zero_kelvin_output.table_row(result)
+    assert [column.cell(row) for column in zero_kelvin_output.COLUMNS[-2:]] == ["none", "0.72i, Γ-X"]
+    assert zero_kelvin_output.numbers(result)["imaginary_between"] == "Γ-X 0.72i; M-Γ 0.06i"
+    (panel,) = zero_kelvin_output.bands_by_model([result]).axes
     assert "imaginary: below \N{MINUS SIGN}0.05 THz" in [text.get_text() for text in panel.texts]
     assert -0.05 in [line.get_ydata()[0] for line in panel.lines]
 
@@ -123,7 +124,7 @@ def test_figure_has_a_panel_for_each_model(folder: pathlib.Path) -> None:
     bands = Bands(BandPath((Segment("Γ", "X", points),)), [np.linspace(0.0, 1.0, 5)], [np.ones((5, 3))])
     result = zero_kelvin_output.ZeroKelvin("m", 3.8, 4.1, 3.9, 0.1, 0.0, (), True, (), bands)
     unstable = dataclasses.replace(result, bands=dataclasses.replace(bands, frequencies=[-3.0 * np.ones((5, 3))]))
-    figure = zero_kelvin_output.bands_figure([result, unstable, result, result])
+    figure = zero_kelvin_output.bands_by_model([result, unstable, result, result])
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == 4
     assert {axes.get_ylim() for axes in panels} == {panels[0].get_ylim()}

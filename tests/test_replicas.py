@@ -37,12 +37,12 @@ def batch(potential: Potential):
     return systems, jax.jit(jax.vmap(lambda system: build(system, layout)))(systems)
 
 
-def _in_turn(potential: Potential, systems, neighbors) -> Prediction:
+def _one_after_another(potential: Potential, systems, neighbors) -> Prediction:
     return jax.vmap(sequential_over_replicas(potential.evaluate))(systems, neighbors)
 
 
 def test_same_numbers_as_alone(potential: Potential, batch) -> None:
-    found = jax.jit(_in_turn)(potential, *batch)
+    found = jax.jit(_one_after_another)(potential, *batch)
     for replica in range(REPLICAS):
         own = jax.tree.map(lambda x, r=replica: x[r], batch)
         alone = jax.jit(lambda potential, system, neighbors: potential.evaluate(system, neighbors))(potential, *own)
@@ -60,4 +60,4 @@ def test_memory_of_one_serves_all(potential: Potential, batch) -> None:
         return program.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
     side_by_side = scratch(lambda potential, systems, neighbors: jax.vmap(potential.evaluate)(systems, neighbors))
-    assert scratch(_in_turn) < 2 * side_by_side / REPLICAS
+    assert scratch(_one_after_another) < 2 * side_by_side / REPLICAS

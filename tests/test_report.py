@@ -23,7 +23,11 @@ from jaxpto import report
 from jaxpto.errors import InputError
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.summary import ReplicaRecord, Status, summarize
-from jaxpto.reporting import figures, page
+from jaxpto.perovskite.literature import EXPERIMENTS
+from jaxpto.reporting.columns import uncertain
+from jaxpto.reporting.stored_sweep import StoredSweep, load_sweep, read_summary
+from jaxpto.reporting.sweep_report import headline, sweep_pictures, write_sweep_report
+from jaxpto.reporting.temperature_figures import Sweep, lattice_figure, polarization_figure
 from jaxpto.storage.trajectory import Observable, create_trajectory, write_frames
 from jaxpto.system import from_ase
 
@@ -59,9 +63,9 @@ def record(
     )
 
 
-def a_run(records: list[ReplicaRecord]) -> report.Run:
+def a_run(records: list[ReplicaRecord]) -> StoredSweep:
     settings = {"config": {"model": "toy", "structure": "start.vasp", "ensemble": "npt"}, "versions": {"jax": "1"}}
-    return report.Run(records, CELLS, 10, 0.3, "PbTiO3", settings, ("a note",))
+    return StoredSweep(records, CELLS, 10, 0.3, "PbTiO3", settings, ("a note",))
 
 
 def store(folder: Path, records: list[ReplicaRecord], structure: str = "start.vasp") -> None:
@@ -128,7 +132,7 @@ def check_page(text: str) -> list[str]:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "sweep"
     store(folder, LADDER)
-    report.write_outputs(folder, Console(file=io.StringIO()))
+    write_sweep_report(folder, load_sweep(folder), Console(quiet=True))
     return folder
 
 
@@ -161,9 +165,8 @@ def test_page_tells_the_result_and_embeds_the_figures(sweep: Path) -> None:
 
 
 def test_summary_survives_the_disk(tmp_path: Path) -> None:
-    rows = summarize(LADDER, CELLS, 0.3)
-    report.write_summary(tmp_path, rows, "PbTiO3")
-    for stored, row in zip(report.read_summary(tmp_path), rows, strict=True):
+    rows = write_sweep_report(tmp_path, a_run(LADDER), Console(quiet=True))
+    for stored, row in zip(read_summary(tmp_path), rows, strict=True):
         for name, value in dataclasses.asdict(row).items():
             found = getattr(stored, name)
             assert found == value or (math.isnan(found) and math.isnan(value)), name
@@ -172,7 +175,7 @@ def test_summary_survives_the_disk(tmp_path: Path) -> None:
 def test_comparison_of_two_starts(sweep: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     store(other, [record(300.0, transition=400.0), record(500.0, transition=400.0)], "cubic.vasp")
-    report.write_all(other, report.load_run(other))
+    write_sweep_report(other, load_sweep(other), Console(quiet=True))
     report.run(report.ReportConfig((str(sweep), str(other)), str(tmp_path / "both")))
     text = (tmp_path / "both" / "report.html").read_text()
     assert len(check_page(text)) == 2
@@ -211,18 +214,18 @@ def test_bad_input_is_one_line(sweep: Path, tmp_path: Path) -> None:
 def test_figures_of_ladders_of_any_length(temperatures: int) -> None:
     before = dict(matplotlib.rcParams)
     records = [record(300.0 + 50.0 * i, status="ok" if i < 14 else "molten") for i in range(temperatures)]
-    images = report.make_figures(a_run(records), summarize(records, CELLS, 0.3))
+    images = sweep_pictures(a_run(records), summarize(records, CELLS, 0.3))
     assert list(images) == ["lattice.png", "polarization.png", "timeseries.png"]
     assert dict(matplotlib.rcParams) == before
     for image in images.values():
-        opened = Image.open(io.BytesIO(image))
+        opened = Image.open(io.BytesIO(image.image))
         assert opened.info["dpi"] == pytest.approx((200, 200), abs=0.1)
         assert opened.width >= 900
 
 
 def test_lattice_figure_shows_the_numbers_of_the_summary() -> None:
     rows = summarize(LADDER, CELLS, 0.3)
-    figure = figures.lattice_figure([figures.Sweep("", rows)], figures.LEAD_TITANATE)
+    figure = lattice_figure([Sweep("", rows)], EXPERIMENTS["PbTiO3"])
     (axes,) = figure.axes
     curves = {str(c.get_label()): c for c in axes.containers if isinstance(c, ErrorbarContainer)}
     np.testing.assert_allclose(np.asarray(curves["c"].lines[0].get_ydata()), [row.c_polar for row in rows])
@@ -238,7 +241,7 @@ def test_lattice_figure_shows_the_numbers_of_the_summary() -> None:
 
 def test_no_polarization_no_figure() -> None:
     records = [record(300.0, polar=False)]
-    assert figures.polarization_figure([figures.Sweep("", summarize(records, CELLS, 0.3))]) is None
+    assert polarization_figure([Sweep("", summarize(records, CELLS, 0.3))]) is None
 
 
 def test_everything_failed() -> None:
@@ -246,9 +249,9 @@ def test_everything_failed() -> None:
     energies = dict.fromkeys(("potential_energy", "kinetic_energy", "conserved"), np.zeros(0))
     lost = dataclasses.replace(record(400.0, status="failed"), **empty, **energies, polarization=None)
     rows = summarize([lost], CELLS, 0.3)
-    images = report.make_figures(a_run([lost]), rows)
+    images = sweep_pictures(a_run([lost]), rows)
     assert set(images) == {"lattice.png", "timeseries.png"}
-    assert "X: failed at 400 K; 1 of 1 replicas" in report.headline(rows, "X")
+    assert "X: failed at 400 K; 1 of 1 replicas" in headline(rows, "X")
 
 
 @pytest.mark.parametrize(
@@ -264,4 +267,4 @@ def test_everything_failed() -> None:
     ],
 )
 def test_uncertain_numbers(value: float, error: float, text: str) -> None:
-    assert page.uncertain(value, error) == text
+    assert uncertain(value, error) == text

@@ -23,7 +23,7 @@ from jaxpto.errors import InputError
 from jaxpto.md.config import PRESETS, SweepConfig
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
-from jaxpto.report import load_run
+from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.storage.trajectory import read_trajectory
 
 FILES = {
@@ -172,17 +172,17 @@ def test_exchanged_trajectories_are_noticed(argon, finished, capsys, tmp_path):
     (tmp_path / "kept").rename(other)
     assert "temperature_K is 30.0, not 10.0" in refused(capsys, tmp_path, *argon, "--out", str(folder), "--resume")
     with pytest.raises(InputError, match=r"10K\.h5md belongs elsewhere"):
-        load_run(folder)
+        load_sweep(folder)
 
 
 def test_the_report_counts_the_frames(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    assert len(load_run(folder).records[0].time_ps) == 401
+    assert len(load_sweep(folder).records[0].time_ps) == 401
     with h5py.File(folder / "trajectories" / "20K.h5md", "r+") as file:
         file["parameters/jaxpto/valid_frames"][()] = 101
     with pytest.raises(InputError, match=r"20K\.h5md holds 101 frames, outcome\.json counts 401"):
-        load_run(folder)
+        load_sweep(folder)
 
 
 def test_a_sweep_without_any_survivor_fails_after_it_has_written_all(argon, tmp_path):

@@ -87,8 +87,8 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def config(folder: Path, out: Path, **changes) -> train.Config:
-    base = train.Config(
+def config(folder: Path, out: Path, **changes) -> train.TrainConfig:
+    base = train.TrainConfig(
         data=(folder,), out=out, steps=450, validate_every=150, hidden=8, channels=4, radial=6, quartic=2, cutoff=5.0,
         ema=0.9, matrix_rate=0.01, other_rate=0.01,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         train.run(changed)
     for words in ("seed was 0, now 1", "other_rate was 0.01, now 0.02", "weights.virial was 0.5, now 0.0",
                   "steps was 450, now 900", "--initial"):  # fmt: skip
-        assert words in as_typed(str(caught.value), train.Config)
+        assert words in as_typed(str(caught.value), train.TrainConfig)
     with pytest.raises(InputError, match="the initial model is another one"):
         train.run(config(folder, interrupted, resume=True, initial=trained))
 

@@ -256,7 +256,7 @@ def test_dropped_frames_are_counted_by_reason(tmp_path: Path, capsys: pytest.Cap
     some[2].calc.results["energy"] = np.nan
     some[3].calc.results["forces"][0, 0] = -1e4
     ase.io.write(tmp_path / "some.traj", some)
-    config = train.Config(data=(tmp_path / "some.traj",), out=tmp_path / "out")
+    config = train.TrainConfig(data=(tmp_path / "some.traj",), out=tmp_path / "out")
     (kept,) = train.load_frames(config)
     assert len(kept) == 3
     said = capsys.readouterr().out
@@ -271,9 +271,9 @@ def test_trajectories_of_one_name_stay_apart(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         ase.io.write(tmp_path / place / "some.traj", labelled(seed=seed))
     files = tuple(tmp_path / place / "some.traj" for place in ("a", "b"))
-    assert [t.name for t in train.load_frames(train.Config(files, tmp_path / "out"))] == ["some", "some-2"]
+    assert [t.name for t in train.load_frames(train.TrainConfig(files, tmp_path / "out"))] == ["some", "some-2"]
     with pytest.raises(InputError, match="is given twice"):
-        train.check(train.Config((files[0], files[0]), tmp_path / "out"))
+        train.check(train.TrainConfig((files[0], files[0]), tmp_path / "out"))
 
 
 def test_what_is_held_out_is_said() -> None:

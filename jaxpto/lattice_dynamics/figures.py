@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from jaxpto.lattice_dynamics.harmonic import Bands, DensityOfStates, Harmonic, ThermalProperties
 from jaxpto.lattice_dynamics.modes import IMAGINARY
-from jaxpto.reporting.figures import COLORS, GREY, STYLE
+from jaxpto.reporting.style import COLORS, GREY, styled
 
 WAVENUMBER = 33.3564095198152  # 1/cm per THz
 GAS_CONSTANT = 8.314462618  # J/K/mol
@@ -38,7 +37,7 @@ def curves(named: list[tuple[str, str, Harmonic]]) -> list[Curve]:
     """Curves of (model, method, phonons), a colour for each model; of two methods, the second is dashed on the first.
 
     Args:
-        named: of all models, one after the other.
+        named: one after the other, model by model.
     """
     models = list(dict.fromkeys(model for model, _, _ in named))
     methods = list(dict.fromkeys(method for _, method, _ in named))
@@ -118,46 +117,47 @@ def decorate_bands(axes: Axes, bands: Bands, *, wavenumbers: bool = True) -> Non
         second.set_ylabel("wavenumber (cm$^{-1}$)")
 
 
+@styled()
 def bands_figure(drawn: list[Curve]) -> Figure:
     """Bands of all models over each other, imaginary frequencies below zero; a panel for each path."""
     panels: dict[tuple, list[Curve]] = {}
     for curve in drawn:
         names = tuple((segment.start, segment.end) for segment in curve.harmonic.bands.path.segments)
         panels.setdefault(names, []).append(curve)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.6 * len(panels), 4.4), layout="constrained")
-        for number, members in enumerate(panels.values(), start=1):
-            axes = figure.add_subplot(1, len(panels), number)
-            along = members[0].harmonic.bands
-            for curve in members:
-                draw_bands(axes, curve.harmonic.bands, curve.line, curve.label, along)
-            decorate_bands(axes, along)
-        _legend(figure, drawn)
+    figure = Figure(figsize=(6.6 * len(panels), 4.4), layout="constrained")
+    for number, members in enumerate(panels.values(), start=1):
+        axes = figure.add_subplot(1, len(panels), number)
+        along = members[0].harmonic.bands
+        for curve in members:
+            draw_bands(axes, curve.harmonic.bands, curve.line, curve.label, along)
+        decorate_bands(axes, along)
+    _legend(figure, drawn)
     return figure
 
 
+@styled()
 def dos_figure(drawn: list[Curve]) -> Figure:
     """Densities of states of all models in one figure."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        for curve in drawn:
-            density: DensityOfStates = curve.harmonic.density
-            axes.plot(density.frequencies, density.densities, **curve.line)
-            if len(drawn) == 1:
-                color = curve.line["color"]
-                axes.fill_between(density.frequencies, density.densities, color=color, alpha=0.15, lw=0)
-        frequencies = np.concatenate([curve.harmonic.density.frequencies for curve in drawn])
-        axes.set_xlim(frequencies.min() if frequencies.min() < IMAGINARY else 0.0, frequencies.max())
-        axes.set_ylim(bottom=0.0)
-        if frequencies.min() < IMAGINARY:
-            axes.axvline(0.0, color="black", lw=0.7, ls=(0, (4, 2)), zorder=1)
-        axes.set_xlabel("frequency (THz)")
-        axes.set_ylabel("modes per THz and formula unit")
-        _legend(figure, drawn)
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in drawn:
+        density: DensityOfStates = curve.harmonic.density
+        axes.plot(density.frequencies, density.densities, **curve.line)
+        if len(drawn) == 1:
+            color = curve.line["color"]
+            axes.fill_between(density.frequencies, density.densities, color=color, alpha=0.15, lw=0)
+    frequencies = np.concatenate([curve.harmonic.density.frequencies for curve in drawn])
+    axes.set_xlim(frequencies.min() if frequencies.min() < IMAGINARY else 0.0, frequencies.max())
+    axes.set_ylim(bottom=0.0)
+    if frequencies.min() < IMAGINARY:
+        axes.axvline(0.0, color="black", lw=0.7, ls=(0, (4, 2)), zorder=1)
+    axes.set_xlabel("frequency (THz)")
+    axes.set_ylabel("modes per THz and formula unit")
+    _legend(figure, drawn)
     return figure
 
 
+@styled()
 def thermal_figure(drawn: list[Curve], atoms_per_formula: int) -> Figure:
     """Free energy, entropy and heat capacity of all models against temperature.
 
@@ -170,25 +170,24 @@ def thermal_figure(drawn: list[Curve], atoms_per_formula: int) -> Figure:
         ("entropy", "entropy (J K$^{-1}$ mol$^{-1}$)"),
         ("heat_capacity", "heat capacity at constant\nvolume (J K$^{-1}$ mol$^{-1}$)"),
     )
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-        for number, (name, text) in enumerate(names, start=1):
-            axes = figure.add_subplot(1, 3, number)
-            for curve in drawn:
-                thermal: ThermalProperties = curve.harmonic.thermal
-                marker = "o" if len(thermal.temperatures) < 3 else ""
-                values = getattr(thermal, name)
-                axes.plot(thermal.temperatures, values, marker=marker, **curve.line)
-            if name == "heat_capacity":
-                limit = 3.0 * GAS_CONSTANT * atoms_per_formula
-                axes.axhline(limit, color=GREY, ls=":", zorder=1)
-                axes.annotate("3$nR$", (0.02, limit), xycoords=("axes fraction", "data"), va="bottom", color=GREY)
-                axes.set_ylim(top=1.1 * limit)
-            if name != "free_energy":
-                axes.set_ylim(bottom=0.0)
-            axes.set_xlabel("temperature (K)")
-            axes.set_ylabel(text)
-        _legend(figure, drawn)
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    for number, (name, text) in enumerate(names, start=1):
+        axes = figure.add_subplot(1, 3, number)
+        for curve in drawn:
+            thermal: ThermalProperties = curve.harmonic.thermal
+            marker = "o" if len(thermal.temperatures) < 3 else ""
+            values = getattr(thermal, name)
+            axes.plot(thermal.temperatures, values, marker=marker, **curve.line)
+        if name == "heat_capacity":
+            limit = 3.0 * GAS_CONSTANT * atoms_per_formula
+            axes.axhline(limit, color=GREY, ls=":", zorder=1)
+            axes.annotate("3$nR$", (0.02, limit), xycoords=("axes fraction", "data"), va="bottom", color=GREY)
+            axes.set_ylim(top=1.1 * limit)
+        if name != "free_energy":
+            axes.set_ylim(bottom=0.0)
+        axes.set_xlabel("temperature (K)")
+        axes.set_ylabel(text)
+    _legend(figure, drawn)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Output folder of the phonon command: phonopy's files, phonons.json, figures, and tables on the console."""
+"""Output folder of the phonon command: phonopy's files, phonons.json, figures, and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from phonopy import Phonopy
 from rich.console import Console
 
-from jaxpto.console.terminal import WholeTable
 from jaxpto.lattice_dynamics.figures import bands_figure, curves, dos_figure, thermal_figure
 from jaxpto.lattice_dynamics.harmonic import Difference, Harmonic
 from jaxpto.lattice_dynamics.modes import DEGENERATE, IMAGINARY
 from jaxpto.lattice_dynamics.phonopy_bridge import SYMMETRY_PRECISION
 from jaxpto.relaxation.target import Relaxed
-from jaxpto.reporting.figures import png
+from jaxpto.reporting.columns import TEMPERATURE, Column, terminal_table
+from jaxpto.reporting.result import write_image
+from jaxpto.reporting.style import png
 from jaxpto.storage.files import replacing, write_json_atomic
 from jaxpto.structures.write import write_frames
 
@@ -25,6 +26,28 @@ AGREEMENT = 0.02  # THz; what the two methods differ by less than, for smooth mo
 INTERPOLATED = "interpolated there, they may be artefacts of the supercell's size: compare with a larger `supercell`"
 SHOWN_MODES = 12
 SHOWN_TEMPERATURES = (0.0, 300.0, 600.0, 1000.0)
+MODEL = Column("model", "model", words=True)
+MODE_COLUMNS = (
+    MODEL,
+    Column("point", "q", spell=lambda row: row["point"] + ("" if row["exact"] else " (interpolated)"), words=True),
+    Column("frequency_THz", "THz", spell=lambda row: frequency_text(row["frequency_THz"])),
+    Column("degeneracy", "modes", form=".0f"),
+    Column("polar", "", spell=lambda row: "polar" if row["polar"] else "", words=True),
+    # no line break before a percent sign
+    Column(
+        "motions",
+        "atoms that move, with their share",
+        words=True,
+        spell=lambda row: row["motions"][-1].replace(" %", "\u00a0%"),
+    ),
+)
+THERMAL_COLUMNS = (
+    MODEL,
+    TEMPERATURE,
+    Column("free_energy", "F", "eV", ".4f"),
+    Column("entropy", "S", "J/K/mol", ".2f"),
+    Column("heat_capacity", "Cv", "J/K/mol", ".2f"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +56,9 @@ class Calculation:
 
     Attributes:
         phonon: phonopy's object with force constants, bands, mesh and thermal properties.
-        harmonic: what is derived from them.
-        sum_rule: residual of the acoustic sum rule, of the force constants as computed, eV/Angstrom^2.
-        symmetrized: whether phonopy then made them obey it.
+        harmonic: frequencies and thermal properties that follow from them.
+        sum_rule: residual of the acoustic sum rule before it was imposed, eV/Angstrom^2.
+        symmetrized: whether phonopy then made the force constants obey it.
     """
 
     phonon: Phonopy
@@ -51,7 +74,7 @@ class ModelResult:
     Attributes:
         model: its name, made unique among those of the run.
         conservative: whether its forces are derivatives of its energy; None where that is not known.
-        atoms: the structure they are of, with energy and forces.
+        atoms: the structure with its energy and forces.
         relaxed: how it was relaxed; None if it was not.
         supercell_force: largest force in the undisplaced supercell, eV/Angstrom.
         calculations: by method.
@@ -76,7 +99,7 @@ def write_model(result: ModelResult, folder: Path) -> None:
     """Write the structure and, for each method, phonopy's own files.
 
     Args:
-        result: of one model.
+        result: phonons of one model.
         folder: created; with two methods each has a folder of its own inside.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,11 +119,11 @@ def write_model(result: ModelResult, folder: Path) -> None:
                 write(temporary)
 
 
-def write_summary(results: list[ModelResult], folder: Path) -> None:
+def write_phonons(results: list[ModelResult], folder: Path) -> None:
     """Write phonons.json and the three figures.
 
     Args:
-        results: of all models.
+        results: one for each model.
         folder: exists.
     """
     document = {
@@ -123,81 +146,73 @@ def write_summary(results: list[ModelResult], folder: Path) -> None:
         "thermal.png": thermal_figure(drawn, len(formula)),
     }
     for name, figure in figures.items():
-        image = png(figure)
-        with replacing(folder / name, len(image)) as temporary:
-            temporary.write_bytes(image)
+        write_image(folder / name, png(figure))
 
 
-def show(results: list[ModelResult], console: Console) -> None:
+def print_phonons(results: list[ModelResult], console: Console) -> None:
     """Print the lowest frequencies at the named points, the imaginary modes and the thermal properties."""
     several = any(len(result.calculations) > 1 for result in results)
     named = {
-        f"{result.model}, {method}" if several else result.model: calculation
+        f"{result.model}, {method}" if several else result.model: calculation.harmonic
         for result in results
         for method, calculation in result.calculations.items()
     }
-    _show_lowest(named, console)
-    _show_imaginary(named, console)
-    _show_thermal(named, console)
+    _print_lowest(named, console)
+    _print_imaginary(named, console)
+    _print_thermal(named, console)
 
 
-def _show_lowest(named: dict[str, Calculation], console: Console) -> None:
-    points = list(dict.fromkeys(name for c in named.values() for name in c.harmonic.bands.path.named_points))
-    table = WholeTable("model", *points, "highest", title="lowest frequency at each point but for translations (THz)")
-    for label, calculation in named.items():
-        lowest = calculation.harmonic.lowest
-        cells = [frequency_text(lowest[name]) if name in lowest else "" for name in points]
-        highest = max(float(f.max()) for f in calculation.harmonic.bands.frequencies)
-        table.add_row(label, *cells, frequency_text(highest))
-    console.print(table)
+def _print_lowest(named: dict[str, Harmonic], console: Console) -> None:
+    points = list(dict.fromkeys(name for found in named.values() for name in found.bands.path.named_points))
+    rows = []
+    for label, found in named.items():
+        frequencies = found.lowest | {"highest": max(float(f.max()) for f in found.bands.frequencies)}
+        rows.append({"model": label} | {name: frequency_text(value) for name, value in frequencies.items()})
+    columns = [MODEL, *(Column(name, name, spell=lambda row, n=name: row.get(n, "")) for name in (*points, "highest"))]
+    console.print(terminal_table(columns, rows, "lowest frequency at each point but for translations (THz)"))
 
 
-def _show_imaginary(named: dict[str, Calculation], console: Console) -> None:
-    table = WholeTable("model", "q", "THz", "modes", "", "atoms that move, with their share", title="imaginary modes")
-    for label, calculation in named.items():
-        modes = calculation.harmonic.imaginary
-        if not modes:
+def _print_imaginary(named: dict[str, Harmonic], console: Console) -> None:
+    for label, found in named.items():
+        if not found.imaginary:
             where = "at the named points and those that fit the supercell"
             console.print(f"{label}: no imaginary mode (below {IMAGINARY:g} THz) {where}")
-        for mode in modes[:SHOWN_MODES]:
-            point = mode.point if mode.exact else f"{mode.point} (interpolated)"
-            kind = "polar" if mode.polar else ""
-            motion = mode.motions[-1].replace(" %", "\u00a0%")  # no line break there
-            table.add_row(label, point, frequency_text(mode.frequency), str(mode.degeneracy), kind, motion)
-        if len(modes) > SHOWN_MODES:
-            table.add_row(label, f"{len(modes) - SHOWN_MODES} more", "", "", "", "in phonons.json")
-    if table.row_count:
-        console.print(table)
-    for label, calculation in named.items():
-        if dips := calculation.harmonic.bands.dips():
+    shown = [(label, mode) for label, found in named.items() for mode in found.imaginary[:SHOWN_MODES]]
+    if shown:
+        rows = [{"model": label, **mode.as_json()} for label, mode in shown]
+        console.print(terminal_table(MODE_COLUMNS, rows, "imaginary modes"))
+    for label, found in named.items():
+        if len(found.imaginary) > SHOWN_MODES:
+            console.print(f"{label}: {len(found.imaginary) - SHOWN_MODES} more imaginary modes in phonons.json")
+        if dips := found.bands.dips():
             deepest = ", ".join(f"{frequency_text(dip.frequency)} THz on {dip.stretch}" for dip in dips)
             console.print(f"{label}: between the named points bands reach {deepest}; {INTERPOLATED}")
 
 
-def _show_thermal(named: dict[str, Calculation], console: Console) -> None:
-    heads = "T (K)", "F (eV)", "S (J/K/mol)", "Cv (J/K/mol)"
-    table = WholeTable("model", *heads, title="thermal properties, formula unit")
-    for label, calculation in named.items():
-        thermal = calculation.harmonic.thermal
-        for row, kelvin in enumerate(thermal.temperatures):
-            if kelvin in SHOWN_TEMPERATURES or len(thermal.temperatures) <= len(SHOWN_TEMPERATURES):
-                values = thermal.free_energy[row], thermal.entropy[row], thermal.heat_capacity[row]
-                table.add_row(label, f"{kelvin:g}", f"{values[0]:.4f}", *(f"{v:.2f}" for v in values[1:]))
-    if table.row_count:
-        console.print(table)
-    for label, calculation in named.items():
-        thermal = calculation.harmonic.thermal
-        if thermal.left_out:
-            share = 100.0 * thermal.left_out / thermal.modes
+def _print_thermal(named: dict[str, Harmonic], console: Console) -> None:
+    rows = []
+    for label, found in named.items():
+        values = found.thermal
+        for kelvin, *three in zip(
+            values.temperatures, values.free_energy, values.entropy, values.heat_capacity, strict=True
+        ):
+            if kelvin in SHOWN_TEMPERATURES or len(values.temperatures) <= len(SHOWN_TEMPERATURES):
+                names = (column.name for column in THERMAL_COLUMNS)
+                rows.append(dict(zip(names, (label, kelvin, *three), strict=True)))
+    if rows:
+        console.print(terminal_table(THERMAL_COLUMNS, rows, "thermal properties, formula unit"))
+    for label, found in named.items():
+        if found.thermal.left_out:
+            left_out, modes = found.thermal.left_out, found.thermal.modes
             reason = "; all are weak, as errors of the acoustic sum rule make them (see `symmetrize`)"
-            if calculation.harmonic.imaginary:
+            if found.imaginary:
                 reason = ", which are not those of a stable crystal"
-            elif thermal.lowest < IMAGINARY:
-                reason = f"; they reach {frequency_text(thermal.lowest)} THz; {INTERPOLATED}"
+            elif found.thermal.lowest < IMAGINARY:
+                reason = f"; they reach {frequency_text(found.thermal.lowest)} THz; {INTERPOLATED}"
             console.print(
-                f"{label}: {share:.2g} % of modes ({thermal.left_out} of {thermal.modes}) on the mesh are imaginary "
-                f"and left out of the thermal properties{reason}",
-            )  # fmt: skip
+                f"{label}: {100.0 * left_out / modes:.2g} % of modes ({left_out} of {modes}) on the mesh are imaginary "
+                f"and left out of the thermal properties{reason}"
+            )
 
 
 def _model_json(result: ModelResult) -> dict[str, Any]:

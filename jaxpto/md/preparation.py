@@ -10,7 +10,6 @@ from typing import Any
 import ase
 import jax
 import numpy as np
-from ase.neighborlist import neighbor_list
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
@@ -250,6 +249,8 @@ def first_layout(setup: Setup) -> Layout:
 
 def nearest_distance(atoms: ase.Atoms) -> float:
     """Smallest distance between two atoms (images included), Angstrom."""
+    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
+
     reach = 3.0
     while len(found := neighbor_list("d", atoms, reach)) == 0:
         reach *= 1.5

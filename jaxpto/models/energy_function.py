@@ -62,8 +62,14 @@ class EnergyFunction:
     least_height: float = 0.0
 
     def energy(self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]) -> Array:
-        """Energy of one system, eV; the function takes its edge vectors from positions and cell itself."""
+        """Energy of one system, eV; the function takes its edge vectors from positions and cell itself.
+
+        Raises:
+            InputError: the function gives no single number.
+        """
         energy = jnp.asarray(self.function(params, system, neighbors), system.positions.dtype)
+        if energy.shape != ():
+            raise InputError(f"the energy function gives an array {list(energy.shape)}; sum it up to one number")
         if not self.least_height:
             return energy
         lowest = 1.0 / jnp.sqrt(jnp.max(jnp.sum(inverse(jax.lax.stop_gradient(system.cell)) ** 2, axis=0)))
@@ -221,13 +227,12 @@ def probe(potential: Potential, atoms: ase.Atoms, where: str = "structure") -> N
 
 def _tried(potential: Potential, system: System, neighbors: Neighbors, where: str) -> float:
     try:
-        energy = _energy(potential, system, neighbors)
+        return float(_energy(potential, system, neighbors))
+    except InputError:
+        raise
     except Exception as error:  # foreign code: whatever it raises belongs to the function
         line = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise InputError(f"{where}: energy function {potential.name}: {type(error).__name__}: {line}") from error
-    if energy.shape != ():
-        raise InputError(f"{potential.name} gives an energy of shape {list(energy.shape)}; sum it up to one number")
-    return float(energy)
 
 
 def _described(value: Any, within: tuple[int, ...] = ()) -> str:

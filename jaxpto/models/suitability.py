@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import ase
 import ase.data
 import numpy as np
-from ase.neighborlist import neighbor_list
 
 from jaxpto.errors import InputError
 from jaxpto.model_interface import BoundedModel, SelectiveModel
@@ -77,6 +76,8 @@ def neighbor_bound_warning(potential: Potential, frames: Sequence[ase.Atoms]) ->
 
 def _worst(atoms: ase.Atoms, cutoff: float, bounds: tuple[tuple[tuple[int, ...], int], ...]) -> tuple[int, int]:
     """The largest number of neighbours, and the bound it is up against."""
+    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
+
     centers, others = neighbor_list("ij", atoms, cutoff)
     numbers = atoms.numbers[others]
     pairs = [(int(np.bincount(centers[np.isin(numbers, group)], minlength=1).max()), most) for group, most in bounds]

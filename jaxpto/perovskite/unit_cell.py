@@ -7,7 +7,6 @@ import itertools
 
 import ase
 import numpy as np
-from ase.neighborlist import neighbor_list
 from jaxtyping import Float, Int
 
 from jaxpto.observables.lattice import UnitCell
@@ -42,6 +41,8 @@ def perovskite_bonds(atoms: ase.Atoms) -> tuple[PerovskiteBonds, PerovskiteBonds
     A is any element of `A_SITE_VALENCE`, B any other but oxygen. The neighbours are the nearest ones in the given
     structure; every oxygen must turn out to be shared by two B atoms, every A atom by eight.
     """
+    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
+
     symbols = np.array(atoms.get_chemical_symbols())
     oxygen = symbols == "O"
     a_site = np.isin(symbols, list(A_SITE_VALENCE))

@@ -28,7 +28,7 @@ from jaxpto.models.suitability import check_supports
 from jaxpto.phonons import PhononsConfig
 from jaxpto.phonons import run as run_phonons
 from jaxpto.potential import Potential
-from jaxpto.pto.zero_kelvin_output import ZeroKelvin, write_outputs
+from jaxpto.pto.zero_kelvin_output import ZeroKelvin, write_zero_kelvin
 from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import fingerprint, provenance
@@ -86,7 +86,7 @@ def run(config: ZeroKelvinConfig) -> list[ZeroKelvin]:
                 continue
         results.append(stored)
     if results:
-        write_outputs(results, config.out, dataclasses.asdict(config) | provenance(), console)
+        write_zero_kelvin(results, config.out, dataclasses.asdict(config) | provenance(), console)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(models)} models failed: {'; '.join(failed)}")
     return results

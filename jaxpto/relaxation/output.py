@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,19 +11,45 @@ from typing import Any
 
 import ase
 import ase.io
-from rich import box
 from rich.console import Console
 
-from jaxpto.console.terminal import WholeTable
 from jaxpto.relaxation.target import Relaxed
-from jaxpto.storage.files import replacing, write_json_atomic, write_text_atomic
+from jaxpto.reporting.columns import Column, Row, terminal_table
+from jaxpto.reporting.result import write_csv
+from jaxpto.storage.files import replacing, write_json_atomic
 from jaxpto.structures.space_group import SYMPREC, SpaceGroup, space_group
 from jaxpto.structures.write import write_frames
 
-COLUMNS = (
+CONVERGENCE = (
     "structure", "step", "energy_eV", "residual_eV_per_A", "residual_force_eV_per_A", "residual_stress_GPa",
     "volume_A3",
 )  # fmt: skip
+NAME = Column("name", "structure", words=True)
+
+
+def _outcome(row: Row) -> str:
+    return "converged" if row["converged"] else f"NOT converged: {row['reason']}"
+
+
+def _space_groups(row: Row) -> str:
+    before, after = SpaceGroup(**row["space_group_before"]), SpaceGroup(**row["space_group_after"])
+    return str(after) if before == after else f"{before} -> {after}"
+
+
+COURSE = (
+    NAME,
+    Column("steps", "steps", form=".0f"),
+    Column("residual_force_eV_per_A", "force", "eV/A", ".1e"),
+    Column("residual_stress_GPa", "stress", "GPa", ".1e"),
+    Column("reason", "outcome", spell=_outcome, words=True),
+)
+CRYSTAL = (
+    NAME,
+    *(Column(axis, axis, "A", ".4f") for axis in "abc"),
+    Column("energy_eV_per_atom", "eV/atom", form=".6f"),
+    Column("difference_meV_per_formula_unit", "meV/f.u.", form=".2f"),
+    Column("space_group_after", "space group", spell=_space_groups, words=True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,43 +125,18 @@ def write_folder(folder: Path, entries: Sequence[Entry], about: dict[str, Any]) 
         write_frames([entry.relaxed.atoms], places / f"{entry.name}.extxyz")
         with replacing(places / f"{entry.name}.vasp") as path:
             ase.io.write(path, entry.relaxed.atoms, format="vasp", direct=True)
-    write_text_atomic(folder / "convergence.csv", _convergence(entries))
+    write_csv(folder / "convergence.csv", _convergence(entries))
     document = {"symprec_A": SYMPREC} | about | {"structures": [_describe(entry) for entry in entries]}
     write_json_atomic(folder / "relaxation.json", document)
 
 
-def show(entries: Sequence[Entry], title: str, console: Console) -> None:
+def print_relaxations(entries: Sequence[Entry], title: str, console: Console) -> None:
     """Print how each relaxation went, and what came out."""
-    course = _table(title, "structure", "steps", "force (eV/A)", "stress (GPa)", "outcome")
+    rows = [_describe(entry) for entry in entries]
+    console.print(terminal_table(COURSE, rows, title))
     compared = any(entry.difference is not None for entry in entries)
-    columns = ("structure", "a (A)", "b (A)", "c (A)", "eV/atom", *(["meV/f.u."] if compared else []), "space group")
-    crystal = _table("relaxed structures", *columns)
-    for entry in entries:
-        relaxed = entry.relaxed
-        course.add_row(
-            entry.name,
-            str(relaxed.steps),
-            f"{relaxed.residual_force:.1e}",
-            f"{relaxed.residual_stress:.1e}",
-            "converged" if relaxed.converged else f"NOT converged: {relaxed.reason}",
-        )
-        crystal.add_row(
-            entry.name,
-            *(f"{length:.4f}" for length in relaxed.atoms.cell.lengths()),
-            f"{relaxed.energy / len(relaxed.atoms):.6f}",
-            *([("" if entry.difference is None else f"{entry.difference:.2f}")] if compared else []),
-            str(entry.after) if entry.before == entry.after else f"{entry.before} -> {entry.after}",
-        )
-    console.print(course)
-    console.print(crystal)
-
-
-def _table(title: str, *columns: str) -> WholeTable:
-    table = WholeTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        words = column in ("structure", "outcome", "space group")
-        table.add_column(column, justify="left" if words else "right")
-    return table
+    shown = [column for column in CRYSTAL if compared or not column.name.startswith("difference")]
+    console.print(terminal_table(shown, rows, "relaxed structures"))
 
 
 def _describe(entry: Entry) -> dict[str, Any]:
@@ -164,13 +163,13 @@ def _describe(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _convergence(entries: Sequence[Entry]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def _convergence(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """A row for each step of each structure."""
+    rows = []
     for entry in entries:
         history = entry.relaxed.history
-        values = (history.energy, history.residual, history.force, history.stress, history.volume)
-        for step, row in enumerate(zip(*values, strict=True)):
-            writer.writerow([entry.name, step, *(repr(float(value)) for value in row)])
-    return text.getvalue()
+        values = zip(history.energy, history.residual, history.force, history.stress, history.volume, strict=True)
+        rows += [
+            dict(zip(CONVERGENCE, (entry.name, step, *map(float, row)), strict=True)) for step, row in enumerate(values)
+        ]
+    return rows

@@ -21,7 +21,7 @@ from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.spectral import ModeFunction, frequencies
-from jaxpto.free_energy.harmonic.output import HarmonicResult, Subject, write_harmonic
+from jaxpto.free_energy.harmonic.output import HarmonicResult, Treatment, write_harmonic
 from jaxpto.free_energy.harmonic.vibrations import (
     VibratingCrystal,
     VibrationalThermodynamics,
@@ -40,6 +40,7 @@ from jaxpto.models.suitability import check_supports
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import provenance
+from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input
 from jaxpto.structures.axes import held_shear
@@ -58,16 +59,16 @@ class Prepared:
         atoms: unit cell, relaxed if `relax` says so.
         phonon: phonopy's object for the supercell.
         crystal: the vibrating crystal, with its mesh.
-        mesh: wave vectors along the reciprocal vectors of the primitive cell.
-        subject: description for the output.
+        subject: crystal and model; energies belong to the primitive cell.
+        treatment: statistics, pressure, supercell and mesh.
     """
 
     calculator: JaxptoCalculator
     atoms: ase.Atoms
     phonon: Phonopy
     crystal: VibratingCrystal
-    mesh: tuple[int, int, int]
     subject: Subject
+    treatment: Treatment
 
 
 def run_harmonic(config: FreeEnergyConfig, console: Console) -> HarmonicResult:
@@ -81,7 +82,8 @@ def run_harmonic(config: FreeEnergyConfig, console: Console) -> HarmonicResult:
         check_harmonic(config)
         prepared = prepare_crystal(config, console)
         result = _analyse(config, prepared, console)
-    write_harmonic(result, prepared.subject, config.out, dataclasses.asdict(config) | provenance(), console)
+    settings = dataclasses.asdict(config) | provenance()
+    write_harmonic(result, prepared.subject, prepared.treatment, config.out, settings, console)
     return result
 
 
@@ -147,12 +149,10 @@ def prepare_crystal(config: FreeEnergyConfig, console: Console) -> Prepared:
         model=config.model,
         units=formula_units(phonon.primitive.numbers),
         atoms=len(phonon.primitive),
-        statistics=config.harmonic.statistics,
-        pressure=config.pressure,
-        supercell=config.repeats,
-        mesh=mesh,
+        caveat=potential.caveat,
     )
-    return Prepared(calculator, atoms, phonon, make_crystal(phonon, mesh), mesh, subject)
+    treatment = Treatment(config.harmonic.statistics, config.pressure, config.repeats, mesh)
+    return Prepared(calculator, atoms, phonon, make_crystal(phonon, mesh), subject, treatment)
 
 
 def _analyse(config: FreeEnergyConfig, prepared: Prepared, console: Console) -> HarmonicResult:

@@ -13,11 +13,12 @@ from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.estimators.samples import enthalpy_samples
 from jaxpto.free_energy.estimators.transition import phase_bracket
 from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
-from jaxpto.free_energy.ladder.output import Subject, write_ladder
+from jaxpto.free_energy.ladder.output import write_ladder
 from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.observables.summary import summarize, transitions
-from jaxpto.report import load_run
 from jaxpto.reporting.provenance import provenance
+from jaxpto.reporting.stored_sweep import load_sweep
+from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input
 from jaxpto.sweep import run as run_sweep
@@ -36,7 +37,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     folder = config.out / "sweep"
     check_output_folder(config.out, resume=folder.exists())
     run_sweep(sweep_settings(config, folder))
-    finished = load_run(folder)
+    finished = load_sweep(folder)
     cells = math.prod(config.repeats)
     atoms = cells * len(cell)
     freedom = 3 * atoms - 3 if config.ensemble == "npt" else 3 * atoms
@@ -48,6 +49,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None
     result = analyse_ladder(samples, wanted, freedom, bracket=bracket, seed=config.seed)
     formula, units = cell.symbols.formula.reduce()
-    subject = Subject(formula.format("metal"), config.model, cells * units, atoms, config.ensemble == "npt")
+    flexible = config.ensemble == "npt"
+    subject = Subject(formula.format("metal"), config.model, cells * units, atoms, flexible, finished.caveat)
     write_ladder(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result

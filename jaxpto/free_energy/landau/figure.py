@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
@@ -11,48 +13,62 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpto.free_energy.landau.analysis import LandauResult, TemperatureResult
-from jaxpto.free_energy.landau.literature import LEAD_TITANATE, Subject
-from jaxpto.free_energy.landau.profile import JOULE_PER_CUBIC_METRE, landau_energy
-from jaxpto.reporting.figures import COLORS, GREY, STYLE
+from jaxpto.free_energy.landau.profile import JOULE_PER_CUBIC_METRE, landau_energy, landau_well
+from jaxpto.perovskite.literature import LandauCoefficients
+from jaxpto.reporting.columns import TEMPERATURE, Column, Row
+from jaxpto.reporting.panels import bars
+from jaxpto.reporting.style import COLORS, DASHED, GREY, styled
+from jaxpto.reporting.subject import Subject
 
+LABELS = (
+    "P$_s$ (C m$^{-2}$)",
+    "barrier (meV per formula unit)",
+    "a$_1$ (10$^8$ J m C$^{-2}$)",
+    "a$_{11}$ (10$^8$ J m$^5$ C$^{-4}$)",
+    "a$_{111}$ (10$^8$ J m$^9$ C$^{-6}$)",
+)
 LEGEND_ROWS = 8  # temperatures that are named; a colour bar would be needed for more
 
 
-def landau_figure(result: LandauResult, subject: Subject) -> Figure:
-    """Profiles with their Landau polynomials, P_s, barrier and the three coefficients; grey: the literature."""
-    kelvin = np.array([row.samples.temperature for row in result.rows])
+@styled()
+def landau_figure(
+    result: LandauResult,
+    subject: Subject,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    known: LandauCoefficients | None,
+) -> Figure:
+    """Profiles with their Landau polynomials, P_s, barrier and the three coefficients; grey: the literature.
+
+    Args:
+        result: the landscapes.
+        subject: crystal and model.
+        columns: P_s, barrier and coefficients.
+        rows: their values at each temperature.
+        known: published coefficients, if there are any.
+    """
+    kelvin = TEMPERATURE.values(rows)
     span = float(np.ptp(kelvin)) or 100.0
     fine = np.linspace(max(kelvin.min() - 0.06 * span, 1.0), kelvin.max() + 0.06 * span, 300)
-    fields = (
-        ("P$_s$ (C m$^{-2}$)", lambda found: found.spontaneous, 1.0),
-        ("barrier (meV per formula unit)", lambda found: found.barrier, 1000.0 / subject.units),
-        ("a$_1$ (10$^8$ J m C$^{-2}$)", lambda found: found.landau[0], 1e-8),
-        ("a$_{11}$ (10$^8$ J m$^5$ C$^{-4}$)", lambda found: found.landau[1], 1e-8),
-        ("a$_{111}$ (10$^8$ J m$^9$ C$^{-6}$)", lambda found: found.landau[2], 1e-8),
-    )
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11.4, 6.6), layout="constrained")
-        panels = figure.subplots(2, 3).ravel()
-        _profiles(panels[0], result, subject)
-        literature = _literature(result, fine, subject) if subject.known else [None] * len(fields)
-        for axes, (label, pick, factor), known in zip(panels[1:], fields, literature, strict=True):
-            values = factor * np.array([pick(row.values) for row in result.rows])
-            errors = factor * np.array([pick(row.errors) for row in result.rows])
-            if known is not None:
-                axes.plot(fine, known, color=GREY, lw=1.4, zorder=1, label=LEAD_TITANATE.source)
-            style = {"fmt": "o", "ms": 5, "color": COLORS[0], "capsize": 2.5, "lw": 1, "zorder": 3}
-            axes.errorbar(kelvin, values, errors, label="umbrella windows", **style)
-            if label.startswith("a$_1$") and result.curie_weiss is not None:
-                slope, origin = result.curie_weiss
-                axes.plot(fine, factor * slope * (fine - origin), color=COLORS[0], lw=1, label="a$_0$ (T $-$ T$_0$)")
-            if label.startswith("a$"):
-                axes.axhline(0.0, color=GREY, lw=0.6, ls=(0, (4, 3)), zorder=0)
-            else:
-                axes.set_ylim(bottom=0.0 if values.max() > 0.0 else None)
-            axes.set_ylabel(label)
-            axes.set_xlabel("temperature (K)")
-            axes.set_xlim(fine[0], fine[-1])
-            axes.legend(loc="best")
+    figure = Figure(figsize=(11.4, 6.6), layout="constrained")
+    first, *panels = figure.subplots(2, 3).ravel()
+    _profiles(first, result, subject)
+    for axes, column, label in zip(panels, columns, LABELS, strict=True):
+        bars(axes, rows, column, "umbrella windows")
+        if column.name.startswith("a"):
+            axes.axhline(0.0, color=GREY, lw=0.6, ls=DASHED, zorder=0)
+        else:
+            axes.set_ylim(bottom=0.0 if column.values(rows).max() > 0.0 else None)
+        axes.set(xlabel="temperature (K)", ylabel=label, xlim=(fine[0], fine[-1]))
+    if result.curie_weiss is not None:
+        slope, origin = result.curie_weiss
+        panels[2].plot(fine, 1e-8 * slope * (fine - origin), color=COLORS[0], lw=1, label="a$_0$ (T $-$ T$_0$)")
+    if known is not None:
+        volume = np.mean([float(row.values.volume) for row in result.rows]) / subject.units
+        for axes, curve in zip(panels, _literature(known, fine, volume), strict=True):
+            axes.plot(fine, curve, color=GREY, lw=1.4, zorder=1, label=known.source)
+    for axes in panels:
+        axes.legend(loc="best")
     return figure
 
 
@@ -71,9 +87,9 @@ def _profiles(axes: Axes, result: LandauResult, subject: Subject) -> None:
     highest = max(float(np.nanmax(factor * row.values.profile)) for row in result.rows)
     # walls can be many times as high as the wells are deep
     axes.set_ylim(lowest - 0.08 * (highest - lowest), min(highest * 1.05, max(-4.0 * lowest, 10.0)))
-    axes.axhline(0.0, color=GREY, lw=0.6, ls=(0, (4, 3)), zorder=0)
+    axes.axhline(0.0, color=GREY, lw=0.6, ls=DASHED, zorder=0)
     axes.set_xlabel("P$_z$ (C m$^{-2}$)")
-    axes.set_ylabel(f"{'G' if subject.flexible else 'F'} (meV per formula unit)")
+    axes.set_ylabel(f"{subject.free_energy} (meV per formula unit)")
     axes.legend(loc="best")
 
 
@@ -83,9 +99,9 @@ def _polynomial(row: TemperatureResult, polarization: np.ndarray) -> np.ndarray:
     return energy * float(row.values.volume) / JOULE_PER_CUBIC_METRE + float(row.values.offset)
 
 
-def _literature(result: LandauResult, kelvin: np.ndarray, subject: Subject) -> list[np.ndarray]:
-    """The published curves for the five panels; the barrier with the simulated volume of a formula unit."""
-    places, heights = LEAD_TITANATE.wells(kelvin)
-    volume = np.mean([float(row.values.volume) for row in result.rows]) / subject.units
-    coefficients = np.stack([LEAD_TITANATE.at(float(t)) for t in kelvin])
+def _literature(known: LandauCoefficients, kelvin: np.ndarray, volume: float) -> list[np.ndarray]:
+    """The published curves for the five panels; the barrier is that of a formula unit of this volume, Angstrom^3."""
+    coefficients = np.stack([known.at(float(t)) for t in kelvin])
+    with jax.enable_x64(True):
+        places, heights = jax.device_get(jax.vmap(landau_well)(jnp.asarray(coefficients)))
     return [places, 1000.0 * heights * volume / JOULE_PER_CUBIC_METRE, *(1e-8 * coefficients.T)]

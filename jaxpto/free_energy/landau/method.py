@@ -17,7 +17,6 @@ from jaxpto.console.command import configure_devices
 from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig, LandauOptions
 from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamples, analyse_windows, thinned
-from jaxpto.free_energy.landau.literature import Subject
 from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
 from jaxpto.free_energy.sweep_settings import sweep_settings
@@ -27,8 +26,9 @@ from jaxpto.md.preparation import Setup, prepare
 from jaxpto.md.stored_run import check_space, simulate
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.perovskite.polarization import PolarizationTopology
-from jaxpto.report import load_run
 from jaxpto.reporting.provenance import fingerprint, provenance
+from jaxpto.reporting.stored_sweep import load_sweep
+from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
 from jaxpto.system import defining_arrays, from_ase, unstack
@@ -71,7 +71,8 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     sampled = read_windows(folder, windows, config)
     console.print("MBAR and bootstrap ...")
     result = analyse_windows(sampled, windows, seed=config.seed)
-    subject = Subject(formula, config.model, units, config.ensemble == "npt")
+    flexible, caveat = config.ensemble == "npt", plain.potential.caveat
+    subject = Subject(formula, config.model, units, len(plain.atoms), flexible, caveat)
     write_landau(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
 
@@ -159,7 +160,7 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
     Raises:
         InputError: a lost replica, or too few samples.
     """
-    records = load_run(folder).records
+    records = load_sweep(folder).records
     number = len(windows.centers)
     sampled = []
     for kelvin in sorted(config.temperatures):

@@ -79,7 +79,8 @@ def run_quasiharmonic(config: FreeEnergyConfig, console: Console) -> Quasiharmon
         internal=config.qha.internal,
         coordinates=landscape.size,
     )
-    write_quasiharmonic(result, prepared.subject, config.out, dataclasses.asdict(config) | provenance(), console)
+    settings = dataclasses.asdict(config) | provenance()
+    write_quasiharmonic(result, prepared.subject, prepared.treatment, config.out, settings, console)
     return result
 
 

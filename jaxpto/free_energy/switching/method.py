@@ -23,16 +23,14 @@ from jaxpto.errors import InputError
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.free_energy.switching.analysis import (
-    Scaled,
     Sites,
-    Switched,
     SwitchedCrystal,
     analyse_scaling,
     analyse_switches,
     sites_of,
 )
 from jaxpto.free_energy.switching.einstein_crystal import einstein_displacements
-from jaxpto.free_energy.switching.output import SwitchingSubject, write_switching
+from jaxpto.free_energy.switching.output import SwitchingResult, write_switching
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.stored_run import trajectory_paths
@@ -44,8 +42,9 @@ from jaxpto.observables.summary import ReplicaRecord
 from jaxpto.potential import Potential
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
-from jaxpto.report import load_run
 from jaxpto.reporting.provenance import fingerprint, provenance
+from jaxpto.reporting.stored_sweep import load_sweep
+from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures import make_supercell, read_input, read_structure
@@ -58,21 +57,6 @@ SLICES = 100  # of a switch, in which its work is recorded
 RELAXATION = Target(fmax=1e-4)
 SYMMETRY_PRECISION = 1e-3  # Angstrom, within which a translation maps the crystal onto itself
 OWN_FILES = ("sweep", "switching", "relaxed.extxyz")
-
-
-@dataclasses.dataclass(frozen=True)
-class SwitchingResult:
-    """Absolute free energies at fixed cell.
-
-    Attributes:
-        switched: from switching to the Einstein crystal, by ascending temperature.
-        scaled: from reversible scaling, or None.
-        internal: [t] internal energy at the temperatures of `switched` and its standard error, eV.
-    """
-
-    switched: list[Switched]
-    scaled: Scaled | None
-    internal: list[tuple[float, float]]
 
 
 def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult:
@@ -107,7 +91,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
 
     atoms = make_supercell(cell, config.repeats)
     masses = atoms.get_masses()
-    records = load_run(Path(sweep.out)).records
+    records = load_sweep(Path(sweep.out)).records
     for record in records:
         if record.status != "ok":
             raise InputError(
@@ -145,14 +129,12 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
     ]
     result = SwitchingResult(switched, scaled, internal)
     formula, units = cell.symbols.formula.reduce()
-    subject = SwitchingSubject(formula.format("metal"), potential.name, math.prod(config.repeats) * units, crystal)
+    units *= math.prod(config.repeats)
+    subject = Subject(formula.format("metal"), potential.name, units, len(atoms), caveat=potential.caveat)
     shared = {name: value for name, value in vars(config).items() if not dataclasses.is_dataclass(value)}
     settings = shared | {"switching": dataclasses.asdict(config.switching)} | provenance()
-    if potential.caveat:
-        settings["caveat"] = f"the model's {potential.caveat}"
-    write_switching(
-        switched, scaled, internal, np.array(sorted(config.temperatures)), subject, config.out, settings, console
-    )
+    wanted = np.array(sorted(config.temperatures))
+    write_switching(result, wanted, subject, crystal, config.out, settings, console)
     return result
 
 
