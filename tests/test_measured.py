@@ -13,7 +13,7 @@ import pytest
 
 from jaxpto.errors import InputError
 from jaxpto.md.config import SweepConfig
-from jaxpto.models.catalogue import save_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.observables.further import FurtherSeries, further_averages
 from jaxpto.observables.observable import Observable

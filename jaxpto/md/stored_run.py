@@ -50,7 +50,7 @@ class StoredRun:
 
     Attributes:
         batch: the replicas.
-        folder: for checkpoints/ and trajectories/; no other run goes on in it.
+        folder: for checkpoints/ and trajectories/; it exists, and is held by `one_run`.
         identity: what nothing but this run has; checkpoints and trajectories carry it, and those of another run are
             refused. "" for a run of an earlier version.
         frames: whether every sample is kept in trajectories; otherwise the final state is all there is.
@@ -266,7 +266,6 @@ def _begin(run: StoredRun, files: _Files, processes: Processes) -> RunState:
     layout = first_layout(run.batch)
     # rounding may differ between kinds of machines: the first process decides
     layout = layout_from_json(json.loads(processes.gather(json.dumps(layout_to_json(layout)).encode())[0]))
-    run.folder.mkdir(parents=True, exist_ok=True)
     if processes.first:
         mark_unsaved(run.folder)
     files.create()

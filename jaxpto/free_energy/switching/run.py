@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import ase
 import jax
@@ -30,6 +29,7 @@ from jaxpto.observables.observable import Sample
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.lock import one_run
 from jaxpto.system import defining_arrays, from_ase
 from jaxpto.units import BOLTZMANN
 
@@ -109,17 +109,18 @@ def run_lanes(
         StorageError: the disk fails; what was computed up to the last checkpoint stays.
     """
     identity = _identity(potential, atoms, lanes, protocol, seed)
-    finished = folder / "work.json"
-    if finished.exists():
-        document = json.loads(finished.read_text())
+    finished_path = folder / "work.json"
+    if finished_path.exists():
+        document = json.loads(finished_path.read_text())
         _check_identity(document["identity"], identity, folder)
     else:
-        document = {
-            "identity": identity,
-            **_simulate(potential, atoms, lanes, protocol, seed, identity, folder, console),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(finished, document)
+        with one_run(folder):
+            batch = _batch(potential, atoms, lanes, protocol, seed)
+            run = StoredRun(batch, folder, identity, frames=False, checkpoint_every=CHECKPOINT_EVERY)
+            finished = advance(run, lambda first_step: SwitchLine(console, batch, protocol.hold, first_step), console)
+            work = np.asarray(finished.states.bath.work, np.float64)
+            document = {"identity": identity, "work": work, "reasons": finished.ended.describe(batch.limits)}
+            write_json_atomic(finished_path, document)
     for kelvin, reason in zip(lanes.temperatures, document["reasons"], strict=True):
         if reason:
             raise InputError(
@@ -127,23 +128,6 @@ def run_lanes(
                 "shorter `timestep`"
             )
     return np.asarray(document["work"], np.float64)
-
-
-def _simulate(
-    potential: Potential,
-    atoms: ase.Atoms,
-    lanes: Lanes,
-    protocol: Protocol,
-    seed: int,
-    identity: str,
-    folder: Path,
-    console: Console,
-) -> dict[str, Any]:
-    batch = _batch(potential, atoms, lanes, protocol, seed)
-    run = StoredRun(batch, folder, identity, frames=False, checkpoint_every=CHECKPOINT_EVERY)
-    finished = advance(run, lambda first_step: SwitchLine(console, batch, protocol.hold, first_step), console)
-    work = np.asarray(finished.states.bath.work, np.float64)
-    return {"work": work, "reasons": finished.ended.describe(batch.limits)}
 
 
 def _batch(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int) -> Batch:
