@@ -7,6 +7,7 @@ Fast models take more steps to a chunk than slow ones, so that neither the host 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -40,10 +41,12 @@ def main() -> None:
 def begin(
     model: str, cells: int, replicas: int, cores: int, timestep: float, samples: int, skin: float | None = None
 ) -> tuple[Any, Iterator[Any]]:
-    """Set-up, and the chunks of so many samples of a run without end."""
+    """A batch, and the chunks of so many samples of a run without end."""
     from jaxpto.console.command import configure_devices, set_up_jax
-    from jaxpto.md import loop, preparation
+    from jaxpto.md import initial, loop, preparation
+    from jaxpto.md.batch import Schedule
     from jaxpto.md.config import SweepConfig
+    from jaxpto.perovskite.measurements import crystal_measurements
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -51,14 +54,12 @@ def begin(
         model=model, supercell=(cells,) * 3, temperatures=tuple(300.0 + 100.0 * r for r in range(replicas)),
         steps=10_000_000, sample_every=EVERY, timestep=timestep, skin=skin,
     )  # fmt: skip
-    setup = preparation.prepare(config)
-    schedule = loop.Schedule(steps=config.steps, sample_every=EVERY, samples_per_chunk=samples)
-    layout = preparation.first_layout(setup)
+    batch = preparation.prepare(config, crystal_measurements).batch
+    batch = dataclasses.replace(batch, schedule=Schedule(config.steps, EVERY, samples_per_chunk=samples))
     mesh = loop.replica_mesh(replicas)
-    states, watch, _ = preparation.begin(setup, layout)
+    states, watch, _ = initial.begin(batch, initial.first_layout(batch))
     states, watch = loop.pad_replicas(states, watch, mesh)
-    chunks = loop.run(setup.potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
-    return setup, chunks
+    return batch, loop.run(batch, states, watch, 1, mesh)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -80,10 +81,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         chunk = next(chunks)
         # a few lost ones are computed along: the time is that of the whole batch
         if (reasons := np.asarray(chunk.watch.reason)[:replicas]).all():
-            raise SystemExit(f"lost: {[setup.limits.describe(int(reason)) for reason in reasons]}")
+            raise SystemExit(f"lost: {[batch.limits.describe(int(reason)) for reason in reasons]}")
         return chunk
 
-    setup, chunks = start(1)
+    batch, chunks = start(1)
     following(chunks)
     first = time.perf_counter() - began
     started = time.perf_counter()
@@ -96,8 +97,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{r}.h5md" for r in range(replicas)]
         for path in paths:
-            frames = 100 + 2_000_000 // len(setup.atoms)  # more than are written, and no more than a disk holds
-            create_trajectory(path, from_ase(setup.atoms), frames, stored_run.OBSERVABLES)
+            frames = 100 + 2_000_000 // len(batch.atoms)  # more than are written, and no more than a disk holds
+            create_trajectory(path, from_ase(batch.atoms), frames, stored_run.quantities(batch.observables))
 
         def advance(written: int) -> Any:
             chunk = following(chunks)
@@ -109,8 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "position": own.positions,
                     "cell": own.cell,
                 }
-                frames |= {name: getattr(own, name) for name in stored_run.OBSERVABLES}
-                write_frames(path, written, frames)
+                write_frames(path, written, frames | own.values)
             return chunk
 
         times, processor = [], time.process_time()
@@ -125,9 +125,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     on_device = device.memory_stats() or {}
     return {
         "device": device.device_kind,
-        "atoms": len(setup.atoms),
+        "atoms": len(batch.atoms),
         "replicas": replicas,
-        "edges_in_list": int((senders < len(setup.atoms)).sum() / replicas),
+        "edges_in_list": int((senders < len(batch.atoms)).sum() / replicas),
         "first_steps_s": first,
         "ms_per_step": [1e3 * value / steps for value in times],
         "processor_ms_per_step": 1e3 * processor / (steps * len(times)),

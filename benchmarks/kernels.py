@@ -69,7 +69,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     """Profile one chunk of one model."""
     import jax
 
-    setup, chunks = begin(model, config.cells, config.replicas, 1, 2.0, SAMPLES)
+    batch, chunks = begin(model, config.cells, config.replicas, 1, 2.0, SAMPLES)
     steps = EVERY * SAMPLES
     for _ in range(2):
         next(chunks)
@@ -88,7 +88,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     ranked = sorted(by_name.items(), key=lambda item: -sum(item[1]))
     return {
         "device": jax.local_devices()[0].device_kind,
-        "atoms": len(setup.atoms),
+        "atoms": len(batch.atoms),
         "replicas": config.replicas,
         "ms_per_step": 1e3 * unprofiled / steps,
         "ms_per_step_profiled": 1e3 * wall / steps,

@@ -42,9 +42,11 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
 
     from jaxpto.console.command import configure_devices, set_up_jax
     from jaxpto.devices.compiled import WIDE
-    from jaxpto.md import loop, preparation
+    from jaxpto.md import initial, loop, preparation
+    from jaxpto.md.batch import Schedule
     from jaxpto.md.config import SweepConfig
     from jaxpto.neighbors import build, needs_rebuild
+    from jaxpto.perovskite.measurements import crystal_measurements
 
     set_up_jax("float32")
     configure_devices(cores)
@@ -52,16 +54,15 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         model=model, supercell=supercell, temperatures=TEMPERATURES[:replicas] if replicas > 1 else (600.0,),
         steps=10 * steps, sample_every=steps,
     )  # fmt: skip
-    setup = preparation.prepare(config)
-    schedule = loop.Schedule(steps=10 * steps, sample_every=steps, samples_per_chunk=1)
-    potential = setup.potential
-    layout = preparation.first_layout(setup)
+    batch = preparation.prepare(config, crystal_measurements).batch
+    batch = dataclasses.replace(batch, schedule=Schedule(10 * steps, sample_every=steps, samples_per_chunk=1))
+    potential = batch.potential
     mesh = loop.replica_mesh(replicas)
-    states, watch, _ = preparation.begin(setup, layout)
+    states, watch, _ = initial.begin(batch, initial.first_layout(batch))
     states, watch = loop.pad_replicas(states, watch, mesh)
 
     begin = time.perf_counter()
-    chunks = loop.run(potential, setup.method, states, watch, schedule, setup.limits, setup.topology, 1, mesh)
+    chunks = loop.run(batch, states, watch, 1, mesh)
     chunk = next(chunks)  # compiles, and takes the atoms off their lattice sites
     compile_seconds = time.perf_counter() - begin
     times = []
@@ -73,11 +74,11 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         "compile_and_first_chunk_seconds": compile_seconds,
         "ms_per_step": 1e3 * statistics.median(times) / steps,
         "ms_per_step_and_replica": 1e3 * statistics.median(times) / steps / replicas,
-        "atoms": len(setup.atoms),
+        "atoms": len(batch.atoms),
         "slots": sum(chunk.states.neighbors.layout.slots),
     }
     if cores == 1:
-        result["steps_per_list"] = steps_per_list(potential, setup.method, chunk.states)
+        result["steps_per_list"] = steps_per_list(potential, batch.method, chunk.states)
     if replicas == 1:
         state = jax.tree.map(lambda x: x[0], jax.device_get(chunk.states))
 
@@ -94,7 +95,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
         grown = chunk.states.neighbors.layout
         forward = timed(lambda p, s, n: p.energy(s, n), potential, state.system, state.neighbors)
         whole = timed(lambda p, s, n: p.evaluate(s, n), potential, state.system, state.neighbors)
-        step = timed(lambda p, s: setup.method(p.evaluate).apply(s), potential, state)
+        step = timed(lambda p, s: batch.method(p.evaluate).apply(s), potential, state)
         rebuild = timed(lambda s: build(s, grown), state.system)
         result |= {
             "forward_ms": forward,
@@ -103,7 +104,7 @@ def measure(cores: int, replicas: int, supercell: tuple[int, int, int], steps: i
             "rebuild_check_ms": timed(lambda s: needs_rebuild(s.neighbors, s.system), state),
             "rebuild_ms": rebuild,
         }
-        result["edges"] = int(np.sum(np.asarray(state.neighbors.senders) < len(setup.atoms)))
+        result["edges"] = int(np.sum(np.asarray(state.neighbors.senders) < len(batch.atoms)))
     return result
 
 

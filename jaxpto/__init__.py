@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from jaxpto.models.folder import save_potential
     from jaxpto.models.jax_md import potential_from_jax_md
     from jaxpto.neighbors import Layout, Neighbors, allocate, build, edge_vectors, grow, needs_rebuild, refresh
+    from jaxpto.observables.observable import Observable
     from jaxpto.phonons import PhononsConfig
     from jaxpto.phonons import run as run_phonons
     from jaxpto.potential import Potential
@@ -79,6 +80,7 @@ _PLACES = {
     "Layout": "jaxpto.neighbors:Layout",
     "MDState": "jaxpto.integrators.state:MDState",
     "Neighbors": "jaxpto.neighbors:Neighbors",
+    "Observable": "jaxpto.observables.observable:Observable",
     "PhononsConfig": "jaxpto.phonons:PhononsConfig",
     "Potential": "jaxpto.potential:Potential",
     "Prediction": "jaxpto.model_interface:Prediction",

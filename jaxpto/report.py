@@ -18,6 +18,7 @@ from jaxpto.reporting.result import PAGE_FILE
 from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.reporting.sweep_report import write_sweep_report
 from jaxpto.storage.output import check_output_folder
+from jaxpto.storage.thermo import write_thermo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,9 @@ def run(config: ReportConfig) -> None:
         raise InputError(f"{len(config.folders)} folders to compare but no --out; name a folder for the comparison")
     (folder,) = config.folders
     check_output_folder(folder, resume=True, called="folder")
-    write_sweep_report(folder, load_sweep(folder), console, SweepConfig)
+    sweep = load_sweep(folder)
+    write_thermo(Path(folder))
+    write_sweep_report(folder, sweep, console, SweepConfig)
 
 
 def main() -> int:

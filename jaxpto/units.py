@@ -4,6 +4,8 @@ Inside the engine energies are eV, lengths Angstrom, masses amu; time is therefo
 The factors are ASE's (CODATA 2014), so that numbers agree with ASE to the last digit.
 """
 
+import re
+
 import numpy as np
 from ase import units as _ase
 
@@ -16,3 +18,12 @@ COULOMB_PER_SQUARE_METRE: float = _ase.C / _ase.m**2  # e / Angstrom^2 per C / m
 def spell_kelvin(temperature: float) -> str:
     """A temperature (K) in figures, as short as tells it from every other: 300, 300.0001; for names of files."""
     return np.format_float_positional(float(temperature), trim="-")
+
+
+def spell_unit(stored: str) -> str:
+    """A unit in H5MD spelling as tables have it: eV/A^3 for "eV Angstrom-3", A^3 for "Angstrom3"."""
+    factors: dict[str, list[str]] = {"": [], "-": []}
+    for symbol, sign, power in re.findall(r"([A-Za-z]+)(-?)(\d*)", stored):
+        short = "A" if symbol == "Angstrom" else symbol
+        factors[sign].append(short if power in ("", "1") else f"{short}^{power}")
+    return "/".join([" ".join(factors[""]) or "1" * bool(factors["-"]), *factors["-"]])

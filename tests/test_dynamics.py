@@ -9,13 +9,16 @@ import pytest
 
 from jaxpto import units
 from jaxpto.md import loop, preparation
+from jaxpto.md.batch import Batch, Schedule
 from jaxpto.md.config import SweepConfig
+from jaxpto.md.health import Limits
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.observables.observable import Sample, general_observables
 from jaxpto.potential import Potential
 from jaxpto.system import from_ase
 
 TEMPERATURES = (20.0, 40.0, 60.0)
-LIMITS = loop.Limits()
+LIMITS = Limits()
 
 
 def argon() -> ase.Atoms:
@@ -28,9 +31,7 @@ def argon_potential() -> Potential:
     return lennard_jones(["Ar"], [0.0103], [3.40], cutoff=6.0, onset=5.0, dtype=np.float64)
 
 
-def make(
-    ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0
-) -> preparation.Setup:
+def make(ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0) -> Batch:
     config = SweepConfig(
         temperatures=temperatures,
         steps=steps,
@@ -40,38 +41,40 @@ def make(
         seed=3,
         mask="full",
     )
-    return preparation.Setup(
-        config=config,
+    atoms, method = argon(), preparation.method_of(config)
+    return Batch(
         potential=argon_potential(),
-        atoms=argon(),
-        topology=None,
-        note="",
-        method=preparation.method_of(config),
-        schedule=loop.Schedule(steps, sample_every, per_chunk),
-        limits=LIMITS,
+        atoms=atoms,
         temperatures=np.asarray(temperatures),
+        start=preparation.start_of(config, atoms, np.asarray(temperatures)),
+        method=method,
+        schedule=Schedule(steps, sample_every, per_chunk),
+        limits=LIMITS,
+        observables=general_observables(method),
+        timestep=timestep,
+        skin=0.4,
     )
 
 
-def begin(setup: preparation.Setup, headroom: float = 3.0):
+def begin(setup: Batch, headroom: float = 3.0):
     """The start, with one capacity unless a test needs another, so that tests share programs."""
     system = from_ase(setup.atoms, np.float64)
     layout = setup.potential.allocate([system], 0.4, headroom)
-    return preparation.begin(setup, layout)[:2]
+    return initial.begin(setup, layout)[:2]
 
 
-def go(setup: preparation.Setup, states, watch, devices=1) -> tuple[loop.Sample, list[loop.Chunk]]:
+def go(setup: Batch, states, watch, devices=1) -> tuple[Sample, list[loop.Chunk]]:
     """Run to the end: samples [samples, replicas, ...] and the chunks."""
     mesh = loop.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices])
     states, watch = loop.pad_replicas(states, watch, mesh)
-    chunks = list(loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh))
+    chunks = list(loop.run(setup, states, watch, 1, mesh))
     samples = jax.tree.map(
         lambda *parts: np.concatenate(parts)[:, : len(setup.temperatures)], *[c.samples for c in chunks]
     )
     return samples, chunks
 
 
-def equal(first: loop.Sample, second: loop.Sample) -> bool:
+def equal(first: Sample, second: Sample) -> bool:
     return all(
         np.array_equal(a, b, equal_nan=True)
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
@@ -160,7 +163,7 @@ def test_a_lost_replica_is_frozen_and_the_others_do_not_notice(reference, factor
 
 def test_heat_makes_argon_melt():
     setup = make("nvt", temperatures=(20.0, 600.0), steps=1500, sample_every=50, per_chunk=30)
-    setup = dataclasses.replace(setup, limits=loop.Limits(lindemann=0.3))
+    setup = dataclasses.replace(setup, limits=Limits(lindemann=0.3))
     _, chunks = go(setup, *begin(setup))
     assert np.asarray(chunks[-1].watch.alive).tolist() == [True, False]
     assert "molten" in setup.limits.describe(int(chunks[-1].watch.reason[1]))
@@ -171,7 +174,7 @@ def test_a_rigid_drift_is_not_melting():
     states, watch = begin(setup)
     mass = np.asarray(states.system.masses[0])
     states = states.replace(momenta=states.momenta + 0.02 / units.FEMTOSECOND * 0.5 * mass[None, :, None])
-    samples, chunks = go(dataclasses.replace(setup, limits=loop.Limits(hot=1e9)), states, watch)
+    samples, chunks = go(dataclasses.replace(setup, limits=Limits(hot=1e9)), states, watch)
     assert np.linalg.norm(samples.positions[-1, 0].mean(0) - samples.positions[0, 0].mean(0)) > 3.0
     assert bool(chunks[-1].watch.alive[0])
 
@@ -190,6 +193,6 @@ def test_overflow_without_end_freezes_only_its_replica():
     crushed = states.system.cell.at[1].multiply(0.35)
     inner = states.system.positions.at[1].multiply(0.35)
     states = states.replace(system=states.system.replace(cell=crushed, positions=inner))
-    setup = dataclasses.replace(setup, limits=loop.Limits(regrows=1))
+    setup = dataclasses.replace(setup, limits=Limits(regrows=1))
     _, chunks = go(setup, states, watch)
     assert np.asarray(chunks[-1].watch.alive).tolist() == [True, False]

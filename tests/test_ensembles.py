@@ -25,13 +25,12 @@ from toy_potentials import (
     lennard_jones,
     listed,
     no_neighbors,
-    pressure_tensor,
     sample,
     standard_error,
     thermal_bath,
 )
 
-from jaxpto.integrators import hydrostatic_stress, npt_parrinello_rahman, nvt_langevin
+from jaxpto.integrators import hydrostatic_stress, npt_parrinello_rahman, nvt_langevin, total_stress
 from jaxpto.integrators.external_stress import external_force
 from jaxpto.neighbors import edge_vectors, needs_rebuild
 from jaxpto.potential import Potential
@@ -288,7 +287,7 @@ def test_mean_internal_stress_is_the_cauchy_stress_that_was_asked_for():
         def observe(state):
             bath, cell = state.bath, state.system.cell
             still = kT_of(10.0) * jnp.eye(3)  # of the centre of mass, which does not move
-            inside = -jnp.linalg.det(cell) * pressure_tensor(state) - still
+            inside = jnp.linalg.det(cell) * total_stress(state) - still
             outside = external_force(bath.external_stress, bath.inverse_reference_cell, cell, measure)
             return inside, outside, jnp.linalg.det(cell)
 

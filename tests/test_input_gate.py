@@ -23,6 +23,7 @@ from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.md.config import SweepConfig, changed_fields, to_json
 from jaxpto.md.preparation import prepare
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.relaxation.target import with_results
 from jaxpto.structures import builtin_structure, notes_on, read_input, read_structure, vacuum
 from jaxpto.structures.write import write_frames
@@ -325,7 +326,7 @@ def test_notes_reach_the_console(tmp_path, capsys) -> None:
     ase.io.write(path, moved())
     assert evaluate.main([path, "--model", "perovskite", "--out", str(tmp_path / "out.extxyz")]) == 0
     assert f"{path}: magnetic moments are not used" in capsys.readouterr().out
-    assert prepare(SweepConfig(path)).notes == read_input(path, "dynamics").notes != ()
+    assert prepare(SweepConfig(path), crystal_measurements).notes == read_input(path, "dynamics").notes != ()
 
 
 # --- atoms made anew
@@ -377,9 +378,9 @@ def test_kinds_are_elements_and_masses() -> None:
 def test_files_are_not_multiplied(tmp_path) -> None:
     path = str(tmp_path / "pto.vasp")
     ase.io.write(path, builtin_structure("PbTiO3-cubic"))
-    assert len(prepare(SweepConfig(path)).atoms) == 5
-    assert len(prepare(SweepConfig(path, supercell=(2, 1, 1))).atoms) == 10
-    assert len(prepare(SweepConfig("PbTiO3-cubic")).atoms) == 625
+    assert len(prepare(SweepConfig(path), crystal_measurements).batch.atoms) == 5
+    assert len(prepare(SweepConfig(path, supercell=(2, 1, 1)), crystal_measurements).batch.atoms) == 10
+    assert len(prepare(SweepConfig("PbTiO3-cubic"), crystal_measurements).batch.atoms) == 625
     assert FreeEnergyConfig(path).repeats == (1, 1, 1)
     assert FreeEnergyConfig().repeats == MatchOptions().repeats == (3, 3, 3)
     assert MatchOptions(structure=path).repeats == (1, 1, 1)

@@ -35,6 +35,7 @@ from jaxpto.integrators import (
     nve,
     nvt_langevin,
     temperature,
+    total_stress,
 )
 from jaxpto.integrators.external_stress import deviatoric_work, external_force, potential_work
 from jaxpto.md.config import PRESETS, SweepConfig
@@ -289,6 +290,15 @@ def test_momenta_are_thermal_and_without_drift():
         )
         drift = np.abs(np.asarray(states.momenta.sum(axis=1))).max()
         assert (drift > 1.0) if freedom == 96 else (drift < 1e-12)
+
+
+def test_total_stress_is_ase_s():
+    state = npt_state(npt())
+    stress = np.asarray(total_stress(state))
+    velocities = np.asarray(state.momenta) / np.asarray(state.system.masses)[:, None]
+    kinetic = np.asarray(state.momenta).T @ velocities / float(volume(state.system.cell))
+    np.testing.assert_allclose(-stress, kinetic - np.asarray(state.prediction.stress), atol=1e-15)
+    assert np.linalg.eigvalsh(kinetic).min() > 0.0
 
 
 def test_langevin_is_jax_md_s():

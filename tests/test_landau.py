@@ -26,7 +26,7 @@ from jaxpto.free_energy.landau.method import choose_windows
 from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, prediction_from_energy, settled
 from jaxpto.integrators import npt_parrinello_rahman, nvt_langevin
 from jaxpto.integrators.parametrised import parametrised
-from jaxpto.md import preparation, stored_run
+from jaxpto.md import batch, stored_run
 from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
 from jaxpto.perovskite.literature import LANDAU
@@ -321,7 +321,7 @@ TINY = (
 def _short_chunks() -> Iterator[None]:
     """Runs of a few chunks, so that they can be interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "ATOM_STEPS_PER_CHUNK", 20_000)
+        patch.setattr(batch, "ATOM_STEPS_PER_CHUNK", 20_000)
         yield
 
 

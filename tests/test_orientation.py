@@ -19,7 +19,7 @@ from jaxpto.storage.orientation import standard_orientation
 from jaxpto.storage.trajectory import (
     EARLIER_PARTICLES,
     PARTICLES,
-    Observable,
+    Quantity,
     create_trajectory,
     finalize_trajectory,
     read_trajectory,
@@ -29,9 +29,9 @@ from jaxpto.structures import builtin_structure
 from jaxpto.system import System, from_ase
 
 OBSERVABLES = {
-    "static_stress": Observable((3, 3), "eV Angstrom-3"),
-    "polarization": Observable((3,), "C m-2"),
-    "volume": Observable((), "Angstrom3"),
+    "static_stress": Quantity((3, 3), "eV Angstrom-3"),
+    "polarization": Quantity((3,), "C m-2"),
+    "volume": Quantity((), "Angstrom3"),
 }
 TURNS = {
     "upright": np.eye(3),
@@ -161,4 +161,4 @@ def test_files_of_earlier_versions_are_read_and_go_on_in_the_laboratory(tmp_path
 def test_an_observable_cannot_be_called_rotation(tmp_path: Path) -> None:
     system = System(jnp.zeros((1, 3)), jnp.eye(3), jnp.asarray([1]), jnp.ones(1))
     with pytest.raises(ValueError, match="cannot name an observable"):
-        create_trajectory(tmp_path / "t.h5md", system, 1, {"rotation": Observable((3, 3), "")})
+        create_trajectory(tmp_path / "t.h5md", system, 1, {"rotation": Quantity((3, 3), "")})

@@ -15,7 +15,7 @@ from jaxpto.devices import compiled
 from jaxpto.errors import InputError
 from jaxpto.free_energy import command as free_energy
 from jaxpto.storage.output import check_output_file, check_output_folder
-from jaxpto.storage.trajectory import Observable, create_trajectory, write_frames
+from jaxpto.storage.trajectory import Quantity, create_trajectory, write_frames
 from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
 
@@ -155,7 +155,7 @@ def test_commands_with_an_output_file_refuse_them(
     places: dict[str, tuple[Path, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     atoms, path = builtin_structure("PbTiO3-cubic"), tmp_path / "300K.h5md"
-    create_trajectory(path, from_ase(atoms), 1, {"volume": Observable((), "Angstrom3")})
+    create_trajectory(path, from_ase(atoms), 1, {"volume": Quantity((), "Angstrom3")})
     frame = {"step": [0], "time": [0.0], "position": [atoms.positions], "cell": [atoms.cell.array], "volume": [59.0]}
     write_frames(path, 0, {name: np.asarray(value) for name, value in frame.items()})
     atoms.write(tmp_path / "start.vasp")

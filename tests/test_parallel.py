@@ -24,10 +24,13 @@ from jaxpto.console.command import run_command
 from jaxpto.devices import sharding
 from jaxpto.devices.abort_filter import explain
 from jaxpto.devices.processes import Processes
-from jaxpto.md import loop, preparation
+from jaxpto.md import loop
+from jaxpto.md.batch import Batch
 from jaxpto.md.config import SweepConfig
+from jaxpto.md.initial import begin as begin_batch
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.observables.observable import Sample
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.system import from_ase
 
@@ -292,14 +295,14 @@ def test_every_abort_is_explained():
     assert explain(b"F1123 ... Socket closed").startswith("another process")
 
 
-def shared_run(setup: preparation.Setup, devices: int, headroom: float) -> tuple[loop.Sample, list[loop.Chunk]]:
+def shared_run(setup: Batch, devices: int, headroom: float) -> tuple[Sample, list[loop.Chunk]]:
     """As `go`, with each replica's edges over so many devices."""
     system = from_ase(setup.atoms, np.float64)
     layout = sharding.divisible(setup.potential.allocate([system], 0.4, headroom), devices)
-    states, watch, _ = preparation.begin(setup, layout)
+    states, watch, _ = begin_batch(setup, layout)
     mesh = loop.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices], devices)
     states, watch = loop.pad_replicas(states, watch, mesh)
-    chunks = list(loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh))
+    chunks = list(loop.run(setup, states, watch, 1, mesh))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *[chunk.samples for chunk in chunks]), chunks
 
 

@@ -13,7 +13,7 @@ from test_parallel import child
 from jaxpto.devices import compiled
 from jaxpto.devices.compiled import cached_jit
 from jaxpto.integrators.nve import nve
-from jaxpto.md import preparation
+from jaxpto.md import initial
 
 X = np.linspace(0.0, 1.0, 5)
 
@@ -149,10 +149,10 @@ def test_errors_of_the_function_come_through(cache):
 @pytest.mark.parametrize("ensemble", ["npt", "nvt", "nve"])
 def test_a_run_begins_from_a_kept_program_with_the_numbers_of_a_traced_one(cache, ensemble):
     setup = make(ensemble)
-    layout = preparation.first_layout(setup)
-    states, watch = jax.jit(lambda: preparation.start(setup, layout), compiler_options=preparation.RUN_ONCE)()
+    layout = initial.first_layout(setup)
+    states, watch = jax.jit(lambda: initial.initial_state(setup, layout), compiler_options=initial.RUN_ONCE)()
     for _ in range(2):
-        begun = preparation.begin(setup, layout)
+        begun = initial.begin(setup, layout)
         assert len(files(cache)) == 1
         for mine, other in zip(jax.tree.leaves(begun[:2]), jax.tree.leaves((states, watch)), strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
@@ -166,6 +166,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_compilation_cache_dir", {str(tmp_path)!r})
 from jaxpto import neighbors
+from jaxpto.md import initial
 from test_dynamics import *
 traced, compiled, exported = [], [], jax.export.export
 def counting(function):
@@ -176,11 +177,11 @@ jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None)
 setup = make()
 layout = neighbors.allocate([from_ase(setup.atoms, np.float64)], setup.potential.cutoff, 0.4, headroom=2.0)
-states, watch, _ = preparation.begin(setup, layout)
+states, watch, _ = initial.begin(setup, layout)
 assert states.neighbors.packed_receivers.size == 0
 mesh = loop.replica_mesh(3, jax.local_devices()[:2])
 states, watch = loop.pad_replicas(states, watch, mesh)
-chunks = loop.run(setup.potential, setup.method, states, watch, setup.schedule, setup.limits, None, 1, mesh)
+chunks = loop.run(setup, states, watch, 1, mesh)
 next(chunks)
 compiled.clear()
 last = list(chunks)[-1]

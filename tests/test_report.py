@@ -28,7 +28,7 @@ from jaxpto.reporting.columns import uncertain
 from jaxpto.reporting.stored_sweep import StoredSweep, load_sweep, read_summary
 from jaxpto.reporting.sweep_report import headline, sweep_pictures, write_sweep_report
 from jaxpto.reporting.temperature_figures import Sweep, lattice_figure, polarization_figure
-from jaxpto.storage.trajectory import Observable, create_trajectory, write_frames
+from jaxpto.storage.trajectory import Quantity, create_trajectory, write_frames
 from jaxpto.system import from_ase
 
 REPEATS = (1, 1, 2)
@@ -74,8 +74,8 @@ def store(folder: Path, records: list[ReplicaRecord], structure: str = "start.va
     fractions = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
     atoms = ase.Atoms("PbTiO3", scaled_positions=fractions, cell=[3.95] * 3, pbc=True).repeat(REPEATS)
     scalars = ("temperature", "potential_energy", "kinetic_energy", "conserved")
-    observables = {name: Observable((), "") for name in scalars}
-    observables |= {"stress": Observable((3, 3), ""), "polarization": Observable((3,), "")}
+    observables = {name: Quantity((), "") for name in scalars}
+    observables |= {"stress": Quantity((3, 3), ""), "polarization": Quantity((3,), "")}
     entries = []
     for number, one in enumerate(records):
         path = folder / "trajectories" / f"{number}.h5md"

@@ -159,8 +159,8 @@ def test_names_hold_the_whole_temperature(tmp_path):
     ]  # fmt: skip
     close = SweepConfig(temperatures=(300.0001, 300.0002, math.nextafter(300.0002, 301.0)))
     check(close)
-    assert len(set(trajectory_paths(tmp_path, close))) == 3
-    assert [path.name for path in trajectory_paths(tmp_path, SweepConfig(temperatures=(300.0,)))] == ["300K.h5md"]
+    assert len(set(trajectory_paths(tmp_path, close.temperatures))) == 3
+    assert [path.name for path in trajectory_paths(tmp_path, [300.0])] == ["300K.h5md"]
     with pytest.raises(InputError, match=r"`temperatures=300\.0001`: is given twice"):
         check(SweepConfig(temperatures=(300.0001, 400.0, 300.0001)))
 

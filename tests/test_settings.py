@@ -17,6 +17,7 @@ from jaxpto.console.options import as_typed
 from jaxpto.errors import InputError
 from jaxpto.md.config import PRESETS, SweepConfig, changed_fields, check, is_hydrostatic, to_json
 from jaxpto.md.preparation import check_dynamics, external_stress, method_of, prepare
+from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.structures import builtin_structure
 from jaxpto.structures.axes import degrees_off_axes, held_shear
 from jaxpto.training.matching_options import MatchOptions, plan_of
@@ -148,7 +149,7 @@ def test_every_way_into_dynamics_refuses_diag_on_a_turned_cell(tmp_path):
     file = tmp_path / "turned.extxyz"
     ase.io.write(file, turned(UPRIGHT, 10.0, "x"))
     with pytest.raises(InputError, match=r"^`mask=diag`: .*10 degrees"):
-        prepare(SweepConfig(structure=str(file), supercell=(1, 1, 1)))
+        prepare(SweepConfig(structure=str(file), supercell=(1, 1, 1)), crystal_measurements)
     targets = (parse_target("c_over_a@300K=1.06"),)
     options = MatchOptions(structure=str(file), supercell=(1, 1, 1))
     with pytest.raises(InputError, match=r"^`matching.mask=diag`: .*10 degrees"):

@@ -21,7 +21,7 @@ from jaxpto import export
 from jaxpto.errors import InputError
 from jaxpto.storage.files import StorageError, replacing, write_json_atomic, write_text_atomic
 from jaxpto.storage.trajectory import (
-    Observable,
+    Quantity,
     check_trajectory,
     create_trajectory,
     finalize_trajectory,
@@ -32,10 +32,10 @@ from jaxpto.storage.trajectory import (
 from jaxpto.system import System
 
 OBSERVABLES = {
-    "potential_energy": Observable((), "eV"),
-    "static_stress": Observable((3, 3), "eV Angstrom-3"),
-    "polarization": Observable((3,), "C m-2"),
-    "quality": Observable((), ""),
+    "potential_energy": Quantity((), "eV"),
+    "static_stress": Quantity((3, 3), "eV Angstrom-3"),
+    "polarization": Quantity((3,), "C m-2"),
+    "quality": Quantity((), ""),
 }
 
 
@@ -131,7 +131,7 @@ def test_frames_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
     with pytest.raises(ValueError, match="the file needs"):
         write_frames(path, 2, {"step": np.arange(1)})
     with pytest.raises(ValueError, match="cannot name an observable"):
-        create_trajectory(path, make_system(), 4, {"cell": Observable((), "")})
+        create_trajectory(path, make_system(), 4, {"cell": Quantity((), "")})
     assert path.read_bytes() == before
 
 

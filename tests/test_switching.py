@@ -26,7 +26,7 @@ from toy_potentials import argon_crystal, lennard_jones, listed, no_neighbors
 from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.command import main
-from jaxpto.free_energy.switching import einstein_crystal, paths, run, works
+from jaxpto.free_energy.switching import einstein_crystal, paths, works
 from jaxpto.free_energy.switching.analysis import (
     SwitchedCrystal,
     analyse_scaling,
@@ -38,6 +38,7 @@ from jaxpto.free_energy.switching.langevin import Switch, switching_langevin, we
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.integrators.nvt_langevin import nvt_langevin
 from jaxpto.integrators.state import MDState
+from jaxpto.md import batch as md_batch
 from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones as cut_lennard_jones
@@ -327,7 +328,7 @@ def test_an_interrupted_batch_goes_on_to_the_same_numbers(
     atoms, potential, covariance = harmonic
     lanes, console = batch(atoms, covariance, 2), Console(quiet=True)
     protocol = Protocol(timestep=2.0, friction=0.01, hold=20, length=200, slices=10)
-    monkeypatch.setattr(run, "ATOM_STEPS_PER_CHUNK", 30 * 4 * len(atoms))
+    monkeypatch.setattr(md_batch, "ATOM_STEPS_PER_CHUNK", 30 * 4 * len(atoms))
     whole = run_lanes(potential, atoms, lanes, protocol, 0, tmp_path / "whole", console)
     with monkeypatch.context() as patch:
         original, seen = StatusLine.update, []

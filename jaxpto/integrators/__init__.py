@@ -1,6 +1,6 @@
 """Integrators: one method a file, each returning `Integrator(init, move, finish, invariant)`."""
 
-from jaxpto.integrators.common import kinetic_energy, temperature
+from jaxpto.integrators.common import kinetic_energy, temperature, total_stress
 from jaxpto.integrators.ensembles import ENSEMBLES, EnsembleName, IntegratorFacts
 from jaxpto.integrators.external_stress import hydrostatic_stress
 from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
@@ -22,4 +22,5 @@ __all__ = [
     "nve",
     "nvt_langevin",
     "temperature",
+    "total_stress",
 ]

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, UInt32
 
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState
+from jaxpto.system import volume
 from jaxpto.units import BOLTZMANN
 
 
@@ -81,3 +82,9 @@ def kinetic_energy(state: MDState) -> Float[Array, ""]:
 def temperature(state: MDState) -> Float[Array, ""]:
     """Instantaneous temperature 2 K / (N_f k_B) of one replica, K, with the integrator's own degrees of freedom N_f."""
     return 2.0 * kinetic_energy(state) / (state.bath.degrees_of_freedom * BOLTZMANN)
+
+
+def total_stress(state: MDState) -> Float[Array, "3 3"]:
+    """Stress of one replica, kinetic part included, [3, 3] eV/Angstrom^3: static stress - (sum p p^T / m) / V."""
+    system = state.system
+    return state.prediction.stress - kinetic_tensor(state.momenta, system.masses) / volume(system.cell)

@@ -29,6 +29,7 @@ PLACE = frozenset(
         "species",
     }
 )
+Charges = Literal["auto", "authors", "lda", "nominal"]
 DEFAULT_TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0)
 
 
@@ -49,7 +50,7 @@ class SweepConfig:
         stress: external stress xx yy zz yz xz xy in GPa, positive in tension; instead of --pressure.
         stress_measure: cauchy (the true stress) or piola-kirchhoff (second one, on the initial cell; has an enthalpy).
         mask: cell degrees of freedom in npt: iso (volume), diag (three edges along x, y, z), full (six).
-        seed: of the initial velocities and of the thermostat noise.
+        seed: seed of the initial velocities and of the thermostat noise.
         replicas: independent runs at each temperature.
         out: output folder.
         resume: continue the run in the output folder, or start it if nothing is there.
@@ -58,7 +59,7 @@ class SweepConfig:
         thermostat_time: time constant of the Nose-Hoover chains in npt, fs.
         barostat_time: time constant of the cell in npt, fs.
         pfactor: barostat mass / volume as in ASE's NPT, in ASE's units; instead of barostat_time.
-        friction: of the Langevin thermostat in nvt, 1/fs.
+        friction: friction of the Langevin thermostat in nvt, 1/fs.
         equilibration: fraction of the run left out of the averages.
         sample_every: steps between two samples (thermo row and trajectory frame).
         checkpoint_every: seconds between two checkpoints; what an interrupt can cost.
@@ -70,7 +71,7 @@ class SweepConfig:
         distributed: run the replicas in several processes that share the output folder: slurm (the tasks of srun), auto
             (what JAX detects) or HOST:PORT,N,I (process I of N, HOST is where process 0 runs).
         distributed_timeout: seconds without a sign of life after which another process counts as lost.
-        format: of the structure's file, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
+        format: file format of the structure, as ASE calls it (vasp, cif, extxyz, lammps-data, ...); guessed by default.
         species: element of each atom type, for files of LAMMPS that name none.
     """
 
@@ -98,7 +99,7 @@ class SweepConfig:
     equilibration: float = 0.4
     sample_every: int = 50
     checkpoint_every: float = 20.0
-    charges: Literal["auto", "authors", "lda", "nominal"] = "auto"
+    charges: Charges = "auto"
     skin: float | None = None
     devices: int = 0
     devices_per_replica: int = 1
@@ -122,7 +123,8 @@ ACTS_IN = {name: [e for e, facts in ENSEMBLES.items() if facts.flexible_cell] fo
 
 PRESETS: dict[str | None, SweepConfig] = {
     None: SweepConfig(),
-    # Script values of the paper; pfactor holds fs to the first power, as published.
+    # Values of the scripts of doi 10.1021/acs.jpcc.5c07541. ASE expects a pfactor in eV/Angstrom^3 * time^2; the number
+    # 75**2 * units.fs = 552.5 is kept as published and acts as a barostat time of about 300 fs at a modulus of 100 GPa.
     "pto-test": SweepConfig(
         preset="pto-test",
         steps=50_000,

@@ -13,119 +13,22 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from jaxpto import units
 from jaxpto.devices.compiled import cached_jit
 from jaxpto.devices.processes import Processes
 from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
-from jaxpto.integrators.common import kinetic_energy, kinetic_tensor, temperature
 from jaxpto.integrators.state import MDState, Method
+from jaxpto.md.batch import Batch, Schedule
+from jaxpto.md.health import OVERFLOWED, Limits, Watch, diagnose, mark_lost
 from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
-from jaxpto.perovskite.polarization import PolarizationTopology, polarization
+from jaxpto.observables.observable import Observable, Sample, measure
 from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
-from jaxpto.system import Leaf, System, volume
 
 REPLICAS = "replicas"
-REASONS = (
-    "running",
-    "energy, positions or cell not finite",
-    "exploded: kinetic temperature above {hot:g} times the target",
-    "cell strained beyond {strain:g}",
-    "molten: rms displacement above {lindemann:g} of the nearest-neighbour distance",
-    "neighbour list still overflowing after {regrows} enlargements",
-)
-OVERFLOWED = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """When a replica counts as lost; checked on the device at every sample.
-
-    Attributes:
-        lindemann: molten once the rms displacement from the initial lattice sites (unwrapped, in the present cell,
-            drift removed) exceeds this fraction of the initial nearest-neighbour distance.
-        strain: lost once a principal stretch of the cell from its initial shape leaves [1 - strain, 1 + strain].
-        hot: exploded once the kinetic temperature exceeds this multiple of the target temperature.
-        regrows: enlargements of the neighbour list tried for one chunk.
-    """
-
-    lindemann: float = 0.5
-    strain: float = 0.5
-    hot: float = 5.0
-    regrows: int = 5
-
-    def describe(self, reason: int) -> str:
-        """The sentence for a reason code of `Watch`."""
-        return REASONS[reason].format(**dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How long a run is and how often it is looked at.
-
-    Attributes:
-        steps: number of time steps in all.
-        sample_every: steps between two samples.
-        samples_per_chunk: samples taken by one call of the compiled program.
-    """
-
-    steps: int
-    sample_every: int
-    samples_per_chunk: int
-
-    @property
-    def n_samples(self) -> int:
-        """Samples in all, the initial state and the last step included."""
-        return 1 + -(-self.steps // self.sample_every)
-
-
-@struct.dataclass
-class Watch:
-    """What the failure watch knows of one replica (a pytree without a batch axis).
-
-    Attributes:
-        alive: whether the replica still runs.
-        reason: index into `REASONS`.
-        failed_step: step of the sample at which it failed, -1 while it runs.
-        sites: [n, 3] initial fractional coordinates.
-        initial_cell: [3, 3] Angstrom.
-        nearest: nearest-neighbour distance of the initial structure, Angstrom.
-        kT: target temperature, eV.
-    """
-
-    alive: Bool[Leaf, "*batch"]
-    reason: Int[Leaf, "*batch"]
-    failed_step: Int[Leaf, "*batch"]
-    sites: Float[Leaf, "*batch n 3"]
-    initial_cell: Float[Leaf, "*batch 3 3"]
-    nearest: Float[Leaf, "*batch"]
-    kT: Float[Leaf, "*batch"]
-
-
-@struct.dataclass
-class Sample:
-    """What is recorded of one replica at one moment (outside units: fs, K, eV, Angstrom, eV/Angstrom^3, C/m^2).
-
-    `stress` holds the kinetic part -sum p p^T / (m V), `static_stress` does not (ASE's convention).
-    """
-
-    step: Int[Leaf, "*batch"]
-    temperature: Float[Leaf, "*batch"]
-    potential_energy: Float[Leaf, "*batch"]
-    kinetic_energy: Float[Leaf, "*batch"]
-    conserved: Float[Leaf, "*batch"]
-    stress: Float[Leaf, "*batch 3 3"]
-    static_stress: Float[Leaf, "*batch 3 3"]
-    cell: Float[Leaf, "*batch 3 3"]
-    volume: Float[Leaf, "*batch"]
-    polarization: Float[Leaf, "*batch 3"]
-    positions: Float[Leaf, "*batch n 3"]
-    valid: Bool[Leaf, "*batch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,70 +49,9 @@ class Chunk:
     regrown: int
 
 
-def watch_init(system: System, kT: Float[Array, ""], nearest: Float[Array, ""]) -> Watch:
-    """Start watching one replica at its initial structure."""
-    return Watch(
-        alive=jnp.asarray(True),
-        reason=jnp.asarray(0, jnp.int32),
-        failed_step=jnp.asarray(-1, jnp.int32),
-        sites=system.positions @ jnp.linalg.inv(system.cell),
-        initial_cell=system.cell,
-        nearest=nearest,
-        kT=kT,
-    )
-
-
-def _diagnose(state: MDState, watch: Watch, limits: Limits) -> Int[Array, ""]:
-    """Reason code of a replica: 0 where nothing is wrong."""
-    system = state.system
-    finite = (
-        jnp.isfinite(state.prediction.energy)
-        & jnp.all(jnp.isfinite(system.positions))
-        & jnp.all(jnp.isfinite(system.cell))
-        & jnp.all(jnp.isfinite(state.momenta))
-    )
-    away = system.positions @ jnp.linalg.inv(system.cell) - watch.sites
-    displacement = (away - away.mean(0)[None, :]) @ system.cell
-    rms = jnp.sqrt(jnp.mean(jnp.sum(displacement**2, axis=1)))
-    deformation = jnp.linalg.inv(watch.initial_cell) @ system.cell
-    stretch = jnp.sqrt(jnp.abs(jnp.linalg.eigvalsh(deformation.T @ deformation)))
-    strained = jnp.any(jnp.abs(stretch - 1.0) > limits.strain)
-    hot = temperature(state) * units.BOLTZMANN > limits.hot * watch.kT
-    molten = rms > limits.lindemann * watch.nearest
-    return jnp.where(~finite, 1, jnp.where(hot, 2, jnp.where(strained, 3, jnp.where(molten, 4, 0)))).astype(jnp.int32)
-
-
-def _sample(
-    state: MDState,
-    watch: Watch,
-    invariant: Callable[[MDState], Array],
-    topology: PolarizationTopology | None,
-) -> Sample:
-    system = state.system
-    present_volume = volume(system.cell)
-    dtype = system.positions.dtype
-    return Sample(
-        step=state.step,
-        temperature=temperature(state).astype(dtype),
-        potential_energy=state.prediction.energy,
-        kinetic_energy=kinetic_energy(state),
-        conserved=invariant(state),
-        stress=state.prediction.stress - kinetic_tensor(state.momenta, system.masses) / present_volume,
-        static_stress=state.prediction.stress,
-        cell=system.cell,
-        volume=present_volume,
-        polarization=jnp.full(3, jnp.nan, dtype) if topology is None else polarization(system, topology),
-        positions=system.positions,
-        valid=watch.alive,
-    )
-
-
-def sample(
-    potential: Potential, method: Method, states: MDState, watch: Watch, topology: PolarizationTopology | None
-) -> Sample:
+def sample(states: MDState, watch: Watch, observables: tuple[Observable, ...]) -> Sample:
     """Measure every replica of a batch as it stands."""
-    invariant = method(potential.evaluate).invariant
-    return jax.vmap(lambda s, w: _sample(s, w, invariant, topology))(states, watch)
+    return jax.vmap(lambda state, alive: measure(state, alive, observables))(states, watch.alive)
 
 
 def _select(choose: Bool[Array, " r"], new: MDState, old: MDState) -> MDState:
@@ -222,7 +64,7 @@ def _advance(
     potential: Potential,
     states: MDState,
     watch: Watch,
-    topology: PolarizationTopology | None,
+    observables: tuple[Observable, ...],
     n_samples: Int[Array, ""],
     last_step: Int[Array, ""],
     *,
@@ -236,7 +78,6 @@ def _advance(
     With `share` the device is a group of devices that have dealt out each replica's edges.
     """
     integrator = method(sequential_over_replicas(sharded(potential.evaluate) if share else potential.evaluate))
-    sample_all = jax.vmap(lambda s, w: _sample(s, w, integrator.invariant, topology))
 
     def step(_: Array, carry: tuple[MDState, Bool[Array, " r"]]) -> tuple[MDState, Bool[Array, " r"]]:
         states, alive = carry
@@ -251,21 +92,15 @@ def _advance(
         now = jnp.max(jnp.where(watch.alive, before.step, 0))
         todo = jnp.where(watch.alive.any(), jnp.clip(last_step - now, 0, schedule.sample_every), 0)
         after, _ = jax.lax.fori_loop(0, todo, step, (before, watch.alive))
-        reason = jax.vmap(lambda s, w: _diagnose(s, w, limits))(after, watch)
-        # After an overflow forces are wrong: the chunk will be done again, nobody is to be blamed on its account.
-        failed = watch.alive & (reason > 0) & ~after.neighbors.overflow
-        watch = dataclasses.replace(
-            watch,
-            alive=watch.alive & ~failed,
-            reason=jnp.where(failed, reason, watch.reason),
-            failed_step=jnp.where(failed, after.step, watch.failed_step),
-        )
+        reason = jax.vmap(lambda s, w: diagnose(s, w, limits))(after, watch)
+        # After an overflow the forces are wrong and the chunk will be done again: that is no failure of a replica.
+        watch = mark_lost(watch, watch.alive & (reason > 0) & ~after.neighbors.overflow, reason, after.step)
         states = _select(watch.alive, after, before)
-        record = sample_all(states, watch)
+        record = sample(states, watch, observables)
         samples = jax.tree.map(lambda buffer, value: buffer.at[index].set(value), samples, record)
         return states, watch, samples
 
-    shape = jax.eval_shape(sample_all, states, watch)
+    shape = jax.eval_shape(lambda s, w: sample(s, w, observables), states, watch)
     empty = jax.tree.map(lambda s: jnp.zeros((schedule.samples_per_chunk, *s.shape), s.dtype), shape)
     return jax.lax.fori_loop(0, n_samples, one_sample, (states, watch, empty))
 
@@ -288,7 +123,7 @@ def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None, devic
 
 @functools.lru_cache(maxsize=8)
 def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Mesh) -> Callable:
-    """The compiled program: (potential, states, watch, topology, n_samples, last_step) -> (states, watch, samples)."""
+    """Compiled (potential, states, watch, observables, n_samples, last_step) -> (states, watch, samples)."""
     spread, same = PartitionSpec(REPLICAS), PartitionSpec()
     share = ATOMS in mesh.axis_names
     on_one = functools.partial(_advance, method=method, schedule=schedule, limits=limits, share=share)
@@ -343,25 +178,18 @@ def rebuild_all(states: MDState, layout: Layout) -> MDState:
 
 
 def run(
-    potential: Potential,
-    method: Method,
+    batch: Batch,
     states: MDState,
     watch: Watch,
-    schedule: Schedule,
-    limits: Limits,
-    topology: PolarizationTopology | None,
     first_sample: int,
     mesh: Mesh,
     processes: Processes = Processes(),  # noqa: B008
 ) -> Iterator[Chunk]:
-    """Advance a batch of replicas to the end of the schedule, one chunk at a time.
+    """Advance a batch of replicas to the end of its schedule, one chunk at a time.
 
     Args:
-        potential: the force field.
-        method: integrator and its temperature.
-        states, watch: batched, as `pad_replicas` returns them.
-        schedule, limits: static.
-        topology: what the polarization is computed from, or None.
+        batch: the replicas and how they are advanced.
+        states, watch: where they are, as `pad_replicas` returns them.
         first_sample: samples already taken (the initial state is sample 0, taken by the caller).
         mesh: devices to spread the replicas over.
         processes: those that advance the other replicas of the run; all have the same capacities at all times.
@@ -369,13 +197,14 @@ def run(
     Yields:
         A `Chunk` after each call of the compiled program; iteration ends early once no replica of any process is alive.
     """
-    advance = compile_advance(method, schedule, limits, mesh)
+    schedule, limits = batch.schedule, batch.limits
+    advance = compile_advance(batch.method, schedule, limits, mesh)
     done = first_sample
     while done < schedule.n_samples and processes.any(np.any(jax.device_get(watch.alive))):
         n_samples = min(schedule.samples_per_chunk, schedule.n_samples - done)
 
         def attempt(states: MDState, watch: Watch, n_samples: int = n_samples) -> tuple[MDState, Watch, Sample]:
-            return advance(potential, states, watch, topology, n_samples, schedule.steps)
+            return advance(batch.potential, states, watch, batch.observables, n_samples, schedule.steps)
 
         states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits, mesh, processes)
         # where XLA leaves an array without elements is its choice, and arrays elsewhere ask for another program
@@ -420,10 +249,5 @@ def _with_regrow(
     except NeighborOverflowError as error:
         # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
         gone, states = lost(error.result), begun(error.layout)
-    watch = dataclasses.replace(
-        watch,
-        alive=watch.alive & ~gone,
-        reason=jnp.where(gone, OVERFLOWED, watch.reason).astype(jnp.int32),
-        failed_step=jnp.where(gone, states.step, watch.failed_step).astype(jnp.int32),
-    )
+    watch = mark_lost(watch, jnp.asarray(gone), OVERFLOWED, states.step)
     return _with_regrow(attempt, states, watch, limits, mesh, processes)

@@ -1,44 +1,38 @@
-"""What a configuration comes to before the first step: model, structure and method, and the batch at step 0."""
+"""What a configuration comes to before the first step: model, structure, method, and what is measured."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import ase
 import jax
 import numpy as np
-from flax import struct
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Float
 
 from jaxpto import units
 from jaxpto.bounds import check_size
-from jaxpto.devices.compiled import cached_jit
-from jaxpto.devices.sequential import sequential_over_replicas
-from jaxpto.devices.sharding import atom_mesh, check_sharing, constrain, divisible, sharded
+from jaxpto.devices.sharding import check_sharing
 from jaxpto.errors import InputError
 from jaxpto.integrators.common import check_thermal
 from jaxpto.integrators.ensembles import ENSEMBLES
-from jaxpto.integrators.state import MDState, Method
-from jaxpto.md.config import SweepConfig, is_hydrostatic
-from jaxpto.md.loop import Limits, Sample, Schedule, Watch, sample, watch_init
+from jaxpto.integrators.state import Method
+from jaxpto.md.batch import Batch, Start, schedule_of
+from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
+from jaxpto.md.health import Limits
+from jaxpto.md.initial import nearest_distance
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_supports
-from jaxpto.neighbors import Layout, build, in_whole_vectors
-from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.observables.observable import Measurements, Observable, general_observables
 from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
+from jaxpto.storage.trajectory import RESERVED
 from jaxpto.structures import make_supercell, read_input
 from jaxpto.structures.axes import held_shear
-from jaxpto.system import System, from_ase, on_device, unstack
-
-# a program that runs once is not worth the compiler's effort; without it that of `perovskite` takes 0.37 of the time
-RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-ATOM_STEPS_PER_CHUNK = 1_000_000  # a few seconds on a processor core, so that progress is seen and little is redone
+from jaxpto.system import from_ase, on_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,40 +41,35 @@ class Setup:
 
     Attributes:
         config: the settings.
-        potential: the force field in the precision of the run.
-        atoms: the supercell every replica starts from.
-        topology: coefficients of the polarization, or None.
-        note: why there is no polarization, or "".
+        batch: the replicas, at the temperatures of the settings one after the other.
+        measurements: what is measured in this crystal beside what every run measures.
         notes: what the structure's file holds and a simulation does not use.
-        method, schedule, limits: what the compiled program depends on.
-        temperatures: [replicas] target of each replica, K.
-        systems: [replicas] where each replica starts, or None: all of them at `atoms`.
-        parameters: [replicas] what a method with a `parametrised` integrator takes, or None.
     """
 
     config: SweepConfig
-    potential: Potential
-    atoms: ase.Atoms
-    topology: PolarizationTopology | None
-    note: str
-    method: Method
-    schedule: Schedule
-    limits: Limits
-    temperatures: np.ndarray
-    systems: System | None = None
-    parameters: Any = None
+    batch: Batch
+    measurements: Measurements
     notes: tuple[str, ...] = ()
 
 
-def prepare(config: SweepConfig, potential: Potential | None = None) -> Setup:
+Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype], Measurements]
+"""What is measured in a supercell of so many repeats, with Born charges of that kind, in that precision."""
+
+
+def prepare(
+    config: SweepConfig, measure: Measure, potential: Potential | None = None, further: tuple[Observable, ...] = ()
+) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
     Args:
-        config: the settings.
+        config: the settings, checked.
+        measure: gives what is measured in a crystal beside what every run measures.
         potential: takes the place of the model that the settings name.
+        further: observables of the caller, measured after those.
 
     Raises:
-        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses.
+        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses, or two
+            observables of one name.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
@@ -94,19 +83,45 @@ def prepare(config: SweepConfig, potential: Potential | None = None) -> Setup:
     check_supports(potential, atoms, config.structure, stress=ENSEMBLES[config.ensemble].flexible_cell)
     probe(potential, atoms, config.structure)
     if config.devices_per_replica > 1:
-        check_sharing(config.devices_per_replica, len(usable_devices(config)), len(atoms), potential)
-    topology, note = build_topology(atoms, config.charges, dtype)
+        usable = local_devices()[: config.devices or None]
+        check_sharing(config.devices_per_replica, len(usable), len(atoms), potential)
+    measurements, method = measure(atoms, config.repeats, config.charges, dtype), method_of(config)
+    observables = (*general_observables(method), *measurements.observables, *further)
+    _check_names([one.name for one in observables])
     temperatures = np.repeat(np.asarray(config.temperatures), config.replicas)
-    per_sample = len(temperatures) * len(atoms) * config.sample_every
-    schedule = Schedule(
-        steps=config.steps,
-        sample_every=config.sample_every,
-        samples_per_chunk=int(np.clip(ATOM_STEPS_PER_CHUNK // per_sample, 1, 100)),
+    batch = Batch(
+        potential=potential,
+        atoms=atoms,
+        temperatures=temperatures,
+        start=start_of(config, atoms, temperatures),
+        method=method,
+        schedule=schedule_of(config.steps, config.sample_every, len(temperatures) * len(atoms)),
+        limits=Limits(),
+        observables=observables,
+        timestep=config.timestep,
+        skin=config.skin or potential.usual_skin,
+        devices=config.devices,
+        devices_per_replica=config.devices_per_replica,
     )
-    return Setup(
-        config, potential, atoms, topology, note, method_of(config), schedule, Limits(), temperatures,
-        notes=given.notes,
-    )  # fmt: skip
+    return Setup(config, batch, measurements, given.notes)
+
+
+def start_of(config: SweepConfig, atoms: ase.Atoms, temperatures: Float[np.ndarray, " r"]) -> Start:
+    """All replicas in the given supercell, at these temperatures (K), with the seed and the stress of the settings."""
+    dtype = np.dtype(config.dtype)
+    return Start(
+        systems=from_ase(atoms, dtype),
+        kT=on_device(temperatures * units.BOLTZMANN, dtype),
+        key=jax.random.PRNGKey(config.seed),
+        nearest=on_device(nearest_distance(atoms), dtype),
+        stress=on_device(external_stress(config), dtype) if ENSEMBLES[config.ensemble].flexible_cell else None,
+    )
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1 or name in RESERVED:
+            raise InputError(f"observable {name}: a run records something of that name already; take another one")
 
 
 def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
@@ -140,122 +155,3 @@ def external_stress(config: SweepConfig) -> np.ndarray:
         return -config.pressure * units.GIGAPASCAL * np.eye(3)
     xx, yy, zz, yz, xz, xy = config.stress
     return units.GIGAPASCAL * np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-
-
-@struct.dataclass
-class Beginning:
-    """What the replicas start from (a pytree; inside units: eV, Angstrom, amu).
-
-    Attributes:
-        systems: one for all replicas, or batched.
-        numbers: [r] of the replicas in the batch, for their random numbers.
-        kT: [r] target temperatures, eV.
-        stress: [3, 3] external stress, eV/Angstrom^3, or None at constant volume.
-        key: random key of the run.
-        nearest: nearest-neighbour distance of the initial structure, Angstrom.
-        parameters: batched, of a method with a `parametrised` integrator, or None.
-    """
-
-    systems: System
-    numbers: Int[Array, " r"]
-    kT: Float[Array, " r"]
-    stress: Float[Array, "3 3"] | None
-    key: UInt32[Array, "2"]
-    nearest: Float[Array, ""]
-    parameters: Any
-
-
-def beginning(setup: Setup) -> Beginning:
-    """What the replicas of a set-up start from."""
-    config = setup.config
-    systems = from_ase(setup.atoms, np.dtype(config.dtype)) if setup.systems is None else setup.systems
-    dtype = systems.positions.dtype
-    return Beginning(
-        systems=systems,
-        numbers=on_device(np.arange(len(setup.temperatures)), np.int32),
-        kT=on_device(setup.temperatures * units.BOLTZMANN, dtype),
-        stress=on_device(external_stress(config), dtype) if ENSEMBLES[config.ensemble].flexible_cell else None,
-        key=jax.random.PRNGKey(config.seed),
-        nearest=on_device(nearest_distance(setup.atoms), dtype),
-        parameters=setup.parameters,
-    )
-
-
-def start(setup: Setup, layout: Layout) -> tuple[MDState, Watch]:
-    """The batch at step 0 with neighbour lists of the given capacities (traceable)."""
-    return _start(setup.potential, beginning(setup), setup.method, layout, _mesh_of_one(setup.config))
-
-
-def _start(
-    potential: Potential, given: Beginning, method: Method, layout: Layout, mesh: Mesh | None
-) -> tuple[MDState, Watch]:
-    integrator = method(
-        sequential_over_replicas(potential.evaluate if mesh is None else sharded(potential.evaluate, mesh))
-    )
-
-    def one(number: Array, target: Array, system: System, parameters: Any) -> tuple[MDState, Watch]:
-        further = [value for value in (given.stress, parameters) if value is not None]
-        neighbors = build(system, layout) if mesh is None else constrain(build(system, layout), mesh)
-        state = integrator.init(jax.random.fold_in(given.key, number), system, neighbors, target, *further)
-        return state, watch_init(system, target, given.nearest)
-
-    each = (0, 0, 0 if given.systems.positions.ndim == 3 else None, 0)
-    return jax.vmap(one, each)(given.numbers, given.kT, given.systems, given.parameters)
-
-
-def begin(setup: Setup, layout: Layout, own: slice = slice(None)) -> tuple[MDState, Watch, Sample]:
-    """The batch at step 0, compiled: state and watch of the replicas `own`, and what is recorded of them."""
-    mesh = _mesh_of_one(setup.config)
-    first = functools.partial(_first, method=setup.method, layout=layout, mesh=mesh, own=own)
-    return cached_jit(first, first, RUN_ONCE)(setup.potential, beginning(setup), setup.topology)
-
-
-def _first(
-    potential: Potential,
-    given: Beginning,
-    topology: PolarizationTopology | None,
-    *,
-    method: Method,
-    layout: Layout,
-    mesh: Mesh | None,
-    own: slice,
-) -> tuple[MDState, Watch, Sample]:
-    states, watch = jax.tree.map(lambda x: x[own], _start(potential, given, method, layout, mesh))
-    return states, watch, sample(potential, method, states, watch, topology)
-
-
-def first_layout(setup: Setup) -> Layout:
-    """Room in the neighbour lists for where the replicas start and for what thermal disorder brings in."""
-    system = from_ase(setup.atoms, np.dtype(setup.config.dtype))
-    # shells that the perfect lattice has just outside; better to make room at the start
-    shaken = [setup.atoms.copy() for _ in range(2)]
-    for seed, atoms in enumerate(shaken):
-        atoms.rattle(0.2, seed=seed)
-    moved = [dataclasses.replace(system, positions=on_device(a.positions, system.positions.dtype)) for a in shaken]
-    skin = setup.config.skin or setup.potential.usual_skin
-    starts = [] if setup.systems is None else unstack(jax.device_get(setup.systems))
-    # slots in whole vectors are headroom by themselves
-    headroom = 1.05 if setup.potential.model.by_species else 1.1
-    layout = in_whole_vectors(setup.potential.allocate([system, *moved, *starts], skin, headroom))
-    return divisible(layout, setup.config.devices_per_replica)
-
-
-def nearest_distance(atoms: ase.Atoms) -> float:
-    """Smallest distance between two atoms (images included), Angstrom."""
-    from ase.neighborlist import neighbor_list  # half a second to import, so only where it is used
-
-    reach = 3.0
-    while len(found := neighbor_list("d", atoms, reach)) == 0:
-        reach *= 1.5
-    return float(found.min())
-
-
-def usable_devices(config: SweepConfig) -> list[jax.Device]:
-    """The devices of this process that the settings let it use."""
-    return local_devices()[: config.devices or None]
-
-
-def _mesh_of_one(config: SweepConfig) -> Mesh | None:
-    """The devices that share one replica at the start of a run, or None where each replica has one device."""
-    per_replica = config.devices_per_replica
-    return atom_mesh(usable_devices(config)[:per_replica]) if per_replica > 1 else None

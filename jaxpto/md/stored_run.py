@@ -1,4 +1,7 @@
-"""A sweep between its set-up and its folder: the stored and resumable run of the batch, and how it ended."""
+"""The stored run of a batch: it goes on from its newest checkpoint, keeps frames and says how it ended.
+
+A sweep, the windows of a Landau free energy and the switches to an Einstein crystal all run through `advance`.
+"""
 
 from __future__ import annotations
 
@@ -6,58 +9,88 @@ import dataclasses
 import json
 import time
 import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 from rich.console import Console
 
 from jaxpto.devices.processes import Processes
 from jaxpto.devices.sharding import divisible
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState
-from jaxpto.md.config import SweepConfig
-from jaxpto.md.loop import Sample, Watch, pad_replicas, rebuild_all, replica_mesh
+from jaxpto.md.batch import Batch
+from jaxpto.md.health import Limits, Watch
+from jaxpto.md.initial import begin, first_layout, initial_state
+from jaxpto.md.loop import pad_replicas, rebuild_all, replica_mesh
 from jaxpto.md.loop import run as run_chunks
-from jaxpto.md.preparation import Setup, begin, first_layout, start, usable_devices
-from jaxpto.md.progress import Progress
-from jaxpto.observables.lattice import lattice_parameters
-from jaxpto.perovskite.unit_cell import unit_cell
-from jaxpto.storage.checkpoint import Checkpoints, CheckpointWarning, layout_from_json, layout_to_json
-from jaxpto.storage.files import StorageError, write_json_atomic
-from jaxpto.storage.run_folder import OUTCOME_FILE, check_nothing_lost, mark_unsaved, remove_results, unmark_unsaved
-from jaxpto.storage.space import require_space
+from jaxpto.observables.observable import Observable, Sample
+from jaxpto.storage.checkpoint import Checkpoint, Checkpoints, CheckpointWarning, layout_from_json, layout_to_json
+from jaxpto.storage.files import StorageError
+from jaxpto.storage.run_folder import check_nothing_lost, mark_unsaved, remove_results, unmark_unsaved
 from jaxpto.storage.trajectory import (
-    Observable,
+    Quantity,
     check_trajectory,
     create_trajectory,
     finalize_trajectory,
-    trajectory_bytes,
     valid_frames,
     write_frames,
 )
 from jaxpto.system import from_ase
 from jaxpto.units import spell_kelvin
 
-OBSERVABLES = {
-    "temperature": Observable((), "K"),
-    "potential_energy": Observable((), "eV"),
-    "kinetic_energy": Observable((), "eV"),
-    "conserved": Observable((), "eV"),
-    "stress": Observable((3, 3), "eV Angstrom-3"),
-    "static_stress": Observable((3, 3), "eV Angstrom-3"),
-    "volume": Observable((), "Angstrom3"),
-    "polarization": Observable((3,), "C m-2"),
-}
 
-CHECKPOINTS_AT_ONCE = 3  # the two that stay and the one being written
-BYTES_OF_AN_EDGE = 8  # sender and image
-BYTES_OF_AN_ATOM = 80  # positions, velocities, forces, wraps and what the neighbour list was built for
+@dataclasses.dataclass(frozen=True)
+class StoredRun:
+    """A batch and where its results go.
+
+    Attributes:
+        batch: the replicas.
+        folder: for checkpoints/ and trajectories/; it exists, and is held by `one_run`.
+        identity: what nothing but this run has; checkpoints and trajectories carry it, and those of another run are
+            refused. "" for a run of an earlier version.
+        frames: whether every sample is kept in trajectories; otherwise the final state is all there is.
+        checkpoint_every: seconds between two checkpoints.
+    """
+
+    batch: Batch
+    folder: Path
+    identity: str
+    frames: bool
+    checkpoint_every: float
+
+    @property
+    def trajectories(self) -> list[Path]:
+        """The file of each replica, or nothing."""
+        return trajectory_paths(self.folder, self.batch.temperatures.tolist()) if self.frames else []
+
+
+class Display(Protocol):
+    """What a run tells while it goes on (a context manager); `ProgressLine` is one."""
+
+    def __enter__(self) -> Display: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def number(self, sample: Sample) -> Float[np.ndarray, " r"]:
+        """One number of each replica, from a sample of the batch."""
+        ...
+
+    def update(self, step: int, alive: Bool[np.ndarray, " r"], numbers: Float[np.ndarray, " r"]) -> None:
+        """Show the state after so many steps."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Position:
+class RunState:
     """Where a run stands; replaced as a whole, so that an interrupt never sees half of it.
 
     Attributes:
@@ -71,85 +104,102 @@ class Position:
     states: MDState
     watch: Watch
     done: int
-    pending: tuple[Sample, ...]
+    pending: tuple[Sample, ...] = ()
 
 
-def simulate(
-    setup: Setup,
-    folder: Path,
+class Ended(NamedTuple):
+    """Why [replicas] and at which step each replica of all processes ended, as in `Watch`."""
+
+    reason: np.ndarray
+    step: np.ndarray
+
+    @classmethod
+    def of(cls, watch: Watch, n_own: int, processes: Processes) -> Ended:
+        """What the watch of each process's own replicas says."""
+        reason, step = jax.device_get((watch.reason, watch.failed_step))
+        return processes.join(cls(reason[:n_own], step[:n_own]))
+
+    def describe(self, limits: Limits) -> list[str]:
+        """Why each replica ended in words, "" where it came through."""
+        return [limits.describe(int(reason)) if reason else "" for reason in self.reason]
+
+
+class Finished(NamedTuple):
+    """The end of a run: final states of this process's replicas, how all replicas ended, seconds it took in all."""
+
+    states: MDState
+    ended: Ended
+    seconds: float
+
+
+def advance(
+    run: StoredRun,
+    display: Callable[[int], Display],
     console: Console,
     processes: Processes = Processes(),  # noqa: B008
-    run: str = "",
-) -> None:
-    """Advance the sweep to its end from its newest checkpoint, or from the start, storing frames and checkpoints.
+) -> Finished:
+    """Advance a run to its end from its newest checkpoint, or from the start, storing frames and checkpoints.
 
-    Of several processes each advances and stores its own replicas; the first one writes everything else.
+    Of several processes each advances and stores its own replicas; the first one saves the checkpoints.
 
     Args:
-        setup: the sweep.
-        folder: its output folder, in which no other run goes on.
-        console: for the progress line.
-        processes: that share the sweep.
-        run: its name in config.json, which the trajectories carry.
+        run: the batch and its folder.
+        display: (first step) -> what is shown while the run goes on.
+        console: for warnings.
+        processes: that share the run.
 
     Raises:
         InputError: checkpoints or trajectories of the run so far are missing, damaged or of another run.
         StorageError: the disk fails; what was computed up to the last checkpoint stays.
     """
-    config = setup.config
-    mine = processes.own(len(setup.temperatures))
-    paths, n_replicas = trajectory_paths(folder, config)[mine], mine.stop - mine.start
-    checkpoints = Checkpoints(folder / "checkpoints")
-    origins = _origins(config, run)[mine]
-    restored = _restore(setup, checkpoints, paths, origins, console, processes)
+    batch, mine = run.batch, processes.own(len(run.batch.temperatures))
+    n_own = mine.stop - mine.start
+    files = _Files(run, mine)
+    restored = _restore(run, files, console, processes)
     if restored is None:
-        check_nothing_lost(folder, paths)
+        check_nothing_lost(run.folder, files.paths)
     processes.any(False)  # all have found theirs whole before anything changes
-    if processes.first and (restored is None or restored[0].done < setup.schedule.n_samples):
-        remove_results(folder)
-    at, spent = restored or (_begin(setup, paths, origins, processes), 0.0)
-    mesh = replica_mesh(n_replicas, usable_devices(config), config.devices_per_replica)
+    if processes.first and (restored is None or restored[0].done < batch.schedule.n_samples):
+        remove_results(run.folder)
+    at, spent = restored or (_begin(run, files, processes), 0.0)
+    mesh = replica_mesh(n_own, batch.usable_devices(), batch.devices_per_replica)
     states, watch = pad_replicas(at.states, at.watch, mesh)
     began = saved = time.monotonic()
 
-    def save(at: Position) -> Position:
+    def save(at: RunState) -> RunState:
         if not at.pending:
             return at
-        frames = processes.join(np.asarray(_flush(paths, at, config.timestep)))
+        frames = processes.join(np.asarray(files.flush(at), np.int64))
         metadata = {
+            "identity": run.identity,
             "layout": layout_to_json(at.states.neighbors.layout),
             "frames": frames.tolist(),
             "seconds": spent + time.monotonic() - began,
         }
-        own = jax.tree.map(lambda x: x[:n_replicas], (at.states, at.watch))
+        own = jax.tree.map(lambda x: x[:n_own], (at.states, at.watch))
         if (everything := processes.collect(own)) is not None:
-            checkpoints.save(at.done, everything, metadata)
-            unmark_unsaved(folder)
+            files.checkpoints.save(at.done, everything, metadata)
+            unmark_unsaved(run.folder)
         return dataclasses.replace(at, pending=())
 
-    chunks = run_chunks(
-        setup.potential, setup.method, states, watch, setup.schedule, setup.limits, setup.topology, at.done, mesh,
-        processes,
-    )  # fmt: skip
-    first_step = min((at.done - 1) * config.sample_every, config.steps)
-    labels = [spell_kelvin(t) for t in setup.temperatures]
-    unit = unit_cell(setup.atoms, config.repeats)
-    ended = _Ended.of(at.watch, n_replicas, processes)
+    ended = Ended.of(at.watch, n_own, processes)
+    first_step = min((at.done - 1) * batch.schedule.sample_every, batch.schedule.steps)
     try:
-        with Progress(console, config.steps, first_step, config.timestep, labels) as progress:
-            for chunk in chunks:
-                own = jax.tree.map(lambda x: x[:, :n_replicas], chunk.samples)
+        with display(first_step) as shown:
+            for chunk in run_chunks(batch, states, watch, at.done, mesh, processes):
+                own = jax.tree.map(lambda x: x[:, :n_own], chunk.samples)
                 if chunk.regrown:
-                    progress.say("neighbour list enlarged; that chunk was done again")
-                before, ended = ended, _Ended.of(chunk.watch, n_replicas, processes)
-                for line in _newly_lost(setup, before, ended):
-                    progress.say(line)
+                    shown.say("neighbour list enlarged; that chunk was done again")
+                before, ended = ended, Ended.of(chunk.watch, n_own, processes)
+                for line in _newly_lost(batch, before, ended):
+                    shown.say(line)
                 done = chunk.first_sample + own.step.shape[0]
-                at = Position(chunk.states, chunk.watch, done, (*at.pending, own))
-                step, valid, cells = processes.join((own.step[-1], own.valid[-1], own.cell[-1]))
-                progress.update(int(step.max()), valid, lattice_parameters(cells, unit).c_over_a)
+                at = RunState(chunk.states, chunk.watch, done, (*at.pending, own))
+                last = jax.tree.map(lambda x: x[-1], own)
+                step, valid, numbers = processes.join((last.step, last.valid, shown.number(last)))
+                shown.update(int(step.max()), valid, numbers)
                 # the clock of the first process counts for all
-                if processes.join(np.asarray([time.monotonic() - saved]))[0] > config.checkpoint_every:
+                if processes.join(np.asarray([time.monotonic() - saved]))[0] > run.checkpoint_every:
                     at, saved = save(at), time.monotonic()
     except StorageError:
         raise
@@ -158,173 +208,137 @@ def simulate(
             save(at)
         raise
     save(at)
-    for path in paths:
-        finalize_trajectory(path, valid_frames(path))
-    ended = _Ended.of(at.watch, n_replicas, processes)  # and all trajectories are complete
-    if processes.first:
-        _write_outcome(setup, folder, ended, spent + time.monotonic() - began)
+    files.finalize()
+    ended = Ended.of(at.watch, n_own, processes)  # and all trajectories are complete
+    return Finished(jax.tree.map(lambda x: x[:n_own], at.states), ended, spent + time.monotonic() - began)
 
 
-class _Ended(NamedTuple):
-    """Why [replicas] and at which step each replica of all processes ended, as in `Watch`."""
+class _Files:
+    """Checkpoints of a run, and the trajectories of some of its replicas."""
 
-    reason: np.ndarray
-    step: np.ndarray
+    def __init__(self, run: StoredRun, mine: slice):
+        self.run, self.checkpoints = run, Checkpoints(run.folder / "checkpoints")
+        self.paths = run.trajectories[mine]
+        named: dict[str, str | int | float] = {"run": run.identity} if run.identity else {}
+        numbers = _numbers_at_temperature(run.batch.temperatures.tolist())
+        origins = [named | {"temperature_K": kelvin, "replica": number} for kelvin, number in numbers]
+        self.origins = origins[mine] if run.frames else []
 
-    @classmethod
-    def of(cls, watch: Watch, n_own: int, processes: Processes) -> _Ended:
-        reason, step = jax.device_get((watch.reason, watch.failed_step))
-        return processes.join(cls(reason[:n_own], step[:n_own]))
+    def create(self) -> None:
+        """Empty trajectories of full length."""
+        batch = self.run.batch
+        system = from_ase(batch.atoms, np.dtype(batch.start.systems.positions.dtype))
+        for path, origin in zip(self.paths, self.origins, strict=True):
+            path.parent.mkdir(exist_ok=True)
+            create_trajectory(path, system, batch.schedule.n_samples, quantities(batch.observables), origin)
+
+    def check(self, checkpoint: Checkpoint, mine: slice) -> None:
+        """Refuse trajectories that do not hold what a checkpoint counts, or other observables than the run measures."""
+        wanted = quantities(self.run.batch.observables)
+        counts = checkpoint.metadata["frames"][mine] if self.run.frames else []
+        for path, frames, origin in zip(self.paths, counts, self.origins, strict=True):
+            check_trajectory(path, frames, origin, wanted)
+
+    def flush(self, at: RunState) -> list[int]:
+        """Write the valid pending samples of each replica to its trajectory; gives the frames each then holds."""
+        if not self.paths:
+            return []
+        samples = jax.tree.map(lambda *parts: np.concatenate(parts), *at.pending)
+        first = at.done - samples.step.shape[0]
+        for replica, path in enumerate(self.paths):
+            n_valid = int(samples.valid[:, replica].sum())  # a replica that failed never comes back: a prefix
+            if n_valid == 0:
+                continue
+            own = jax.tree.map(lambda x, r=replica, n=n_valid: x[:n, r], samples)
+            time_fs = own.step * self.run.batch.timestep
+            frames = {"step": own.step, "time": time_fs, "position": own.positions, "cell": own.cell}
+            write_frames(path, first, frames | own.values)
+        return [valid_frames(path) for path in self.paths]
+
+    def finalize(self) -> None:
+        """Cut trajectories of replicas that ended early to their frames."""
+        for path in self.paths:
+            finalize_trajectory(path, valid_frames(path))
 
 
-def _begin(
-    setup: Setup, paths: list[Path], origins: list[dict[str, str | int | float]], processes: Processes
-) -> Position:
+def _begin(run: StoredRun, files: _Files, processes: Processes) -> RunState:
     """The run at step 0, with empty trajectories."""
-    system, layout = from_ase(setup.atoms, np.dtype(setup.config.dtype)), first_layout(setup)
+    layout = first_layout(run.batch)
     # rounding may differ between kinds of machines: the first process decides
     layout = layout_from_json(json.loads(processes.gather(json.dumps(layout_to_json(layout)).encode())[0]))
-    paths[0].parent.mkdir(exist_ok=True)
     if processes.first:
-        mark_unsaved(paths[0].parent.parent)
-    for path, origin in zip(paths, origins, strict=True):
-        create_trajectory(path, system, setup.schedule.n_samples, OBSERVABLES, origin)
-
-    states, watch, initial = begin(setup, layout, processes.own(len(setup.temperatures)))
-    return Position(states, watch, 1, (jax.tree.map(lambda x: np.asarray(x)[None], initial),))
+        mark_unsaved(run.folder)
+    files.create()
+    states, watch, initial = begin(run.batch, layout, processes.own(len(run.batch.temperatures)))
+    return RunState(states, watch, 1, (jax.tree.map(lambda x: np.asarray(x)[None], initial),))
 
 
-def _restore(
-    setup: Setup,
-    checkpoints: Checkpoints,
-    paths: list[Path],
-    origins: list[dict[str, str | int | float]],
-    console: Console,
-    processes: Processes,
-) -> tuple[Position, float] | None:
+def _restore(run: StoredRun, files: _Files, console: Console, processes: Processes) -> tuple[RunState, float] | None:
     """The run at its newest usable checkpoint and the seconds it took to get there, or None where there is none.
 
     Raises:
-        InputError: the processes do not find the same one, or what `Checkpoints.restore`, `into` and `check_trajectory`
-            refuse.
+        InputError: the processes do not find the same one, it is that of another run, or what `Checkpoints.restore`,
+            `into` and `check_trajectory` refuse.
     """
+    batch, mine = run.batch, processes.own(len(run.batch.temperatures))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CheckpointWarning)
-        checkpoint = checkpoints.restore()
+        checkpoint = files.checkpoints.restore()
     for warning in caught:
         console.print(f"warning: {warning.message}")
     found = processes.join(np.asarray([-1 if checkpoint is None else checkpoint.index]))
     if (found != found[0]).any():
-        raise InputError(f"{checkpoints.directory}: processes find the checkpoints {found.tolist()}; run again")
+        raise InputError(f"{files.checkpoints.directory}: processes find the checkpoints {found.tolist()}; run again")
     if checkpoint is None:
         return None
+    # of an earlier version only checkpoints without trajectories have an identity
+    if checkpoint.metadata.get("identity", run.identity) != run.identity:
+        raise InputError(f"{files.checkpoints.directory} is that of a run with other settings; name a new `out`")
     layout = layout_from_json(checkpoint.metadata["layout"])
-    mine = processes.own(len(setup.temperatures))
-    states, watch = jax.tree.map(lambda x: x[mine], checkpoint.into(jax.eval_shape(lambda: start(setup, layout))))
-    shared = divisible(layout, setup.config.devices_per_replica)
+    template = jax.eval_shape(lambda: initial_state(batch, layout))
+    states, watch = jax.tree.map(lambda x: x[mine], checkpoint.into(template))
+    shared = divisible(layout, batch.devices_per_replica)
     if shared != layout:  # fewer devices shared a replica when this was saved
         states = rebuild_all(states, shared)
-    for path, frames, origin in zip(paths, checkpoint.metadata["frames"][mine], origins, strict=True):
-        check_trajectory(path, frames, origin)
-    console.print(f"continuing after {checkpoint.index} of {setup.schedule.n_samples} samples")
-    return Position(states, watch, checkpoint.index, ()), float(checkpoint.metadata["seconds"])
+    files.check(checkpoint, mine)
+    console.print(f"continuing after {checkpoint.index} of {batch.schedule.n_samples} samples")
+    return RunState(states, watch, checkpoint.index), float(checkpoint.metadata.get("seconds", 0.0))
 
 
-def _flush(paths: list[Path], at: Position, timestep_fs: float) -> list[int]:
-    """Write the valid pending samples of each replica to its trajectory.
-
-    Returns:
-        The frames each trajectory then holds.
-    """
-    samples = jax.tree.map(lambda *parts: np.concatenate(parts), *at.pending)
-    first = at.done - samples.step.shape[0]
-    for replica, path in enumerate(paths):
-        n_valid = int(samples.valid[:, replica].sum())  # a replica that failed never comes back: a prefix
-        if n_valid == 0:
-            continue
-        own = jax.tree.map(lambda x, r=replica, n=n_valid: x[:n, r], samples)
-        frames = {"step": own.step, "time": own.step * timestep_fs, "position": own.positions, "cell": own.cell}
-        write_frames(path, first, frames | {name: getattr(own, name) for name in OBSERVABLES})
-    return [valid_frames(path) for path in paths]
-
-
-def _newly_lost(setup: Setup, before: _Ended, after: _Ended) -> list[str]:
+def _newly_lost(batch: Batch, before: Ended, after: Ended) -> list[str]:
     """One line for every replica that failed in between."""
-    lines = []
-    for replica, temperature in enumerate(setup.temperatures):
-        reason = int(after.reason[replica])
-        if reason and not int(before.reason[replica]):
-            why = setup.limits.describe(reason)
-            lines.append(
-                f"{spell_kelvin(temperature)} K stopped at step {int(after.step[replica])}: {why}; the others go on"
-            )
-    return lines
-
-
-def trajectory_paths(folder: Path, config: SweepConfig) -> list[Path]:
-    """One file a replica, in the order of the batch: 300K.h5md, or 300K_1.h5md with several replicas."""
     return [
-        folder
-        / "trajectories"
-        / (f"{spell_kelvin(t)}K.h5md" if config.replicas == 1 else f"{spell_kelvin(t)}K_{r}.h5md")
-        for t in config.temperatures
-        for r in range(config.replicas)
+        f"{spell_kelvin(kelvin)} K stopped at step {int(step)}: {batch.limits.describe(int(reason))}; the others go on"
+        for kelvin, reason, step, earlier in zip(batch.temperatures, *after, before.reason, strict=True)
+        if reason and not earlier
     ]
 
 
-def _origins(config: SweepConfig, run: str) -> list[dict[str, str | int | float]]:
-    """What each trajectory is told of where it belongs, in the order of the batch."""
-    named: dict[str, str | int | float] = {"run": run} if run else {}
-    return [
-        named | {"temperature_K": float(t), "replica": r} for t in config.temperatures for r in range(config.replicas)
-    ]
+def quantities(observables: tuple[Observable, ...]) -> dict[str, Quantity]:
+    """What a trajectory stores of observables, in their order."""
+    return {one.name: Quantity(one.shape, one.unit) for one in observables}
 
 
-def check_space(setup: Setup, folder: Path) -> None:
-    """Refuse a run whose trajectories and checkpoints the disk cannot hold; what is there already counts.
+def trajectory_paths(folder: Path, temperatures: Sequence[float]) -> list[Path]:
+    """One file a replica, in the order of the batch: 300K.h5md, or 300K_1.h5md with several replicas at 300 K.
 
-    Raises:
-        InputError: with the figures.
+    Args:
+        folder: output folder of the run.
+        temperatures: target of each replica, K.
     """
-    config, n_replicas = setup.config, len(setup.temperatures)
-    system = from_ase(setup.atoms, np.dtype(config.dtype))
-    frames = n_replicas * trajectory_bytes(system, setup.schedule.n_samples, OBSERVABLES)
-    # Neighbours as the mean density gives them, and as much again: capacities are those of the densest atom.
-    reach = setup.potential.cutoff + (config.skin or setup.potential.usual_skin)
-    edges = 2 * len(setup.atoms) ** 2 / setup.atoms.get_volume() * 4 / 3 * np.pi * reach**3
-    state = n_replicas * (edges * BYTES_OF_AN_EDGE + len(setup.atoms) * BYTES_OF_AN_ATOM)
-    paths = trajectory_paths(folder, config)
-    stored = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
-    require_space(
-        folder,
-        int(frames + CHECKPOINTS_AT_ONCE * state),
-        f"{frames / 1e6:.0f} MB for {setup.schedule.n_samples} frames of {n_replicas} replicas of {len(setup.atoms)} "
-        f"atoms, {CHECKPOINTS_AT_ONCE * state / 1e6:.0f} MB for checkpoints",
-        [*paths, *stored],
-    )
-
-
-def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """How each replica of a finished run ended, as `simulate` wrote it; None where there is nothing."""
-    path = folder / OUTCOME_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _write_outcome(setup: Setup, folder: Path, ended: _Ended, seconds: float) -> None:
-    """How each replica ended, for the report."""
-    reasons, steps = ended
-    replicas = [
-        {
-            "temperature_K": float(temperature),
-            "trajectory": path.name,
-            "frames": valid_frames(path),
-            "status": "ok" if reasons[r] == 0 else "molten" if reasons[r] == 4 else "failed",
-            "reason": "" if reasons[r] == 0 else setup.limits.describe(int(reasons[r])),
-            "step_failed": None if reasons[r] == 0 else int(steps[r]),
-        }
-        for r, (temperature, path) in enumerate(
-            zip(setup.temperatures, trajectory_paths(folder, setup.config), strict=True)
-        )
+    alone = len(set(temperatures)) == len(temperatures)
+    names = [
+        f"{spell_kelvin(kelvin)}K.h5md" if alone else f"{spell_kelvin(kelvin)}K_{number}.h5md"
+        for kelvin, number in _numbers_at_temperature(temperatures)
     ]
-    notes = {"polarization_note": setup.note, "caveat": setup.potential.caveat}
-    write_json_atomic(folder / OUTCOME_FILE, {"replicas": replicas, **notes, "seconds": seconds})
+    return [folder / "trajectories" / name for name in names]
+
+
+def _numbers_at_temperature(temperatures: Sequence[float]) -> list[tuple[float, int]]:
+    """The temperature of each replica, and its number among those of that temperature."""
+    seen: Counter[float] = Counter()
+    found = []
+    for kelvin in temperatures:
+        found.append((float(kelvin), seen[kelvin]))
+        seen[kelvin] += 1
+    return found

@@ -36,7 +36,7 @@ class Lattice:
     Attributes:
         lengths: [frames, 3] a, b, c, Angstrom.
         angles: [frames, 3] alpha, beta, gamma, degrees.
-        volume: [frames] of the unit cell, Angstrom^3.
+        volume: [frames] volume of the unit cell, Angstrom^3.
         strain: [frames, 3, 3] symmetric, (G / V^(2/3) - 1) / 2 with the metric G_ij = a_i . a_j: the change of shape
             from a cube of the same volume, the same in any orientation.
         frame: [frames, 3, 3] orthonormal rows x, y, z nearest to a, b, c (Loewdin), by which a vector is turned into

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxpto.observables import phases
+from jaxpto.observables.further import FurtherAverage, FurtherSeries, further_averages
 from jaxpto.observables.lattice import UnitCell, lattice_parameters, tetragonality
 from jaxpto.observables.mean_structure import MeanStructure, symmetry_label
 from jaxpto.observables.statistics import FEWEST_INDEPENDENT, LARGEST_DRIFT, Estimate, combine, estimate, settling_index
@@ -45,6 +47,7 @@ class ReplicaRecord:
         structure: time average of the production part, or None where the topology names the phase.
         rotation: [frames, 3, 3] turns row vectors of cell, stress and polarization into the laboratory; None: they are
             given there.
+        further: samples of what else was measured, by name.
     """
 
     temperature_K: float
@@ -63,6 +66,7 @@ class ReplicaRecord:
     polarization: Float[np.ndarray, "frames 3"] | None
     structure: MeanStructure | None = None
     rotation: Float[np.ndarray, "frames 3 3"] | None = None
+    further: Mapping[str, FurtherSeries] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +78,9 @@ class TemperatureSummary:
     Attributes:
         temperature_K, pressure_GPa: targets.
         status: "ok", "partial" (some replicas failed), or "molten" or "failed" (all did).
-        phase: of a perovskite the crystal system of the averaged strain and polarization, "undecided" where errors hide
-            it ("polar", "nonpolar" or "undecided" where the shape of the cell is fixed); of other crystals the system
-            and space group of the averaged structure; "molten" or "failed".
+        phase: for a perovskite the crystal system of the averaged strain and polarization, "undecided" where errors
+            hide it ("polar", "nonpolar" or "undecided" where the shape of the cell is fixed); for other crystals the
+            system and space group of the averaged structure; "molten" or "failed".
         replica_phases: label of every replica, as in "tetragonal 2, cubic 1".
         polarity: "polar", "nonpolar" or "undecided", by the significance of the averaged polarization; "" where there
             is none; of several replicas the commonest.
@@ -84,7 +88,7 @@ class TemperatureSummary:
             "mixed" if replicas differ; "" if all failed.
         n_replicas, n_ok: replicas run, and averaged over.
         measured_temperature_K: kinetic temperature.
-        a, b, c: of the 5-atom cell of a perovskite (pseudo-cubic axes), of the repeated cell else, Angstrom.
+        a, b, c: axes of the 5-atom cell of a perovskite (pseudo-cubic), or of the cell that was repeated, Angstrom.
         alpha, beta, gamma: degrees.
         c_over_a: c / ((a + b) / 2), c the third axis as in the paper.
         tetragonality: polar axis over the mean of the two others, of each replica's time averages.
@@ -96,6 +100,7 @@ class TemperatureSummary:
         independent_samples: the fewest of a, b, c and c/a, over all replicas.
         settling_time_ps: production time after which the cumulative mean of c/a stays within 0.002 of the final one.
         warnings: what is not converged, "" if nothing.
+        further: averages of what else was measured, by name, vectors by component.
     """
 
     temperature_K: float
@@ -151,6 +156,7 @@ class TemperatureSummary:
     independent_samples: float
     settling_time_ps: float
     warnings: str
+    further: Mapping[str, FurtherAverage] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,6 +376,10 @@ def _row(group: list[ReplicaRecord], unit: UnitCell, equilibration: float) -> Te
         independent_samples=min(combined[name].independent for name in SHAPE),
         settling_time_ps=max((r.settling_time_ps for r in replicas), default=math.nan),
         warnings="; ".join(_warnings(replicas, combined, labels, fixed_shape, group[0].temperature_K)),
+        further=further_averages(
+            [record.further for record in usable],
+            [slice(production_start(record.time_ps, equilibration), None) for record in usable],
+        ),
         **columns,
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import ase
 import numpy as np
 
 from jaxpto.errors import InputError
+from jaxpto.observables.further import FurtherAverage, further_series
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.mean_structure import mean_structure
 from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, production_start
@@ -156,6 +158,7 @@ def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, repl
         conserved=observed["conserved"],
         stress=observed["stress"],
         polarization=observed["polarization"] if np.isfinite(observed["polarization"]).any() else None,
+        further=further_series(stored),
     )
 
 
@@ -171,9 +174,32 @@ def read_summary(folder: str | Path) -> list[TemperatureSummary]:
     """
     path = Path(folder) / f"{SUMMARY}.json"
     try:
-        return [TemperatureSummary(**{key: _or_nan(value) for key, value in line.items()}) for line in _read_json(path)]
+        return [_summary({key: _or_nan(value) for key, value in line.items()}) for line in _read_json(path)]
     except (TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}; regenerate it with python -m jaxpto.report {folder}") from None
+
+
+def as_rows(summaries: Sequence[TemperatureSummary]) -> list[dict[str, Any]]:
+    """Lines of a table, all with the same names: what else was measured stands as NAME and NAME_error at their end."""
+    names = list(dict.fromkeys(name for one in summaries for name in one.further))
+    unknown = FurtherAverage(math.nan, math.nan, "")
+    rows = []
+    for one in summaries:
+        row = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+        del row["further"]
+        for name in names:
+            average = one.further.get(name, unknown)
+            row |= {name: average.value, f"{name}_error": average.error}
+        rows.append(row)
+    return rows
+
+
+def _summary(row: dict[str, Any]) -> TemperatureSummary:
+    """The summary that `as_rows` made a line of; units of what else was measured are not stored."""
+    known = {field.name for field in dataclasses.fields(TemperatureSummary)}
+    others = [name for name in row if name not in known and f"{name}_error" in row]
+    further = {name: FurtherAverage(row.pop(name), row.pop(f"{name}_error"), "") for name in others}
+    return TemperatureSummary(**row, further=further)
 
 
 def _or_nan(value: Any) -> Any:

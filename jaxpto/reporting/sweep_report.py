@@ -15,11 +15,11 @@ from jaxpto.perovskite.literature import EXPERIMENTS, Experiment
 from jaxpto.reporting.columns import TEMPERATURE, Column, Row, uncertain
 from jaxpto.reporting.result import Result, write_result
 from jaxpto.reporting.sections import Items, Picture, ResultTable, picture
-from jaxpto.reporting.stored_sweep import SUMMARY, TRANSITION_FILE, StoredSweep
+from jaxpto.reporting.stored_sweep import SUMMARY, TRANSITION_FILE, StoredSweep, as_rows
 from jaxpto.reporting.temperature_figures import Sweep, lattice_figure, polarization_figure
 from jaxpto.reporting.timeseries_figure import timeseries_figure
 from jaxpto.storage.files import write_json_atomic
-from jaxpto.units import spell_kelvin
+from jaxpto.units import spell_kelvin, spell_unit
 
 AMBIENT = 0.1  # GPa, below which the experiment at no pressure is comparable
 ONE_START = (
@@ -120,6 +120,11 @@ def summary_table(rows: Sequence[TemperatureSummary], heading: str = "Results") 
     pressures = len({row.pressure_GPa for row in rows}) > 1 or any(row.pressure_GPa != 0.0 for row in rows)
     polar = any(not math.isnan(row.P) for row in rows)
     components = [Column(f"P{x}", f"P_{x}", "C/m^2", terminal=False) for x in "xyz"]
+    further = {
+        name: Column(name, name.replace("_", " "), spell_unit(average.unit), terminal=False)
+        for row in rows
+        for name, average in row.further.items()
+    }
     replicas = Column("replica_phases", "replicas", words=True, terminal=False)
     columns = (
         TEMPERATURE,
@@ -135,9 +140,10 @@ def summary_table(rows: Sequence[TemperatureSummary], heading: str = "Results") 
         *(components if polar else []),
         Column("independent_samples", "independent samples", "fewest of a, b, c", ".0f", terminal=False),
         Column("conserved_drift", "energy drift", "meV/cell/ps", ".2g", terminal=False),
+        *further.values(),
         *([replicas] if any(row.n_replicas > 1 for row in rows) else []),
     )
-    table = [dataclasses.asdict(row) for row in rows]
+    table = as_rows(rows)
     return ResultTable(columns, table, heading, NOTE, marked=lambda row: row["n_ok"] < row["n_replicas"])
 
 

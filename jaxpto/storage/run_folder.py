@@ -1,4 +1,4 @@
-"""A run's folder before the run: whose it is, what it holds already, and what must not be run over."""
+"""A run's folder before the run: whose it is, what it holds already, and what must not be overwritten."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from jaxpto.storage.trajectory import valid_frames
 
 CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
-# what makes a folder look finished; a run that goes on takes them away first
-RESULTS = (OUTCOME_FILE, "summary.json", "summary.csv", "transition.json", "report.html")
+THERMO_FILE = "thermo.csv"
+# what makes a folder look finished; a run that goes on removes them first
+RESULTS = (OUTCOME_FILE, THERMO_FILE, "summary.json", "summary.csv", "transition.json", "report.html")
 # there from the first frame to the first checkpoint, while a run that was killed has to begin anew
 UNSAVED = ".no-checkpoint-yet"
 
@@ -44,11 +45,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def check_unclaimed(folder: Path, *, resume: bool) -> None:
-    """Refuse to begin a run where there is something that it would run over.
+    """Refuse to begin a run where it would overwrite something.
 
     Args:
         folder: without a config.json; need not exist.
-        resume: whether a folder with other files will do.
+        resume: whether the folder may hold other files.
 
     Raises:
         InputError: a file, a folder in use, or one with trajectories.
@@ -61,7 +62,7 @@ def check_unclaimed(folder: Path, *, resume: bool) -> None:
 
 
 def write_config(folder: Path, document: dict[str, Any]) -> str:
-    """Make a folder a run's: its config.json with `document` and a name that only this run has, which is returned.
+    """Claim a folder for a run: write config.json with `document` and a name that only this run has; returns the name.
 
     Raises:
         StorageError: the disk refuses the write.
@@ -107,7 +108,7 @@ def unmark_unsaved(folder: Path) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Take away what makes the folder of a run that goes on look finished."""
+    """Remove the files that would make the folder of a run that goes on look finished."""
     for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
     sync_directory(folder)

@@ -38,7 +38,7 @@ _BLOCK = 1 << 22  # bytes of NaN written at a time
 _COPIED_FRAMES = 256
 
 
-class Observable(NamedTuple):
+class Quantity(NamedTuple):
     """A quantity stored with every frame: its shape in one frame, and its unit in H5MD spelling ("eV Angstrom-3").
 
     Shape [3] makes it a vector and [3, 3] a tensor: both are turned with the cell.
@@ -46,6 +46,13 @@ class Observable(NamedTuple):
 
     shape: tuple[int, ...]
     unit: str
+
+    def components(self, name: str) -> list[str]:
+        """Names of the components, row by row: `name` itself, or with _x, _y, _z, or with _xx, _xy, ..."""
+        if all(size == 3 for size in self.shape):
+            axes = ["".join("xyz"[k] for k in index) for index in np.ndindex(self.shape)]
+            return [f"{name}_{one}" if one else name for one in axes]
+        return ["_".join([name, *map(str, index)]) for index in np.ndindex(self.shape)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +95,17 @@ def create_trajectory(
     path: str | Path,
     system: System,
     n_samples: int,
-    observables: Mapping[str, Observable],
+    observables: Mapping[str, Quantity],
     origin: Mapping[str, str | int | float] | None = None,
 ) -> None:
     """Create the full-length file of one replica, without any valid frame yet; an existing file is replaced atomically.
 
     Args:
-        path: the file, by custom `NAME.h5md`; its folder must exist.
+        path: the file to create, usually `NAME.h5md`; its folder must exist.
         system: one replica (unbatched); numbers, masses and the floating-point type of the frames are taken from it.
         n_samples: frames that the whole run will write, at most.
         observables: what else is stored with every frame, as numbers of the same floating-point type.
-        origin: what tells this file from others like it, for `trajectory_origin`: run, temperature and replica, say.
+        origin: where the file belongs (run, temperature and replica, say), for `trajectory_origin`.
 
     Raises:
         StorageError: the disk cannot hold the whole run.
@@ -176,7 +183,7 @@ def valid_frames(path: str | Path) -> int:
     """Number of frames that count in a trajectory.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         try:
@@ -186,32 +193,39 @@ def valid_frames(path: str | Path) -> int:
 
 
 def trajectory_origin(path: str | Path) -> dict[str, str | int | float]:
-    """What `create_trajectory` was told of where a file belongs; nothing for files of earlier versions.
+    """Where a file belongs, as `create_trajectory` noted it; empty for files of earlier versions.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         stored = file["parameters/jaxpto"].attrs
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
 
 
-def trajectory_bytes(system: System, n_samples: int, observables: Mapping[str, Observable]) -> int:
+def trajectory_bytes(system: System, n_samples: int, observables: Mapping[str, Quantity]) -> int:
     """Bytes of the frames that `create_trajectory` makes room for."""
     atoms = _Atoms(np.asarray(system.numbers), np.asarray(system.masses), np.dtype(system.positions.dtype))
     return _frame_bytes(atoms, observables) * n_samples
 
 
-def check_trajectory(path: str | Path, n_valid: int, origin: Mapping[str, str | int | float] | None = None) -> None:
+def check_trajectory(
+    path: str | Path,
+    n_valid: int,
+    origin: Mapping[str, str | int | float] | None = None,
+    observables: Mapping[str, Quantity] | None = None,
+) -> None:
     """Check before a resumed run that its trajectory is the right one and holds every frame the checkpoint counts.
 
     Args:
         path: the replica's file.
         n_valid: frames that the checkpoint knows of.
         origin: what the file was created with; what an earlier version did not store is not compared.
+        observables: those that the run goes on to write; None where only the frames matter.
 
     Raises:
-        InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames.
+        InputError: the file is missing, unreadable, of another place in a run, or holds fewer frames or other
+            observables.
     """
     remedy = "restore it from a copy, or remove the run (or name a new `out`) to begin anew"
     if not Path(path).exists():
@@ -225,6 +239,11 @@ def check_trajectory(path: str | Path, n_valid: int, origin: Mapping[str, str | 
             raise InputError(f"{path} belongs elsewhere: its {name} is {value}, not {origin[name]}; {remedy}")
     if stored < n_valid:
         raise InputError(f"{path}: it holds {stored} frames but the checkpoint counts {n_valid}; {remedy}")
+    if observables is not None and (other := set(stored_quantities(path)) ^ set(observables)):
+        raise InputError(
+            f"{path} was begun with other observables ({', '.join(sorted(other))}); "
+            "go on with those it holds, or name a new folder"
+        )
 
 
 def finalize_trajectory(path: str | Path, n_valid: int) -> None:
@@ -244,12 +263,7 @@ def finalize_trajectory(path: str | Path, n_valid: int) -> None:
             raise ValueError(f"{path}: {stored} frames are valid, fewer than {n_valid}")
         if n_valid == capacity:
             return
-        data = dict(_time_dependent(source))
-        observables = {
-            name: Observable(values.shape[1:], str(values.attrs.get("unit", "")))
-            for name, values in data.items()
-            if name not in RESERVED
-        }
+        data, observables = dict(_time_dependent(source)), _quantities(source)
         particles = _particles(source)
         atoms = _Atoms(particles["species"][()], particles["mass"][()], data["position"].dtype)
         with replacing(path, _frame_bytes(atoms, observables) * n_valid) as temporary:
@@ -269,7 +283,7 @@ def read_trajectory(path: str | Path) -> Trajectory:
     """Read all valid frames of a trajectory into memory, also while its run goes on.
 
     Raises:
-        InputError: the file is missing or no trajectory of ours.
+        InputError: the file is missing or not a trajectory of jaxpto.
     """
     with _open(path) as file:
         valid = int(file[VALID_FRAMES][()])
@@ -289,6 +303,31 @@ def read_trajectory(path: str | Path) -> Trajectory:
         )
 
 
+def stored_quantities(path: str | Path) -> dict[str, Quantity]:
+    """The observables of a trajectory by name, in alphabetical order.
+
+    Raises:
+        InputError: the file is missing or not a trajectory of jaxpto.
+    """
+    with _open(path) as file:
+        return _quantities(file)
+
+
+def observable_blocks(
+    path: str | Path, frames: int = _COPIED_FRAMES
+) -> Iterator[dict[str, Shaped[np.ndarray, "f ..."]]]:
+    """Step, time (fs) and observables of the valid frames, so many frames at a time.
+
+    Raises:
+        InputError: the file is missing or not a trajectory of jaxpto.
+    """
+    with _open(path) as file:
+        valid, data = int(file[VALID_FRAMES][()]), dict(_time_dependent(file))
+        wanted = {name: values for name, values in data.items() if name not in RESERVED - {"step", "time"}}
+        for first in range(0, valid, frames):
+            yield {name: values[first : min(first + frames, valid)] for name, values in wanted.items()}
+
+
 class _Atoms(NamedTuple):
     numbers: np.ndarray
     masses: np.ndarray
@@ -304,7 +343,7 @@ class _Target(NamedTuple):
 def _open(path: str | Path) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking="best-effort")
-    except OSError as error:  # HDF5 tells of addresses and superblocks, which say nothing to who has lost a file
+    except OSError as error:  # HDF5 reports addresses and superblocks, which help nobody who has lost a file
         reason = os.strerror(error.errno) if error.errno else "it is cut or damaged"
         raise InputError(
             f"{path}: not a readable H5MD file ({reason}); restore it or give one from a run's trajectories folder"
@@ -329,6 +368,14 @@ def _time_dependent(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
         yield name, element["value"]
 
 
+def _quantities(file: h5py.File) -> dict[str, Quantity]:
+    return {
+        name: Quantity(values.shape[1:], str(values.attrs.get("unit", "")))
+        for name, values in _time_dependent(file)
+        if name not in RESERVED
+    }
+
+
 def _targets(file: h5py.File) -> dict[str, _Target]:
     datasets = dict(_time_dependent(file)) | {VALID_FRAMES: file[VALID_FRAMES]}
     targets = {}
@@ -347,12 +394,12 @@ def _put(descriptor: int, offset: int, values: np.ndarray) -> None:
         rest, offset = rest[written:], offset + written
 
 
-def _frame_bytes(atoms: _Atoms, observables: Mapping[str, Observable]) -> int:
+def _frame_bytes(atoms: _Atoms, observables: Mapping[str, Quantity]) -> int:
     numbers = 3 * len(atoms.numbers) + 9 + sum(math.prod(observable.shape) for observable in observables.values())
     return numbers * atoms.dtype.itemsize + 16 + 72  # step and time, rotation
 
 
-def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str, Observable]) -> None:
+def _create(path: Path, atoms: _Atoms, n_samples: int, observables: Mapping[str, Quantity]) -> None:
     """Lay out the file and take the disk space of the whole run."""
     dtype = atoms.dtype.newbyteorder("<")
     try:

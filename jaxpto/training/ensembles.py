@@ -13,15 +13,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpto import units
-from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.errors import InputError
-from jaxpto.integrators.state import MDState, Method
+from jaxpto.integrators.state import Method
+from jaxpto.md.batch import Batch, Schedule, Start, schedule_of
 from jaxpto.md.config import SweepConfig, check
-from jaxpto.md.loop import Limits, Sample, Schedule, Watch, pad_replicas, replica_mesh, watch_init
+from jaxpto.md.health import Limits
+from jaxpto.md.initial import begin, nearest_distance
+from jaxpto.md.loop import pad_replicas, replica_mesh
 from jaxpto.md.loop import run as run_chunks
-from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, check_dynamics, method_of, nearest_distance
-from jaxpto.neighbors import Layout, build
+from jaxpto.md.preparation import check_dynamics, method_of
+from jaxpto.neighbors import Layout
 from jaxpto.observables.lattice import UnitCell
+from jaxpto.observables.observable import Sample
+from jaxpto.perovskite.measurements import polarization_observable
 from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
 from jaxpto.perovskite.unit_cell import unit_cell
 from jaxpto.potential import Potential
@@ -43,6 +47,7 @@ class Plan:
         note: why there is no polarization, or "".
         notes: what the structure's file holds and a simulation does not use.
         method, schedule, limits: what the compiled program depends on.
+        timestep: fs.
     """
 
     atoms: ase.Atoms
@@ -55,6 +60,7 @@ class Plan:
     method: Method
     schedule: Schedule
     limits: Limits
+    timestep: float
     notes: tuple[str, ...] = ()
 
     @property
@@ -100,14 +106,12 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     check_dynamics(settings, atoms)
     topology, note = build_topology(atoms, settings.charges, np.float32)
     runs = len(conditions) * settings.replicas
-    per_sample = runs * len(atoms) * settings.sample_every
-    chunk = int(np.clip(ATOM_STEPS_PER_CHUNK // per_sample, 1, 100))
-    schedule = Schedule(settings.steps, settings.sample_every, chunk)
+    schedule = schedule_of(settings.steps, settings.sample_every, runs * len(atoms))
     discarded = math.ceil(settings.equilibration * (schedule.n_samples - 1))
     unit = unit_cell(atoms, settings.repeats)
     plan = Plan(
         atoms, tuple(conditions), settings.replicas, discarded, unit, topology, note, method_of(settings), schedule,
-        Limits(), given.notes,
+        Limits(), settings.timestep, given.notes,
     )  # fmt: skip
     if plan.frames < 2:
         raise InputError(f"{settings.steps} steps leave {plan.frames} frames; take more steps or samples")
@@ -157,29 +161,33 @@ def simulate(
         FloatingPointError: a replica was lost.
     """
     kelvin, gigapascal = (np.repeat(column, plan.replicas) for column in np.array(plan.conditions).T)
-    runs = len(kelvin)
-    mesh = replica_mesh(runs)
-    nearest = nearest_distance(plan.atoms)
-    ideal = from_ase(plan.atoms, np.float32)
-
-    def begin(potential: Potential, starts: System, key: Array) -> tuple[MDState, Watch]:
-        integrator = plan.method(sequential_over_replicas(potential.evaluate))
-
-        def one(system: System, own_key: Array, kT: Array, pressure: Array) -> tuple[MDState, Watch]:
-            stress = -pressure * jnp.eye(3, dtype=pressure.dtype)
-            state = integrator.init(own_key, system, build(system, layout), kT, stress)
-            # displacements count from the sites of the crystal, wherever a replica starts
-            return state, watch_init(ideal, kT, jnp.asarray(nearest, np.float32))
-
-        keys = jax.vmap(lambda run: jax.random.fold_in(key, run))(jnp.arange(runs))
-        kT = jnp.asarray(kelvin * units.BOLTZMANN, np.float32)
-        return jax.vmap(one)(starts, keys, kT, jnp.asarray(gigapascal * units.GIGAPASCAL, np.float32))
-
-    states, watch = pad_replicas(*jax.jit(begin)(potential, starts, key), mesh)
+    stress = -gigapascal[:, None, None] * units.GIGAPASCAL * np.eye(3)
+    batch = Batch(
+        potential=potential,
+        atoms=plan.atoms,
+        temperatures=kelvin,
+        start=Start(
+            systems=starts,
+            kT=jnp.asarray(kelvin * units.BOLTZMANN, np.float32),
+            key=key,
+            nearest=jnp.asarray(nearest_distance(plan.atoms), np.float32),
+            stress=jnp.asarray(stress, np.float32),
+            crystal=from_ase(plan.atoms, np.float32),  # displacements count from its sites, wherever a replica starts
+        ),
+        method=plan.method,
+        schedule=plan.schedule,
+        limits=plan.limits,
+        observables=(polarization_observable(plan.topology),),
+        timestep=plan.timestep,
+        skin=potential.usual_skin,
+    )
+    mesh = replica_mesh(len(kelvin))
+    states, watch, _ = begin(batch, layout)
+    states, watch = pad_replicas(states, watch, mesh)
     collected: list[Sample] = []
-    for chunk in run_chunks(potential, plan.method, states, watch, plan.schedule, plan.limits, plan.topology, 1, mesh):
+    for chunk in run_chunks(batch, states, watch, 1, mesh):
         layout = chunk.states.neighbors.layout
-        reasons = np.asarray(chunk.watch.reason)[:runs]
+        reasons = np.asarray(chunk.watch.reason)[: len(kelvin)]
         if reasons.any():
             lost = int(np.argmax(reasons > 0))
             raise FloatingPointError(
@@ -188,10 +196,10 @@ def simulate(
             )
         collected.append(chunk.samples)
         progress(int(chunk.samples.step[-1].max()))
-    samples = jax.tree.map(lambda *parts: np.concatenate(parts)[plan.discarded :, :runs], *collected)
+    samples = jax.tree.map(lambda *parts: np.concatenate(parts)[plan.discarded :, : len(kelvin)], *collected)
 
     def arrange(values: np.ndarray) -> np.ndarray:
         by_run = np.swapaxes(np.asarray(values), 0, 1)
         return by_run.reshape(len(plan.conditions), plan.frames, *by_run.shape[2:])
 
-    return Frames(*map(arrange, (samples.positions, samples.cell, samples.polarization))), layout
+    return Frames(*map(arrange, (samples.positions, samples.cell, samples.values["polarization"]))), layout

@@ -16,13 +16,14 @@ from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
 from jaxpto.free_energy.ladder.output import write_ladder
 from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.integrators import ENSEMBLES
+from jaxpto.md.sweep_run import run_sweep
 from jaxpto.observables.summary import summarize, transitions
+from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.reporting.provenance import provenance
 from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import read_input
-from jaxpto.sweep import run as run_sweep
 
 
 def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
@@ -37,7 +38,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     cell = read_input(config.structure, "dynamics", format=config.format, species=config.species).atoms
     folder = config.out / "sweep"
     check_output_folder(config.out, resume=folder.exists())
-    run_sweep(sweep_settings(config, folder))
+    run_sweep(sweep_settings(config, folder), crystal_measurements)
     finished = load_sweep(folder)
     cells = math.prod(config.repeats)
     atoms = cells * len(cell)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +19,21 @@ from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
 from jaxpto.free_energy.sweep_settings import sweep_settings
 from jaxpto.integrators.parametrised import parametrised
-from jaxpto.md.config import changed_fields, check, to_json
+from jaxpto.integrators.state import Integrator
+from jaxpto.md.config import check
 from jaxpto.md.preparation import Setup, prepare
-from jaxpto.md.stored_run import check_space, simulate
+from jaxpto.md.sweep_run import simulate
+from jaxpto.model_interface import EvaluateFn
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
-from jaxpto.perovskite.polarization import PolarizationTopology
-from jaxpto.reporting.provenance import fingerprint, provenance
+from jaxpto.observables.observable import general_observables
+from jaxpto.perovskite.measurements import crystal_measurements
+from jaxpto.perovskite.polarization import PolarizationTopology, build_topology
+from jaxpto.platform import local_devices
+from jaxpto.reporting.provenance import provenance
 from jaxpto.reporting.stored_sweep import load_sweep
 from jaxpto.reporting.subject import Subject
 from jaxpto.storage.output import check_output_folder
-from jaxpto.storage.run_folder import CONFIG_FILE, check_unclaimed, read_config, run_name, write_config
-from jaxpto.system import defining_arrays, from_ase, unstack
+from jaxpto.system import from_ase, unstack
 from jaxpto.units import BOLTZMANN
 
 WINDOWS_OF_EIGHT = 16  # a window for every 1/15 of the range with eight formula units: barriers grow with the cell
@@ -51,28 +53,29 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     sweep = dataclasses.replace(sweep_settings(config, folder), replicas=1, charges=config.landau.charges)
     check(sweep)
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)
-    plain = prepare(sweep)
-    if plain.topology is None:
-        raise InputError(f"{config.structure}: {plain.note}")
-    units = len(plain.atoms) // 5
+    plain = prepare(sweep, crystal_measurements)
+    atoms = plain.batch.atoms
+    topology, why_not = build_topology(atoms, sweep.charges, np.dtype(sweep.dtype))
+    if topology is None:
+        raise InputError(f"{config.structure}: {why_not}")
+    units = len(atoms) // 5
     windows = choose_windows(config.landau, min(config.temperatures), units)
-    setup = window_setup(config, plain, plain.topology, windows)
-    run_of_windows = _claim(folder, setup, windows)
-    for note in plain.notes:
-        console.print(note)
-    formula = plain.atoms.symbols.formula.reduce()[0].format("metal")
-    console.print(
-        f"{formula}, {len(plain.atoms)} atoms, {len(windows.centers)} windows from {windows.centers[0]:g} to "
+    setup = window_setup(config, plain, topology, windows)
+    formula = atoms.symbols.formula.reduce()[0].format("metal")
+    devices = local_devices()
+    plan = (
+        f"{formula}, {len(atoms)} atoms, {len(windows.centers)} windows from {windows.centers[0]:g} to "
         f"{windows.centers[-1]:g} C/m^2 with K = {windows.strength:.3g} eV/(C/m^2)^2, at {len(config.temperatures)} "
-        f"temperatures: {len(setup.temperatures)} replicas, {config.steps} steps of {config.timestep:g} fs, "
-        f"model {plain.potential.name}, {len(jax.local_devices())} {jax.local_devices()[0].platform.upper()} device(s)",
+        f"temperatures: {len(setup.batch.temperatures)} replicas, {config.steps} steps of {config.timestep:g} fs, "
+        f"model {plain.batch.potential.name}, {len(devices)} {devices[0].platform.upper()} device(s)"
     )
-    simulate(setup, folder, console, run=run_of_windows)
+    marks = {"windows": {"centers": windows.centers.tolist(), "strength": _strengths(setup)}}
+    simulate(setup, folder, console, announced=(*plain.notes, plan), marks=marks)
     sampled = read_windows(folder, windows, config)
     console.print("MBAR and bootstrap ...")
     result = analyse_windows(sampled, windows, seed=config.seed)
-    flexible, caveat = config.ensemble == "npt", plain.potential.caveat
-    subject = Subject(formula, config.model, units, len(plain.atoms), flexible, caveat)
+    flexible, caveat = config.ensemble == "npt", plain.batch.potential.caveat
+    subject = Subject(formula, config.model, units, len(atoms), flexible, caveat)
     write_landau(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
 
@@ -130,28 +133,32 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     """The batch: at each temperature every window, each as often as `replicas` says, started near its centre."""
     number = len(windows.centers) * config.replicas
     sweep = dataclasses.replace(plain.config, replicas=number)
-    setup = prepare(sweep)  # a chunk of as many replicas has fewer steps
-    dtype = np.dtype(sweep.dtype)
+    setup = prepare(sweep, crystal_measurements)  # a chunk of as many replicas has fewer steps
+    batch, dtype = setup.batch, np.dtype(sweep.dtype)
     transverse = windows.strength if config.landau.transverse is None else config.landau.transverse
     z = np.zeros((len(windows.centers), 3), dtype)
     z[:, 2] = windows.centers
-    system = from_ase(plain.atoms, dtype)
+    system = from_ase(batch.atoms, dtype)
     starts = jax.jit(jax.vmap(lambda target: displaced(system, topology, target)))(z)
-    layout = plain.potential.allocate([system, *unstack(jax.device_get(starts))], plain.potential.usual_skin)
+    layout = batch.potential.allocate([system, *unstack(jax.device_get(starts))], batch.potential.usual_skin)
     descend = jax.jit(
         lambda potential: jax.vmap(lambda start: settled(potential.evaluate, start, topology, layout))(starts)
     )
     place = np.tile(np.repeat(np.arange(len(z)), config.replicas), len(config.temperatures))
-    systems = jax.tree.map(lambda leaf: leaf[place], descend(plain.potential))
+    systems = jax.tree.map(lambda leaf: leaf[place], descend(batch.potential))
     centers = jnp.asarray(z[place])
     strengths = jnp.broadcast_to(jnp.asarray([transverse, transverse, windows.strength], dtype), centers.shape)
-    plain_method = setup.method
-    return dataclasses.replace(
-        setup,
-        method=lambda evaluate: parametrised(plain_method, biased(evaluate, topology)),
-        systems=systems,
-        parameters=Umbrella(centers, strengths),
+
+    def method(evaluate: EvaluateFn) -> Integrator:
+        return parametrised(batch.method, biased(evaluate, topology))
+
+    batch = dataclasses.replace(
+        batch,
+        method=method,
+        observables=(*general_observables(method), *setup.measurements.observables),
+        start=dataclasses.replace(batch.start, systems=systems, parameters=Umbrella(centers, strengths)),
     )
+    return dataclasses.replace(setup, batch=batch)
 
 
 def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> list[WindowSamples]:
@@ -183,40 +190,6 @@ def read_windows(folder: Path, windows: Windows, config: FreeEnergyConfig) -> li
     return sampled
 
 
-def _claim(folder: Path, setup: Setup, windows: Windows) -> str:
-    """Claim the folder for this simulation, or check that it holds this one; returns the name of the run.
-
-    Raises:
-        InputError: the folder holds a simulation with other settings, structure or model.
-    """
-    structure = hashlib.sha256(b"".join(array.tobytes() for array in defining_arrays(setup.atoms)))
-    bias = setup.parameters
-    document: dict[str, Any] = {
-        "config": to_json(setup.config),
-        "windows": {
-            "centers": [float(center) for center in windows.centers],
-            "strength": [float(value) for value in bias.strength[0]],
-        },
-        "identity": {"structure": structure.hexdigest()[:16], "model": fingerprint(setup.potential)},
-    }
-    stored, before = folder / CONFIG_FILE, read_config(folder)
-    if before is None:
-        check_unclaimed(folder, resume=True)
-        check_space(setup, folder)
-        return write_config(folder, document | provenance())
-    try:
-        changes = changed_fields(setup.config, before["config"])
-        changes += [
-            f"the windows' {name} differ" for name, new in document["windows"].items() if before["windows"][name] != new
-        ]
-        changes += [
-            f"the {name} is another one"
-            for name, new in document["identity"].items()
-            if before["identity"][name] != new
-        ]
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{stored} is damaged; restore it or start in a new folder") from None
-    if changes:
-        raise InputError(f"{folder} was run with other settings: {'; '.join(changes)}; name a new `out`")
-    check_space(setup, folder)
-    return run_name(before)
+def _strengths(setup: Setup) -> list[float]:
+    """Strength of the bias along x, y and z, eV/(C/m^2)^2."""
+    return [float(value) for value in setup.batch.start.parameters.strength[0]]

@@ -34,11 +34,13 @@ from jaxpto.free_energy.switching.output import SwitchingResult, write_switching
 from jaxpto.free_energy.switching.run import Lanes, Protocol, run_lanes
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.stored_run import trajectory_paths
+from jaxpto.md.sweep_run import run_sweep
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.suitability import check_supports
 from jaxpto.observables.statistics import estimate
 from jaxpto.observables.summary import ReplicaRecord
+from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.potential import Potential
 from jaxpto.relaxation.target import Target
 from jaxpto.relaxation.with_ase import relax_with_ase
@@ -49,7 +51,6 @@ from jaxpto.storage.output import check_output_folder
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures import make_supercell, read_input, read_structure
 from jaxpto.structures.write import write_frames
-from jaxpto.sweep import run as run_sweep
 from jaxpto.system import defining_arrays, site_kinds
 from jaxpto.units import BOLTZMANN
 
@@ -87,7 +88,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
             console.print(note)
         path = _relaxed(config, given.atoms, potential, console)
         sweep, cell = dataclasses.replace(sweep, structure=str(path), format=None, species=None), read_structure(path)
-    run_sweep(sweep)
+    run_sweep(sweep, crystal_measurements)
 
     atoms = make_supercell(cell, config.repeats)
     masses = atoms.get_masses()
@@ -98,7 +99,7 @@ def run_switching(config: FreeEnergyConfig, console: Console) -> SwitchingResult
                 f"{record.temperature_K:g} K: replica {record.replica} is {record.status} ({record.reason}); "
                 "leave this temperature out of `temperatures`"
             )
-    paths = trajectory_paths(Path(sweep.out), sweep)
+    paths = trajectory_paths(Path(sweep.out), [kelvin for kelvin in kelvins for _ in range(config.replicas)])
     own = [slice(t * config.replicas, (t + 1) * config.replicas) for t in range(len(kelvins))]
     sites = [
         sites_of(map(partial(_frames, config.equilibration), paths[mine]), atoms.positions, masses, len(cell), kelvin)

@@ -6,38 +6,35 @@ import dataclasses
 import hashlib
 import json
 import time
-import warnings
 from pathlib import Path
-from typing import Any
 
 import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 from rich.console import Console
 
 from jaxpto.console.status_line import StatusLine
-from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
-from jaxpto.integrators.state import Integrator, MDState
-from jaxpto.md.loop import Limits, Schedule, Watch, pad_replicas, replica_mesh, watch_init
-from jaxpto.md.loop import run as run_chunks
-from jaxpto.md.preparation import ATOM_STEPS_PER_CHUNK, nearest_distance
+from jaxpto.integrators.state import Integrator
+from jaxpto.md.batch import Batch, Schedule, Start, steps_per_chunk
+from jaxpto.md.health import Limits
+from jaxpto.md.initial import nearest_distance
 from jaxpto.md.progress import duration
+from jaxpto.md.stored_run import StoredRun, advance
 from jaxpto.model_interface import EvaluateFn
-from jaxpto.neighbors import Layout, build
+from jaxpto.observables.observable import Sample
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
-from jaxpto.storage.checkpoint import Checkpoints, layout_from_json, layout_to_json
 from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.lock import one_run
 from jaxpto.system import defining_arrays, from_ase
 from jaxpto.units import BOLTZMANN
 
 CHECKPOINT_EVERY = 20.0  # seconds, what an interrupt can cost
 OWN_NOISE = 2**31  # no number of a replica, so that the noise of the sweep before is not met again
-SHAKEN = 4  # starts whose neighbours the first layout has room for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +109,18 @@ def run_lanes(
         StorageError: the disk fails; what was computed up to the last checkpoint stays.
     """
     identity = _identity(potential, atoms, lanes, protocol, seed)
-    finished = folder / "work.json"
-    if finished.exists():
-        document = json.loads(finished.read_text())
+    finished_path = folder / "work.json"
+    if finished_path.exists():
+        document = json.loads(finished_path.read_text())
         _check_identity(document["identity"], identity, folder)
     else:
-        document = {"identity": identity, **_simulate(potential, atoms, lanes, protocol, seed, folder, console)}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(finished, document)
+        with one_run(folder):
+            batch = _batch(potential, atoms, lanes, protocol, seed)
+            run = StoredRun(batch, folder, identity, frames=False, checkpoint_every=CHECKPOINT_EVERY)
+            finished = advance(run, lambda first_step: SwitchLine(console, batch, protocol.hold, first_step), console)
+            work = np.asarray(finished.states.bath.work, np.float64)
+            document = {"identity": identity, "work": work, "reasons": finished.ended.describe(batch.limits)}
+            write_json_atomic(finished_path, document)
     for kelvin, reason in zip(lanes.temperatures, document["reasons"], strict=True):
         if reason:
             raise InputError(
@@ -129,107 +130,80 @@ def run_lanes(
     return np.asarray(document["work"], np.float64)
 
 
-def _simulate(
-    potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int, folder: Path, console: Console
-) -> dict[str, Any]:
-    number, steps = len(lanes.temperatures), protocol.hold + protocol.length
-    every = int(np.clip(ATOM_STEPS_PER_CHUNK // (number * len(atoms)), 1, steps))
-    schedule, limits = Schedule(steps, every, 1), Limits()
-    checkpoints = Checkpoints(folder / "checkpoints")
-    identity = _identity(potential, atoms, lanes, protocol, seed)
-    states, watch, done = _restore(checkpoints, potential, atoms, lanes, protocol, seed, identity) or (
-        *_begin(potential, atoms, lanes, protocol, seed, _first_layout(potential, atoms, lanes)),
-        1,
-    )
-    mesh = replica_mesh(number)
-    states, watch = pad_replicas(states, watch, mesh)
-    own: tuple[MDState, Watch] = jax.tree.map(lambda x: x[:number], (states, watch))
-    began = saved = time.monotonic()
-    first = done
-
-    def save() -> None:
-        if done > first:
-            metadata = {"layout": layout_to_json(own[0].neighbors.layout), "identity": identity}
-            checkpoints.save(done, own, metadata)
-
-    chunks = run_chunks(potential, protocol.integrator, states, watch, schedule, limits, None, done, mesh)
-    try:
-        with StatusLine(console, "compiling (once; kept in the compilation cache) ...", f"{number} switches") as line:
-            for chunk in chunks:
-                own = jax.tree.map(lambda x: x[:number], (chunk.states, chunk.watch))
-                done = chunk.first_sample + 1
-                now = time.monotonic()
-                if done == first + 1:  # the first chunk holds the compilation: the rate is counted from its end
-                    began = now
-                left = (now - began) / max(done - first - 1, 1) * (schedule.n_samples - done)
-                step = min((done - 1) * every, steps)
-                what = "equilibrating" if step < protocol.hold else "switching"
-                rest = f", {duration(left)} left" if now > began else ""
-                line.update(f"{what}, step {step} of {steps} ({100 * step // steps} %){rest}")
-                if now - saved > CHECKPOINT_EVERY:
-                    save()
-                    saved = now
-    except BaseException:  # an interrupt, say: what is computed is kept
-        save()
-        raise
-    reasons = [limits.describe(int(reason)) if reason else "" for reason in np.asarray(own[1].reason)]
-    return {"work": np.asarray(own[0].bath.work, np.float64), "reasons": reasons}
-
-
-def _begin(
-    potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int, layout: Layout
-) -> tuple[MDState, Watch]:
-    """The batch at step 0 with neighbour lists of the given capacities."""
-    dtype = np.dtype(potential.dtype)
-    system, key = from_ase(atoms, dtype), jax.random.fold_in(jax.random.PRNGKey(seed), OWN_NOISE)
-    nearest = jnp.asarray(nearest_distance(atoms), dtype)
-    kT = jnp.asarray(BOLTZMANN * lanes.temperatures, dtype)
-    switches = Switch(
-        sites=jnp.asarray(lanes.sites, dtype),
-        springs=jnp.asarray(lanes.springs, dtype),
-        origin=jnp.full(len(kT), lanes.origin, dtype),
-        ratio=jnp.asarray(lanes.ratios, dtype),
-        backward=jnp.asarray(lanes.backward),
+def _batch(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int) -> Batch:
+    """The replicas: each from its own start, with its own switch, and displacements counted from the crystal."""
+    dtype, number = np.dtype(potential.dtype), len(lanes.temperatures)
+    crystal = from_ase(atoms, dtype)
+    starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * number), crystal)
+    steps = protocol.hold + protocol.length
+    return Batch(
+        potential=potential,
+        atoms=atoms,
+        temperatures=lanes.temperatures,
+        start=Start(
+            systems=dataclasses.replace(starts, positions=jnp.asarray(lanes.starts, dtype)),
+            kT=jnp.asarray(BOLTZMANN * lanes.temperatures, dtype),
+            key=jax.random.fold_in(jax.random.PRNGKey(seed), OWN_NOISE),
+            nearest=jnp.asarray(nearest_distance(atoms), dtype),
+            parameters=Switch(
+                sites=jnp.asarray(lanes.sites, dtype),
+                springs=jnp.asarray(lanes.springs, dtype),
+                origin=jnp.full(number, lanes.origin, dtype),
+                ratio=jnp.asarray(lanes.ratios, dtype),
+                backward=jnp.asarray(lanes.backward),
+            ),
+            crystal=crystal,
+        ),
+        method=protocol.integrator,
+        schedule=Schedule(steps, min(steps_per_chunk(number * len(atoms)), steps), 1),
+        limits=Limits(),
+        observables=(),
+        timestep=protocol.timestep,
+        skin=potential.usual_skin,
     )
 
-    def one(potential: Potential, number: Array, kT: Array, start: Array, switch: Switch) -> tuple[MDState, Watch]:
-        moved = dataclasses.replace(system, positions=start)
-        integrator = protocol.integrator(sequential_over_replicas(potential.evaluate))
-        state = integrator.init(jax.random.fold_in(key, number), moved, build(moved, layout), kT, switch)
-        return state, watch_init(system, kT, nearest)
 
-    starts = jnp.asarray(lanes.starts, dtype)
-    every = jax.jit(jax.vmap(one, (None, 0, 0, 0, 0)))  # parameters as arguments, not as constants
-    return every(potential, jnp.arange(len(kT)), kT, starts, switches)
+class SwitchLine:
+    """How far the switches are, and how long they still take (see `md.stored_run.Display`).
 
+    Args:
+        console: where to write.
+        batch: the switches.
+        hold: steps at the first weights.
+        first_step: steps already done when the run was resumed.
+    """
 
-def _first_layout(potential: Potential, atoms: ase.Atoms, lanes: Lanes) -> Layout:
-    """Room for what the perfect crystal and some of the starts have within reach."""
-    system = from_ase(atoms, np.dtype(potential.dtype))
-    some = lanes.starts[:: max(1, len(lanes.starts) // SHAKEN)]
-    moved = [dataclasses.replace(system, positions=jnp.asarray(start, potential.dtype)) for start in some]
-    return potential.allocate([system, *moved], potential.usual_skin, headroom=1.1)
+    def __init__(self, console: Console, batch: Batch, hold: int, first_step: int):
+        self._console, self._hold, self._steps = console, hold, batch.schedule.steps
+        self._step, self._began = first_step, 0.0
+        subject = f"{len(batch.temperatures)} switches"
+        self._line = StatusLine(console, "compiling (once; kept in the compilation cache) ...", subject)
 
+    def __enter__(self) -> SwitchLine:
+        self._line.__enter__()
+        return self
 
-def _restore(
-    checkpoints: Checkpoints,
-    potential: Potential,
-    atoms: ase.Atoms,
-    lanes: Lanes,
-    protocol: Protocol,
-    seed: int,
-    identity: str,
-) -> tuple[MDState, Watch, int] | None:
-    """The batch at its newest usable checkpoint and the samples done, or None where there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an older one is as good: the run goes on from there
-        checkpoint = checkpoints.restore()
-    if checkpoint is None:
-        return None
-    _check_identity(checkpoint.metadata["identity"], identity, checkpoints.directory.parent)
-    layout = layout_from_json(checkpoint.metadata["layout"])
-    template = jax.eval_shape(lambda: _begin(potential, atoms, lanes, protocol, seed, layout))
-    return *checkpoint.into(template), checkpoint.index
+    def __exit__(self, *_: object) -> None:
+        self._line.__exit__()
+
+    def number(self, sample: Sample) -> Float[np.ndarray, " r"]:
+        """No number is shown of a switch."""
+        return np.zeros(sample.step.shape[0])
+
+    def update(self, step: int, alive: Bool[np.ndarray, " r"], numbers: Float[np.ndarray, " r"]) -> None:
+        """Show the steps done and, from the second chunk on, the time left: the first one holds the compilation."""
+        now, left = time.monotonic(), ""
+        if not self._began:
+            self._began, self._step = now, step
+        elif step > self._step:
+            rest = (now - self._began) / (step - self._step) * (self._steps - step)
+            left = f", {duration(rest)} left"
+        what = "equilibrating" if step < self._hold else "switching"
+        self._line.update(f"{what}, step {step} of {self._steps} ({100 * step // self._steps} %){left}")
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        self._console.print(line)
 
 
 def _identity(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int) -> str:
