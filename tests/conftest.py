@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 # Also for the processes that tests start. What the environment says stands.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxpto/xla-tests"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the threads of small matrices wait by spinning
 
 import pytest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import get_args
 
 import ase.units
 import jax
@@ -25,6 +27,8 @@ from toy_potentials import (
 
 from jaxpto.errors import InputError
 from jaxpto.integrators import (
+    ENSEMBLES,
+    EnsembleName,
     hydrostatic_stress,
     kinetic_energy,
     npt_parrinello_rahman,
@@ -34,11 +38,10 @@ from jaxpto.integrators import (
     total_stress,
 )
 from jaxpto.integrators.external_stress import deviatoric_work, external_force, potential_work
-from jaxpto.md.config import PRESETS
+from jaxpto.md.config import PRESETS, SweepConfig
 from jaxpto.md.preparation import method_of
 from jaxpto.neighbors import needs_rebuild
-from jaxpto.system import volume
-from jaxpto.units import FEMTOSECOND, GIGAPASCAL
+from jaxpto.units import BOLTZMANN, FEMTOSECOND, GIGAPASCAL
 
 ARGON = lennard_jones()
 KEY = jax.random.PRNGKey(0)
@@ -396,6 +399,29 @@ def test_pto_test_preset_is_the_paper_s():
     state = method_of(preset)(ideal_gas).init(KEY, system, no_neighbors(), 0.03, hydrostatic_stress(0.0))
     np.testing.assert_allclose(state.bath.cell_mass, 75**2 * ase.units.fs * 8000.0)
     np.testing.assert_allclose(state.bath.particle_chain.mass[0], 27 * 0.03 * (25 * ase.units.fs) ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_integrator_does_as_its_entry_says(name):
+    """With the settings of a default simulation: degrees of freedom, momentum, cell, invariant."""
+    facts, config = ENSEMBLES[name], SweepConfig(ensemble=name)
+    assert name in get_args(EnsembleName)
+    assert {*facts.settings.values()} <= {field.name for field in dataclasses.fields(SweepConfig)}
+    crystal, neighbors = crystal_and_list(True)
+    integrator = method_of(config)(ARGON.evaluate)
+    stress = (hydrostatic_stress(0.0),) if facts.flexible_cell else ()
+    state = integrator.init(KEY, crystal, neighbors, kT_of(40.0), *stress)
+    n = len(crystal.masses)
+    assert state.bath.degrees_of_freedom == facts.degrees_of_freedom(n)
+    after = advance(integrator, state, 20)
+    for one in (state, after):
+        drift = float(jnp.abs(one.momenta.sum(axis=0)).max())
+        assert (drift < 1e-10) is facts.momentum_at_rest
+        expected = 2.0 * float(kinetic_energy(one)) / (facts.degrees_of_freedom(n) * BOLTZMANN)
+        np.testing.assert_allclose(temperature(one), expected, rtol=1e-12)
+    assert bool(jnp.any(after.system.cell != state.system.cell)) is facts.flexible_cell
+    assert int(after.step) == 20
+    assert abs(float(integrator.invariant(after) - integrator.invariant(state))) < 1e-3 * n * kT_of(40.0)
 
 
 def test_bad_parameters_are_refused():

@@ -29,6 +29,8 @@ from jaxpto.training.checkpoint import checkpoint
 from jaxpto.training.matching_options import MatchOptions, plan_of
 from jaxpto.training.targets import MeasuredAverage, conditions, observe, parse_target, parse_targets
 
+pytestmark = pytest.mark.simulation
+
 NOISE = 0.05  # eV/Angstrom, of the labels
 KELVIN = 100.0
 SMALL = MatchOptions(

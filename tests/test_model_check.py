@@ -15,6 +15,7 @@ from model_cases import CASES
 from converters.pickles import CheckpointError
 from jaxpto.models.check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
 from jaxpto.models.lennard_jones import LennardJones
+from jaxpto.models.manifest import published_models
 from jaxpto.models.orb import OrbDirect
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.potential import Potential
@@ -54,6 +55,15 @@ def test_every_architecture_lets_its_own_models_pass(potential: Potential) -> No
     check_shapes(potential.model, potential.params)
 
 
+def test_the_manifest_counts_elements_and_parameters(potential: Potential) -> None:
+    """Where the published file is at hand; its name is that of the potential."""
+    published = published_models().get(potential.name)
+    if published is None or not published.files[0].sha256:
+        return
+    assert published.elements == len(potential.elements)
+    assert published.parameters == sum(np.size(leaf) for leaf in jax.tree.leaves(potential.params))
+
+
 def test_a_table_without_a_row_for_each_element_is_refused(potential: Potential) -> None:
     """JAX would take the last row there is, without a word."""
     model = potential.model
@@ -76,8 +86,8 @@ def test_parameters_that_do_not_fit_each_other_are_refused(potential: Potential)
 
 
 def test_missing_parameters_are_named(potential: Potential) -> None:
-    name = next(name for name in names(potential.params) if name.startswith(("atom_emb", "embedding", "sigma", "mix")))
-    params = shapes_of(potential.params)
+    model, params = potential.model, shapes_of(potential.params)
+    name = names(params, next(iter(model.shapes if isinstance(model, ShapedModel) else model.tables)))[0]
     first = name.partition("/")[0]
     with pytest.raises(MisfitError, match=f"parameter '?{first}'? is missing"):
         check_shapes(potential.model, {key: value for key, value in params.items() if key != first})

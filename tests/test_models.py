@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import pathlib
 from collections.abc import Callable
@@ -73,5 +74,5 @@ def test_the_class_says_what_it_is(name: str) -> None:
     assert kind.__dataclass_params__.frozen
     assert (kind.conservative is True) != issubclass(kind, DirectModel)
     facts = {"by_species", "conservative", "usual_skin"}
-    assert facts.isdisjoint(kind.__dataclass_fields__)
+    assert facts.isdisjoint(field.name for field in dataclasses.fields(kind))
     assert all(hasattr(kind, fact) for fact in facts)

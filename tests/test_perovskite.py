@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ase
 import jax
 import jax.numpy as jnp
@@ -124,8 +126,10 @@ COUPLING = (1.5, 4.5)
 
 
 def test_against_naive_formula_and_its_autodiff(random_potential: Potential, crystal: ase.Atoms) -> None:
-    energy, gradient = naive_energy(random_potential, crystal[[0, 2, 4]])
-    found = contract.predict(random_potential, crystal[[0, 2, 4]])
+    # pair by pair and operation by operation: fewer neighbours than the model has take a third of the time
+    potential = random_potential.replace(model=dataclasses.replace(random_potential.model, cutoff=4.5))
+    energy, gradient = naive_energy(potential, crystal[[0, 2, 4]])
+    found = contract.predict(potential, crystal[[0, 2, 4]])
     np.testing.assert_allclose(found.energy, energy, rtol=1e-10)
     np.testing.assert_allclose(found.forces, -gradient, rtol=1e-8, atol=1e-8)
 

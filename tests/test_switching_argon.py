@@ -22,6 +22,8 @@ from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.units import BOLTZMANN
 
+pytestmark = pytest.mark.simulation
+
 ARGON = (0.0104, 3.40)  # eV, Angstrom
 
 

@@ -28,6 +28,8 @@ from jaxpto.training.batches import reference_energies, share_of
 from jaxpto.training.checkpoint import check_identity, checkpoint, restore
 from jaxpto.training.loss import LossWeights
 
+pytestmark = pytest.mark.simulation
+
 ENERGY_OF = {11: -60.0, 12: -100.0, 8: -430.0}
 
 

@@ -177,3 +177,9 @@ def standard_error(series: np.ndarray) -> float:
 def kT_of(kelvin: float) -> float:
     """k_B T in eV."""
     return kelvin * BOLTZMANN
+
+
+def pressure_tensor(state: MDState) -> jax.Array:
+    """Instantaneous pressure tensor (sum p p^T / m) / V - stress of one replica, [3, 3] eV/Angstrom^3."""
+    kinetic = state.momenta.T @ (state.momenta / state.system.masses[:, None])
+    return kinetic / volume(state.system.cell) - state.prediction.stress

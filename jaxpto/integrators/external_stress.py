@@ -16,7 +16,7 @@ StressMeasure = Literal["cauchy", "piola-kirchhoff"]
 
 
 def check_measure(measure: str) -> None:
-    """Refuse what is no stress measure.
+    """Refuse an unknown stress measure.
 
     Raises:
         InputError: `measure` is none of `StressMeasure`.

@@ -53,7 +53,7 @@ def chain_half_step(
     scales the velocities, so it returns the scale and leaves them alone.
 
     Args:
-        timestep: length of the whole step, internal units.
+        timestep: the whole step, internal units.
         degrees_of_freedom: N_f of the velocities that each chain thermostats.
         length: number of thermostats of a chain, at least 2.
     """

@@ -1,4 +1,4 @@
-"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman as Martyna, Tobias and Klein have it."""
+"""Constant pressure and temperature with a flexible cell: Parrinello-Rahman in Martyna, Tobias and Klein's form."""
 
 from __future__ import annotations
 

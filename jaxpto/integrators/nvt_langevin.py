@@ -1,4 +1,4 @@
-"""Constant volume and temperature: jax-md's Langevin integrator on this package's state."""
+"""Constant volume and temperature: Langevin dynamics."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class LangevinBath:
 
 
 def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: float) -> Integrator:
-    """Langevin dynamics dp = F dt - gamma p dt + sqrt(2 gamma m kT) dW, jax-md's BAOAB steps, one `evaluate` each.
+    """Langevin dynamics dp = F dt - gamma p dt + sqrt(2 gamma m kT) dW, by BAOAB, one `evaluate` a step.
 
-    Source: Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 (2013); the operators are jax-md's own
-    (`momentum_step`, `position_step`, `stochastic_step`), and a trajectory equals `jax_md.simulate.nvt_langevin`'s.
+    Half a kick (B), half a drift (A), the bath (O), half a drift, half a kick: Leimkuhler and Matthews, Appl. Math.
+    Res. Express 2013, 34 (2013). Every operation is in the order of `jax_md.simulate.nvt_langevin`, so that
+    trajectories are the same; jax-md itself is not imported, because that takes seconds and fixes the devices.
 
     All 3n degrees of freedom are thermal: the centre of mass diffuses like a free Brownian particle, which moves no
     pair of atoms. (ASE's Langevin subtracts the drift by default and then samples the canonical ensemble only nearly.)
@@ -52,15 +53,10 @@ def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: f
     Raises:
         InputError: the time step or the friction is not positive.
     """
-    from jax_md import simulate  # not at the top: importing it runs JAX operations and takes seconds
-
     check_positive("timestep", timestep_fs, "fs")
     check_positive("friction", friction_per_fs, "1/fs")
     dt = timestep_fs * FEMTOSECOND
     friction = friction_per_fs / FEMTOSECOND
-
-    def shift(positions: Float[Array, "n 3"], displacement: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-        return positions + displacement
 
     def init(key: UInt32[Array, " 2"], system: System, neighbors: Neighbors, kT: float | Float[Array, ""]) -> MDState:
         """Draw momenta at kT (eV), drift included, and evaluate the forces."""
@@ -79,28 +75,25 @@ def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: f
     def move(state: MDState) -> MDState:
         """Half a kick, half a drift, the bath, half a drift."""
         masses = state.system.masses[:, None]
-        # jax-md's order: position, momentum, force, mass, key
-        parts = (state.system.positions, state.momenta, state.prediction.forces, masses, state.key)
-        walker = simulate.NVTLangevinState(*parts)  # ty: ignore[too-many-positional-arguments]
-        walker = simulate.momentum_step(walker, dt / 2)
-        walker = simulate.position_step(walker, shift, dt / 2)
-        before = walker.momentum
-        walker = simulate.stochastic_step(walker, dt, state.bath.kT, friction)
+        momenta = state.momenta + 0.5 * dt * state.prediction.forces
+        positions = state.system.positions + 0.5 * dt * momenta / masses
+        key, draw = jax.random.split(state.key)
+        thermal = _partly_redrawn(draw, momenta, masses, dt * friction, state.bath.kT)
         # (p'^2 - p^2) / 2m as a product of small factors: no cancellation of two large kinetic energies
-        heat = 0.5 * jnp.sum((walker.momentum - before) * (walker.momentum + before) / masses)
-        walker = simulate.position_step(walker, shift, dt / 2)
+        heat = 0.5 * jnp.sum((thermal - momenta) * (thermal + momenta) / masses)
+        positions = positions + 0.5 * dt * thermal / masses
         return replace(
             state,
-            system=replace(state.system, positions=walker.position),
-            momenta=walker.momentum,
+            system=replace(state.system, positions=positions),
+            momenta=thermal,
             bath=replace(state.bath, heat=state.bath.heat + heat),
-            key=walker.rng,
+            key=key,
         )
 
     def finish(state: MDState) -> MDState:
         """Half a kick by the new forces."""
         prediction = evaluate(state.system, state.neighbors)
-        momenta = state.momenta + 0.5 * dt * prediction.forces  # jax-md's `momentum_step`
+        momenta = state.momenta + 0.5 * dt * prediction.forces
         return replace(state, momenta=momenta, prediction=prediction, step=state.step + 1)
 
     def invariant(state: MDState) -> Float[Array, ""]:
@@ -108,3 +101,25 @@ def nvt_langevin(evaluate: EvaluateFn, timestep_fs: float, *, friction_per_fs: f
         return state.prediction.energy + kinetic_energy(state) - state.bath.heat
 
     return Integrator(init, move, finish, invariant)
+
+
+def _partly_redrawn(
+    key: UInt32[Array, " 2"],
+    momenta: Float[Array, "n 3"],
+    masses: Float[Array, "n 1"],
+    friction: float,
+    kT: Float[Array, ""],
+) -> Float[Array, "n 3"]:
+    """Momenta after a step in the bath alone: c p + sqrt((1 - c^2) m kT) N(0, 1) with c = exp(-friction).
+
+    Args:
+        key: PRNG key of the noise.
+        momenta: [n, 3] amu Angstrom / internal time.
+        masses: [n, 1] amu.
+        friction: gamma times the time step.
+        kT: eV.
+    """
+    kept = jnp.exp(-friction)
+    noise = jnp.sqrt(kT * (1 - kept**2))
+    mean = kept * momenta
+    return mean + jnp.sqrt(noise**2 * masses) * jax.random.normal(key, mean.shape, mean.dtype)

@@ -1,4 +1,4 @@
-"""Any integrator around an evaluate function that has parameters of each replica: a bias, a coupling, a field."""
+"""Any integrator with an energy function whose parameters differ between replicas: a bias, a coupling, a field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ParametrisedBath:
     """A bath and the parameters beside it; `jax.vmap` gives every replica its own of both.
 
     Attributes:
-        bath: that of the integrator within.
+        bath: the bath of the integrator within.
         parameters: any pytree; the integrator never changes it.
     """
 
@@ -30,7 +30,7 @@ class ParametrisedBath:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Those of the integrator within."""
+        """N_f of the integrator within; see `Bath`."""
         return self.bath.degrees_of_freedom
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
@@ -11,6 +11,17 @@ from jaxtyping import Array, Float, Int, UInt32
 from jaxpto.model_interface import EvaluateFn, Prediction
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import Leaf, System
+
+
+class Bath(Protocol):
+    """What every integrator's `MDState.bath` has; the rest of it is the integrator's own.
+
+    Attributes:
+        degrees_of_freedom: N_f, how many momenta are thermal: 3n, or 3n - 3 where the total momentum is zero and stays
+            so. Static. By it `temperature` turns a kinetic energy K into 2 K / (N_f k_B).
+    """
+
+    degrees_of_freedom: int
 
 
 @struct.dataclass
@@ -22,7 +33,7 @@ class MDState:
         neighbors: the neighbour list handed to the evaluate function; rebuilt between the halves of a step.
         momenta: [n, 3] amu Angstrom / internal time.
         prediction: energy, forces and stress at the present positions and cell.
-        bath: thermostat and barostat variables, targets included (integrator-specific pytree).
+        bath: thermostat and barostat variables, targets included: the integrator's own pytree, a `Bath`.
         key: [2] uint32 PRNG key.
         step: [] steps done.
     """

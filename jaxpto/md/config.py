@@ -11,6 +11,7 @@ import tyro
 from jaxpto import bounds, units
 from jaxpto.bounds import check_size
 from jaxpto.errors import InputError
+from jaxpto.integrators import ENSEMBLES, EnsembleName
 from jaxpto.structures import repeats_of
 
 # settings of where and how a run is computed or its structure is read, which do not change what is computed
@@ -78,7 +79,7 @@ class SweepConfig:
     model: str = "perovskite"
     supercell: tuple[int, int, int] | None = None
     temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
-    ensemble: Literal["npt", "nvt", "nve"] = "npt"
+    ensemble: EnsembleName = "npt"
     steps: int = 5_000
     timestep: float = 2.0
     pressure: float = 0.0
@@ -113,16 +114,11 @@ class SweepConfig:
         return repeats_of(self.structure, self.supercell, (5, 5, 5))
 
 
-# what acts in one ensemble only
-ACTS_IN = {
-    "pressure": "npt",
-    "stress": "npt",
-    "stress_measure": "npt",
-    "mask": "npt",
-    "thermostat_time": "npt",
-    "barostat_time": "npt",
-    "pfactor": "npt",
-    "friction": "nvt",
+# what acts in some ensembles only
+ACTS_IN = {name: [e for e, facts in ENSEMBLES.items() if facts.flexible_cell] for name in ("pressure", "stress")} | {
+    name: [e for e, facts in ENSEMBLES.items() if name in facts.settings.values()]
+    for facts in ENSEMBLES.values()
+    for name in facts.settings.values()
 }
 
 PRESETS: dict[str | None, SweepConfig] = {
@@ -186,13 +182,13 @@ def check(config: SweepConfig) -> None:
         require(all(map(math.isfinite, config.stress)), "stress", config.stress, "must be six finite numbers of GPa")
         require(config.pressure == 0.0, "pressure", config.pressure, "cannot go with `stress`; give one of them")
     usual = PRESETS[config.preset]
-    for name, ensemble in ACTS_IN.items():
+    for name, ensembles in ACTS_IN.items():
         value = getattr(config, name)
         require(
-            config.ensemble == ensemble or value == getattr(usual, name), name, value,
-            f"has no effect in {config.ensemble}; leave it out or use `ensemble={ensemble}`",
+            config.ensemble in ensembles or value == getattr(usual, name), name, value,
+            f"has no effect in {config.ensemble}; leave it out or use `ensemble={' or '.join(ensembles)}`",
         )  # fmt: skip
-    if config.stress is not None and config.ensemble == "npt":
+    if config.stress is not None and ENSEMBLES[config.ensemble].flexible_cell:
         shear = any(s != 0.0 for s in config.stress[3:])
         require(not shear or config.mask == "full", "stress", config.stress, f"needs `mask=full`, not {config.mask}")
         mean = f"`pressure={-sum(config.stress[:3]) / 3:g}`"
@@ -261,7 +257,7 @@ def changed_fields(config: SweepConfig, stored: dict[str, Any]) -> list[str]:
     Where the run lives does not count, nor what has no effect on it.
     """
     now = to_json(config)
-    idle = {name for name, ensemble in ACTS_IN.items() if ensemble != config.ensemble}
+    idle = {name for name, ensembles in ACTS_IN.items() if config.ensemble not in ensembles}
     idle |= {"barostat_time"} if config.pfactor is not None else set()
     idle |= {"stress_measure"} if is_hydrostatic(config) else set()
     stored = {"stress_measure": "piola-kirchhoff"} | stored  # the only one before there was a choice

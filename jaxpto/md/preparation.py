@@ -17,9 +17,7 @@ from jaxpto.bounds import check_size
 from jaxpto.devices.sharding import check_sharing
 from jaxpto.errors import InputError
 from jaxpto.integrators.common import check_thermal
-from jaxpto.integrators.npt_parrinello_rahman import npt_parrinello_rahman
-from jaxpto.integrators.nve import nve
-from jaxpto.integrators.nvt_langevin import nvt_langevin
+from jaxpto.integrators.ensembles import ENSEMBLES
 from jaxpto.integrators.state import Method
 from jaxpto.md.batch import ReplicaBatch, Start, schedule_of
 from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
@@ -82,7 +80,7 @@ def prepare(
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
     potential = load_potential(config.model, dtype) if potential is None else potential.astype(dtype)
-    check_supports(potential, atoms, config.structure, stress=config.ensemble == "npt")
+    check_supports(potential, atoms, config.structure, stress=ENSEMBLES[config.ensemble].flexible_cell)
     probe(potential, atoms, config.structure)
     if config.devices_per_replica > 1:
         usable = local_devices()[: config.devices or None]
@@ -116,7 +114,7 @@ def start_of(config: SweepConfig, atoms: ase.Atoms, temperatures: Float[np.ndarr
         kT=on_device(temperatures * units.BOLTZMANN, dtype),
         key=jax.random.PRNGKey(config.seed),
         nearest=on_device(nearest_distance(atoms), dtype),
-        stress=on_device(external_stress(config), dtype) if config.ensemble == "npt" else None,
+        stress=on_device(external_stress(config), dtype) if ENSEMBLES[config.ensemble].flexible_cell else None,
     )
 
 
@@ -132,28 +130,23 @@ def check_dynamics(config: SweepConfig, atoms: ase.Atoms) -> None:
     Raises:
         InputError: one atom where the total momentum is zero, or vectors off x, y and z with the mask diag.
     """
-    if config.ensemble != "nvt":
+    facts = ENSEMBLES[config.ensemble]
+    if facts.momentum_at_rest:
         check_thermal(len(atoms), config.ensemble)
-    if config.ensemble == "npt" and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
+    if facts.flexible_cell and config.mask == "diag" and (held := held_shear(atoms.cell.array)):
         raise InputError(f"`mask=diag`: {held}; use full (any strain), or iso (volume only)")
 
 
 def method_of(config: SweepConfig) -> Method:
     """The integrator that a configuration asks for."""
-    if config.ensemble == "nve":
-        return functools.partial(nve, timestep_fs=config.timestep)
-    if config.ensemble == "nvt":
-        return functools.partial(nvt_langevin, timestep_fs=config.timestep, friction_per_fs=config.friction)
-    return functools.partial(
-        npt_parrinello_rahman,
-        timestep_fs=config.timestep,
-        thermostat_time_fs=config.thermostat_time,
-        barostat_time_fs=None if config.pfactor is not None else config.barostat_time,
-        pfactor=config.pfactor,
-        mask=config.mask,
+    facts = ENSEMBLES[config.ensemble]
+    settings = {keyword: getattr(config, name) for keyword, name in facts.settings.items()}
+    if config.pfactor is not None and "pfactor" in settings:
+        settings["barostat_time_fs"] = None
+    if is_hydrostatic(config) and "stress_measure" in settings:
         # of a pressure both are the same, and this one has nothing to sum up along the way
-        stress_measure="piola-kirchhoff" if is_hydrostatic(config) else config.stress_measure,
-    )
+        settings["stress_measure"] = "piola-kirchhoff"
+    return functools.partial(facts.make, timestep_fs=config.timestep, **settings)
 
 
 def external_stress(config: SweepConfig) -> np.ndarray:

@@ -16,7 +16,7 @@ class AngleGraph(NamedTuple):
     """Edges [s], those of them that are short enough for angles, here bonds [b], and the angles [a] between bonds.
 
     Attributes:
-        lengths: [s] of the edges, Angstrom; long for padding.
+        lengths: [s] lengths of the edges, Angstrom; long for padding.
         edges: [s] their "senders" and "receivers", n for padding, and which of the "bonds" they are, b for none.
         edge_count: number of edges.
         edge_of_bond: [b] place of each bond among the edges; s for padding, and for a bond that does not count by now.

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostCalculator:
-    """A direct model that asks an ASE calculator on the host.
+    """A direct model that calls an ASE calculator on the host.
 
     Its text (`repr`), by which a run that goes on knows the model, is the same in every process.
 
@@ -112,7 +112,7 @@ def load(name: str) -> Potential:
 
 
 def probe(model: HostCalculator, atoms: ase.Atoms, where: str, *, stress: bool) -> None:
-    """Evaluate the structure once, eagerly, so that what the calculator cannot do is said before a simulation starts.
+    """Evaluate the structure once, before a simulation starts, to find out what the calculator cannot do.
 
     Args:
         model: the wrapped calculator.

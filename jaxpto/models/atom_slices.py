@@ -1,4 +1,4 @@
-"""Energies of atoms that depend on their own neighbours only, of a few atoms at a time.
+"""Energies of atoms that depend on their own neighbours alone, computed for a few atoms at a time.
 
 Such models need not keep the features of all edges at once: a slice of atoms goes through all of the network, and its
 forces are there before the next one starts. What a slice needs fits the caches of a processor, whatever the system.
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32
 
 
 def slices_of(n: int, longest: int) -> Int32[Array, "i m"]:
-    """Rows 0, 1, ... in slices of one length, none above the `longest`; the last may be beyond the n that there are."""
+    """Rows 0 to n - 1 in slices of equal length, at most `longest`; the last slice may run past the end."""
     slices = math.ceil(n / longest)
     # a multiple of 4, for the loops over a quarter of the rows that models have within
     length = min(longest, 4 * math.ceil(n / slices / 4))
@@ -26,10 +26,10 @@ def slices_of(n: int, longest: int) -> Int32[Array, "i m"]:
 
 
 def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any:
-    """A function of rows, of a few rows at a time; its derivative does them again instead of keeping what it needs.
+    """Apply a function to a few rows at a time; its derivative recomputes them instead of storing what it needs.
 
     Args:
-        function: of slices of the arrays; a row's result depends on that row only.
+        function: takes slices of the arrays; a row's result depends on that row only.
         longest: rows that go through at once.
         arrays: [n, ...].
     """
@@ -54,7 +54,7 @@ def local_energies(
     vectors: Float[Array, "n s 3"],
     others: tuple[Array, ...],
 ) -> Float[Array, " n"]:
-    """Energies of atoms that depend on their own rows only, of a few atoms at a time.
+    """Energies of atoms that depend on their own rows alone, computed for a few atoms at a time.
 
     Where forces are wanted, each slice gives its derivative as soon as its energies are there, so that nothing is
     computed twice; where derivatives in the parameters are, the slices are done again. It can be differentiated

@@ -92,7 +92,7 @@ def check_model(model: Model, conservative: Any) -> None:
 
 
 def check_cutoff(cutoff: Any) -> None:
-    """Refuse what is no cutoff.
+    """Refuse a value that cannot be a cutoff.
 
     Raises:
         MisfitError: no number of Angstrom above 0 and up to 20.
@@ -105,7 +105,7 @@ def check_values(params: Any, dtype: DTypeLike | None = None) -> None:
     """Refuse parameters that are not nested dicts of finite numbers.
 
     Args:
-        params: of numpy arrays.
+        params: nested dicts of numpy arrays.
         dtype: floating-point type they will be used in; by default any that can hold them.
 
     Raises:
@@ -131,7 +131,7 @@ def check_values(params: Any, dtype: DTypeLike | None = None) -> None:
 
 
 def check_shapes(model: Model, params: Any) -> None:
-    """Refuse parameters of shapes with which the model gives no energy; takes tenths of a second at most.
+    """Refuse parameters whose shapes do not give an energy; takes a few tenths of a second at most.
 
     Args:
         model: hyperparameters that `check_model` lets pass.

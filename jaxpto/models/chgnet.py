@@ -43,8 +43,8 @@ class CHGNet:
 
     Attributes:
         elements: atomic numbers it was trained on.
-        cutoff: of the edges, Angstrom.
-        angle_cutoff: of the bonds that angles are made of, Angstrom.
+        cutoff: longest edge, Angstrom.
+        angle_cutoff: longest bond that angles are made of, Angstrom.
         envelope: exponent p of the cutoff function.
     """
 
@@ -248,7 +248,7 @@ def _convolve_bonds(
 
     Args:
         layers: messages, and update unless the angles are still those of the start.
-        inputs: of the system.
+        inputs: graph and basis functions of the system.
         atoms: features of the atoms in the middle that each of the layers reads.
         bonds, angles: features.
         keep: whether the updated angles are wanted.
@@ -281,7 +281,7 @@ def update_angles(
 
     Args:
         params: messages, and update where the angles change, each as `prepare` gives it.
-        rows: of the first and the second bonds, terms of both layers' first maps [a, 2 h], and weights [a, d].
+        rows: for the first and the second bonds, terms of both layers' first maps [a, 2 h], and weights [a, d].
         streams: angles [a, d], features.
     """
     angles = streams["angles"]

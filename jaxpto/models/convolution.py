@@ -56,8 +56,8 @@ class Convolution:
         """The sums for each l of the results, the channels of its paths side by side.
 
         Args:
-            params: of the radial weights.
-            features: [b, w, f] of the edges' senders, as `joined` puts them together.
+            params: parameters of the radial weights.
+            features: [b, w, f] features of the edges' senders, as `joined` puts them together.
             streams: harmonics [b, w, m], the first of them 1, and what the radial weights are made from.
         """
         weights = self.weights(params, streams)
@@ -98,8 +98,8 @@ def convolve(
 
     Args:
         convolution: which sums.
-        params: of the radial weights.
-        features: of the atoms, [n, 2 l + 1, channels] for each l.
+        params: parameters of the radial weights.
+        features: [n, 2 l + 1, channels] features of the atoms, for each l.
         blocks: from `arrange`.
         streams: harmonics [b, w, m], the first of them 1, and what the radial weights are made from, [b, w, ...].
         layout: the layout of the neighbour list.

@@ -196,9 +196,10 @@ class DPA1:
         appended: whether the type's embedding is appended to the invariants.
         gated: whether attention is multiplied by the cosine of the angle between both neighbours.
         masked: whether no neighbour attends to itself.
-        scale: of the logarithms of the attention's weights; 1 for TensorFlow, (width)^-1/2 for the other back ends.
+        scale: factor on the logarithms of the attention's weights; 1 for TensorFlow, (width)^-1/2 for the other back
+            ends.
         floor: least length by which vectors are divided; 1e-6 for TensorFlow, 1e-12 for the other back ends.
-        epsilon: of the normalizations.
+        epsilon: what the normalizations add to the variance.
         embedding: for each layer of the embedding network, how many copies of its input it adds.
         embedding_activation: its activation.
         fitting, fitting_activation: those of the hidden layers of the fitting network.

@@ -108,9 +108,9 @@ def attention(
         features: G of the neighbours.
         real: 1 for neighbours, 0 for empty slots, which nobody attends to.
         gate: factors of the weights, if there are any.
-        scale: of the logarithms of the weights.
+        scale: factor on the logarithms of the weights.
         floor: least length by which a row is divided.
-        epsilon: of the normalization.
+        epsilon: what the normalization adds to the variance.
     """
     query, key, value = (unit_rows(linear(layer[name], features), floor) for name in ("query", "key", "value"))
     exact = jax.lax.Precision.HIGHEST
@@ -157,7 +157,7 @@ def fitted(
     Args:
         fitting, copies, activation: as in `fitting_network`.
         kinds: types that are there.
-        types: of the atoms.
+        types: types of the atoms.
         x: descriptors.
     """
 
@@ -186,7 +186,7 @@ def make_groups(types: Int[Array, " n"], kinds: list[int], longest: int) -> Grou
     """Put the atoms of each type into groups of equal width (at most `longest`, few places of which are empty).
 
     Args:
-        types: of the atoms.
+        types: types of the atoms.
         kinds: types that are there.
         longest: largest width.
     """

@@ -176,7 +176,7 @@ def check_height(potential: Potential, atoms: ase.Atoms, where: str) -> None:
         if lowest < least:
             raise InputError(
                 f"{where}: the cell is {lowest:.4g} A wide, and {potential.name} sees only the nearest image "
-                f"of an atom, which takes twice its cutoff, {least:g} A; repeat the cell (--supercell)"
+                f"of an atom, which takes twice its cutoff, {least:g} A; repeat the cell (`supercell`)"
             )
 
 

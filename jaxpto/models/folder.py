@@ -134,7 +134,7 @@ def read_folder(folder: Path, dtype: DTypeLike | None = None) -> tuple[dict[str,
     """Header, model and parameters of a folder, with which nothing is wrong.
 
     Args:
-        folder: of the model.
+        folder: the model's.
         dtype: that the parameters will be cast to.
     """
     header, model = _read_header(folder)

@@ -1,4 +1,4 @@
-"""The convolution of features with harmonics by a kernel of NVIDIA's cuEquivariance, where that and a GPU are there.
+"""The convolution of features with harmonics by a kernel of NVIDIA's cuEquivariance, if installed, on a GPU.
 
 For every edge the kernel looks up the features of the sender, multiplies them with harmonics and radial weights, and
 adds the products to the receiver; no message is written down. Its derivatives are kernels of the same kind.
@@ -35,7 +35,7 @@ def available(layout: Layout) -> bool:
 
 
 def slice_length(edges: int) -> int:
-    """Edges of each of as few slices as need be, of equal length, the last one filled up."""
+    """Length of the slices that e edges are cut into: as few as possible, equal, the last one padded."""
     return math.ceil(edges / math.ceil(edges / EDGES))
 
 
@@ -93,8 +93,8 @@ def fused_sums(
     Args:
         polynomial: see `coupled_channels`.
         weights: radial weights [s, c] of edges from their streams, zero for empty ones; done again for the derivatives.
-        features: of the atoms, all l side by side.
-        senders, receivers: of each edge; n marks an empty one. e is a multiple of `slice_length`(e).
+        features: features of the atoms, all l side by side.
+        senders, receivers: ends of each edge; n marks an empty one. e is a multiple of `slice_length`(e).
         streams: pytree of arrays [e, ...], one of them the "harmonics".
     """
     import cuequivariance_jax

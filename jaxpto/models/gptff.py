@@ -36,8 +36,8 @@ class GPTFF:
 
     Attributes:
         elements: atomic numbers; parameters have a row for each atomic number up to the largest.
-        cutoff: of the edges, Angstrom.
-        angle_cutoff: of the two bonds of an angle, Angstrom.
+        cutoff: longest edge, Angstrom.
+        angle_cutoff: longest bond of an angle, Angstrom.
         self_images: whether an atom and its own periodic images share edges.
     """
 
@@ -96,9 +96,9 @@ class Bonds(NamedTuple):
     """What stays the same of bonds [b] and angles [a] in all blocks.
 
     Attributes:
-        graph: of the system.
+        graph: edges, bonds and angles.
         radial: [b, 16] radial functions; all zero for padding, and for a bond that is too long by now.
-        cosines: [a, 1] of each angle, times 1 - 1e-6.
+        cosines: [a, 1] cosine of each angle, times 1 - 1e-6.
     """
 
     graph: AngleGraph
@@ -175,7 +175,7 @@ def three_body(
         params: features [d, 5 d], gate and value [d, d] and angle [d, 1], all linear; radial_first, radial_second
             [d, 16].
         atoms, edges: features.
-        bonds: of the system.
+        bonds: graph and basis functions of the system.
     """
     graph, features = bonds.graph, params["features"]
     own = gather(edges, graph.edge_of_bond)
@@ -227,7 +227,7 @@ def update_edges(
     Args:
         params: edge with value and gate [d, 3 d] and out [d, d], node with features [2 d, 3 d], value and gate
             [d, 2 d], all linear; both with radial [d, 16].
-        rows: of receivers and senders, what `project_atoms` gives; of the bonds, the result of `three_body`.
+        rows: for receivers and senders, what `project_atoms` gives; for the bonds, the result of `three_body`.
         edge: features edges [e, d], and the radial functions.
     """
     pair, node = params["edge"], params["node"]

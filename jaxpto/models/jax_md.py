@@ -31,18 +31,18 @@ def potential_from_jax_md(
 ) -> Potential:
     """A potential with the energy of a jax-md function, which must take lengths in Angstrom and give eV.
 
-    It is called as energy_fn(R, neighbor, box=..., perturbation=...), as jax-md itself does it: its space must be
-    `jax_md.space.periodic_general`, which heeds `box`. The neighbour list is jaxpto's, in jax-md's form. jax-md sees
-    the nearest image of an atom only, so every height of the cell must be at least twice the cutoff: other structures
-    are refused, and a run whose cell shrinks below that fails (energy NaN).
+    It is called as energy_fn(R, neighbor, box=..., perturbation=...), as jax-md itself calls it, so its space must be
+    `jax_md.space.periodic_general`, which heeds `box`. The neighbour list is jaxpto's, converted to jax-md's form.
+    jax-md sees only the nearest image of an atom, so every height of the cell must be at least twice the cutoff:
+    narrower structures are refused, and a replica whose cell shrinks below that stops (its energy is NaN).
 
     Args:
         energy_fn: what `jax_md.energy.NAME_neighbor_list(displacement, ...)` returns beside the neighbour function, or
             a function without a neighbour list, as `jax_md.energy.NAME_pair(displacement, ...)` returns it.
         params: pytree that `energy_fn` takes before the positions, as neural networks do; None if it takes none.
-        cutoff: Angstrom; of `energy_fn` itself.
+        cutoff: distance from which on `energy_fn` counts nothing, Angstrom.
         name: what to call the potential.
-        format: of the neighbour list, `jax_md.partition.Dense`, `Sparse` or `OrderedSparse`; None if it takes none.
+        format: kind of neighbour list it takes, `jax_md.partition.Dense`, `Sparse` or `OrderedSparse`; None if none.
         fractional_coordinates: as in `periodic_general`.
         elements: chemical symbols it may be asked about; by default all.
 

@@ -49,8 +49,8 @@ class M3GNet:
 
     Attributes:
         elements: atomic numbers, in the order of the parameters.
-        cutoff: of the edges, Angstrom.
-        three_body_cutoff: of the edges that see a third atom, Angstrom.
+        cutoff: longest edge, Angstrom.
+        three_body_cutoff: longest edge that sees a third atom, Angstrom.
     """
 
     by_species: ClassVar[bool] = False
@@ -186,7 +186,7 @@ def received_sums(rows: dict[str, Any], edge: dict[str, Array]) -> Float[Array, 
     """Sum over the other edges of the sender of R_ln(r) f(r) g Y_l(cos of the angle with this edge).
 
     Args:
-        rows: of the senders, moments [e, 27]: the sums of `edge_moments`; of the receivers, gates [e, 9].
+        rows: for the senders, moments [e, 27]: the sums of `edge_moments`; for the receivers, gates [e, 9].
         edge: radial, spherical [e, 9] and envelope [e, 1].
     """
     own = _own_terms(rows, edge)
@@ -217,7 +217,7 @@ def update_edges(
 
     Args:
         block: parameters three_body (value and gate: linear [d, 9] without bias), edge and node (see `gated`).
-        rows: of senders and receivers, what `project_atoms` gives; of the senders, moments [e, 27]; of the receivers,
+        rows: for both ends, what `project_atoms` gives; for the senders, moments [e, 27]; for the receivers,
             gates [e, 9].
         edge: features edges [e, d], and radial, spherical [e, 9] and envelope [e, 1].
     """

@@ -39,9 +39,9 @@ class MACE:
     Attributes:
         elements: atomic numbers, in the order of the parameters.
         radii: covalent radius of each element, Angstrom.
-        cutoff: of the edges, Angstrom.
+        cutoff: longest edge, Angstrom.
         cutoff_power: p of the envelope.
-        frequencies: of the radial functions sin(k x) / x, 1/Angstrom.
+        frequencies: k in the radial functions sin(k x) / x, 1/Angstrom.
         agnesi: (a, q, p) of the transform of distances, or ().
         repulsion: (four weights, power and prefactor of the screening length, p of its envelope), or ().
         smooth_features: whether the envelope multiplies the radial functions, and not what is made from them.
@@ -261,7 +261,7 @@ def agnesi_transform(
     Args:
         distance: Angstrom.
         ends: species of both atoms.
-        radii: of each species, Angstrom.
+        radii: covalent radius of each species, Angstrom.
         constants: a, q, p.
     """
     a, q, p = constants
@@ -283,7 +283,7 @@ def screened_repulsion(
         distance: Angstrom.
         ends: species of both atoms.
         elements: atomic number of each species.
-        radii: of each species, Angstrom.
+        radii: covalent radius of each species, Angstrom.
         constants: as `MACE.repulsion`.
     """
     *weights, power, prefactor, envelope_power = constants

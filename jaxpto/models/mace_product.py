@@ -36,7 +36,7 @@ def symmetric_tensors(highest: int, order: int, l_out: int) -> Float[np.ndarray,
     Args:
         highest: largest l of the features.
         order: 1, 2 or 3, the power.
-        l_out: of the result, whose parity is (-1)^l_out.
+        l_out: l of the result, whose parity is (-1)^l_out.
     """
     found: list[np.ndarray] = []
     for ls in itertools.combinations_with_replacement(range(highest + 1), order):
@@ -111,11 +111,11 @@ def symmetric_contraction(
     """Sum over basis polynomials of weight times polynomial (Batatia et al., NeurIPS 2022, eqs. 10 and 11).
 
     Args:
-        features: of n atoms, all harmonics up to l = highest, for each channel.
-        weights: of each atom (by its element), polynomial and channel.
+        features: features of n atoms, all harmonics up to l = highest, for each channel.
+        weights: one for each atom (by its element), polynomial and channel.
         highest: largest l of the features.
         orders: powers, in the order of the polynomials.
-        l_out: of the result.
+        l_out: l of the result.
     """
     _, n, channels = features.shape
     flat = features.reshape(features.shape[0], n * channels)
@@ -138,9 +138,9 @@ def in_this_basis(
 
     Args:
         tensors: component of the result, one index per power, and number of the tensor.
-        weights: of each element, tensor and channel.
+        weights: one for each element, tensor and channel.
         highest: largest l of the features.
-        l_out: of the result.
+        l_out: l of the result.
 
     Raises:
         ValueError: the tensors are no equivariant ones of this basis.

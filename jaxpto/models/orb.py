@@ -56,7 +56,7 @@ class OrbDirect:
     Attributes:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
-        cutoff: of the edges, Angstrom.
+        cutoff: longest edge, Angstrom.
     """
 
     by_species: ClassVar[bool] = False
@@ -80,7 +80,7 @@ class OrbDirect:
         return energy_of(params, system, atoms, shifted_softplus)
 
     def predict(self, params: dict[str, Any], system: System, neighbors: Neighbors) -> Prediction:
-        """Energy, forces and stress of one system, of three heads; nothing is differentiated."""
+        """Energy, forces and stress of one system from three heads; nothing is differentiated."""
         atoms = self._states(params, system, neighbors, edge_vectors(system, neighbors))
         forces = head(params["forces"], atoms, shifted_softplus)
         forces = scaled(params["forces"], forces - jnp.mean(forces, axis=0)[None, :])
@@ -109,7 +109,7 @@ class OrbConservative:
     Attributes:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
-        cutoff: of the edges, Angstrom.
+        cutoff: longest edge, Angstrom.
     """
 
     by_species: ClassVar[bool] = False
@@ -162,7 +162,7 @@ class BesselFeatures:
     """c(d) b_n(d) Y_m(direction), n slow and m fast, with b_n = prefactor sin(k_n d) / d (a function for `EmbedEdges`).
 
     Attributes:
-        cutoff: of the envelope c, Angstrom.
+        cutoff: c, where the envelope ends, Angstrom.
     """
 
     cutoff: float
@@ -179,7 +179,7 @@ class BesselFeatures:
 
 
 def repulsion(numbers: Int[Array, " n"], graph: Graph) -> Float[Array, ""]:
-    """Mean over the atoms of the repulsion of nuclei, each with one proton more than it has, eV.
+    """Repulsion of the nuclei, averaged over the atoms, eV; as in the original, each has one proton too many.
 
     Args:
         numbers: atomic numbers, up to 117.

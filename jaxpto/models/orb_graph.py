@@ -1,4 +1,4 @@
-"""The directed edges of ORB: from each atom to its nearest neighbours, at most so many of them.
+"""The directed edges of ORB: from each atom to a limited number of nearest neighbours.
 
 The neighbour list holds everything within cutoff and skin; the nearest are picked anew in every evaluation, inside the
 compiled program. Where the last place is contested by several neighbours at one distance (crystals of high symmetry),
@@ -43,7 +43,7 @@ def nearest_edges(neighbors: Neighbors, vectors: Float[Array, "e 3"], cutoff: fl
 
     Args:
         neighbors: packed list, complete within the cutoff. An edge of ORB begins at the list's receiver.
-        vectors: of the list, Angstrom; their precision is that of the choice.
+        vectors: edge vectors of the list, Angstrom; the choice is made in their precision.
         cutoff: Angstrom.
         most: edges of an atom.
     """

@@ -59,7 +59,7 @@ class EmbedEdges:
 
     Attributes:
         features: (params, distance [s], unit vectors [s, 3]) -> what the perceptron gets [s, k].
-        activation: of the perceptron.
+        activation: the perceptron's.
     """
 
     features: Features
@@ -80,7 +80,7 @@ class UpdateEdges:
     sigmoid(A g + a) c m and its sender sigmoid(B g + b) c m, c being the envelope; the new features are g + m.
 
     Attributes:
-        activation: of the perceptron.
+        activation: the perceptron's.
     """
 
     activation: Activation
@@ -117,9 +117,9 @@ def atom_states(
         params: nodes and edges (each with layers and norm), and steps (the layers of all steps, stacked).
         atoms: embeddings of the elements.
         graph: edges, in the precision of the network.
-        cutoff: of the envelope, Angstrom.
-        features: of an edge, see `EmbedEdges`.
-        activation: of all perceptrons.
+        cutoff: where the envelope ends, Angstrom.
+        features: features of an edge; see `EmbedEdges`.
+        activation: the same in all perceptrons.
     """
     n = atoms.shape[0]
     index = {"senders": graph.senders, "receivers": graph.receivers}

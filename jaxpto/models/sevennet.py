@@ -26,7 +26,7 @@ class SevenNet:
     Attributes:
         elements: atomic numbers, in the order of the parameters.
         cutoff: Angstrom.
-        channels: of the first features and of those after each layer, the number of channels of l = 0, 1, ...
+        channels: for the first features and for those after each layer, the number of channels of l = 0, 1, ...
         highest: largest l of the harmonics.
         envelope: "polynomial" or "xplor", see `polynomial_envelope` and `xplor_envelope`.
         envelope_parameter: power of the polynomial, or distance from which XPLOR falls, Angstrom.
@@ -67,9 +67,9 @@ class SevenNet:
             layer = params["layers"][str(index)]
             paths = coupling_paths(len(self.channels[index]) - 1, self.highest, len(channels) - 1, parity=False)
             convolution = Convolution(radial_weights, paths, self.channels[index], self.highest)
-            mapped = linear(layer["before"], features)
+            mapped = map_channels(layer["before"], features)
             sums = convolve(convolution, layer["radial"], mapped, blocks, edge, neighbors.layout)
-            received, connected = linear(layer["after"], sums), linear(layer["connection"], features)
+            received, connected = map_channels(layer["after"], sums), map_channels(layer["connection"], features)
             # the first features are scalars only, which no self-connection turns into vectors
             both = [x + y for x, y in zip(received, connected, strict=False)]
             features = gate(both + received[len(both) :], channels)
@@ -102,7 +102,7 @@ def radial_weights(radial: dict[str, Any], edge: dict[str, Array]) -> Float[Arra
     return x
 
 
-def linear(layer: dict[str, Array], features: Any) -> Features:
+def map_channels(layer: dict[str, Array], features: Any) -> Features:
     """Maps of each l's channels, weights [out, in] by l; without those l that the layer lacks."""
     return [product(x, layer[str(order)]) for order, x in enumerate(features) if str(order) in layer]
 
@@ -111,7 +111,7 @@ def gate(features: Features, channels: tuple[int, ...]) -> Features:
     """e3nn's gate: normalized silu of the first scalars, and vectors times that of one of the other scalars each.
 
     Args:
-        features: of l = 0, the scalars to be kept and then the gates of the channels of l = 1, 2, ...
+        features: for l = 0, the scalars to be kept and then the gates of the channels of l = 1, 2, ...
         channels: how many channels of each l come out.
     """
     scalars = normalized_silu(features[0])

@@ -146,7 +146,7 @@ def notes_on(frames: Sequence[ase.Atoms], use: Use, where: str = "structure") ->
 
     Args:
         frames: checked structures.
-        use: what is to become of them.
+        use: what they are for.
         where: name for all of them in the notes.
     """
 

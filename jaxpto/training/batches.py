@@ -20,7 +20,7 @@ REGROWS = 10  # enlargements of the neighbour list
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class FrameBatch:
     """Frames of one composition on the device, with their edges in the dense, species-sorted layout.
 
     Attributes:
@@ -54,7 +54,7 @@ class Batch:
 
 def make_batch(
     frames: LabelledFrames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike
-) -> Batch:
+) -> FrameBatch:
     """Build the edges of frames with one composition, and move everything to the device.
 
     Args:
@@ -110,7 +110,7 @@ def make_batch(
         keep.extend(range(start, start + slots[-1]))
         start += size
     offset = sum(reference[z] for z in frames.numbers.tolist())
-    return Batch(
+    return FrameBatch(
         jnp.asarray(vectors[:, :, :, keep]),
         jnp.asarray(senders[:, :, keep].reshape(len(frames), -1)),
         jnp.asarray(frames.energies - offset, dtype),
@@ -136,8 +136,8 @@ class Composition:
     name: str
     probability: np.ndarray
     weight_of: dict[str, float]
-    train: Batch
-    held_out: Batch | None
+    train: FrameBatch
+    held_out: FrameBatch | None
     held_out_names: list[str]
 
 

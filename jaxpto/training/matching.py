@@ -30,7 +30,7 @@ from jaxpto.potential import Potential
 from jaxpto.storage.checkpoint import layout_from_json, layout_to_json
 from jaxpto.system import from_ase
 from jaxpto.training import optimizer
-from jaxpto.training.batches import Batch, Composition
+from jaxpto.training.batches import Composition, FrameBatch
 from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.deviation import Look, make_look, sampled_ensembles
 from jaxpto.training.ensembles import Frames, Plan, at_rest, last_frames, simulate
@@ -262,7 +262,7 @@ def make_dft_gradient(problem: Problem) -> Callable[[Params, int], tuple[float, 
     return gradient_of
 
 
-def _make_adder(problem: Problem, batch: Batch) -> Callable:
+def _make_adder(problem: Problem, batch: FrameBatch) -> Callable:
     """Compiled (sums, raw, index, arrays) -> sums, with the loss of one frame and its gradient added."""
     known = optimizer.known_elements(problem.model, batch)
     objective = optimizer.frame_objective(problem.model, batch, problem.scales, problem.weights)

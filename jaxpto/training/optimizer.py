@@ -16,7 +16,7 @@ from optax import contrib
 
 from jaxpto.models.perovskite import ATOMWISE, PAIRWISE, Params, Perovskite, initialize, select
 from jaxpto.models.perovskite_moments import moments
-from jaxpto.training.batches import Batch
+from jaxpto.training.batches import FrameBatch
 from jaxpto.training.loss import LossWeights, loss, one_hot, predict_frame
 from jaxpto.training.whitening import Whitening, fold, independent, inverse_root
 
@@ -102,7 +102,7 @@ def put(tree: Any, part: Any, known: np.ndarray) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree, part)
 
 
-def known_elements(model: Perovskite, batch: Batch) -> np.ndarray:
+def known_elements(model: Perovskite, batch: FrameBatch) -> np.ndarray:
     """Indices into the model's elements of the species of a batch."""
     return np.array([model.elements.index(z) for z in batch.species])
 
@@ -111,7 +111,7 @@ def _whitening_part(whitening: Whitening, known: np.ndarray) -> Whitening:
     return Whitening(whitening.radial[known[:, None], known[None, :]], whitening.mean[known], whitening.features[known])
 
 
-def predictor(model: Perovskite, batch: Batch) -> Callable:
+def predictor(model: Perovskite, batch: FrameBatch) -> Callable:
     """Function (params of the species present, index, arrays) -> prediction and labels of one stored frame."""
     own = one_hot(batch.numbers, batch.species, batch.vectors.dtype)
 
@@ -128,7 +128,7 @@ def errors_of(prediction: tuple, target: tuple, atoms: int) -> Float[Array, 3]:
     return jnp.stack([(energy / atoms) ** 2, (forces**2).mean(), ((virial / atoms) ** 2).mean()])
 
 
-def frame_objective(model: Perovskite, batch: Batch, whitening: Whitening, weights: LossWeights) -> Callable:
+def frame_objective(model: Perovskite, batch: FrameBatch, whitening: Whitening, weights: LossWeights) -> Callable:
     """Function (raw weights of the species present, index, arrays) -> loss and squared errors of one frame."""
     part = _whitening_part(whitening, known_elements(model, batch))
     atoms = len(batch.numbers)
@@ -145,7 +145,7 @@ def frame_objective(model: Perovskite, batch: Batch, whitening: Whitening, weigh
 
 def make_step(
     model: Perovskite,
-    batch: Batch,
+    batch: FrameBatch,
     whitening: Whitening,
     optimizer: optax.GradientTransformation,
     weights: LossWeights,
@@ -175,7 +175,7 @@ def make_step(
     return step
 
 
-def make_validation(model: Perovskite, batch: Batch, whitening: Whitening) -> Callable:
+def make_validation(model: Perovskite, batch: FrameBatch, whitening: Whitening) -> Callable:
     """Compiled (raw, arrays) -> [f, 3] mean squared errors of energy, forces and virial of the frames of a batch."""
     known = known_elements(model, batch)
     part = _whitening_part(whitening, known)
@@ -192,7 +192,13 @@ def make_validation(model: Perovskite, batch: Batch, whitening: Whitening) -> Ca
 
 
 def measure_whitening(
-    model: Perovskite, weights: Params, batches: list[Batch], *, folded: bool, floor: float = 1e-2, samples: int = 200
+    model: Perovskite,
+    weights: Params,
+    batches: list[FrameBatch],
+    *,
+    folded: bool,
+    floor: float = 1e-2,
+    samples: int = 200,
 ) -> Whitening:
     """Whitening from a sample of frames of each batch.
 

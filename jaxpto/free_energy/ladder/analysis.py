@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxpto.errors import InputError
 from jaxpto.free_energy.estimators import mbar
@@ -93,6 +93,7 @@ def analyse_ladder(
             _one,
             counts=counts,
             temperatures=temperatures,
+            owner=jnp.asarray(np.repeat(np.arange(len(samples.counts)), samples.counts.astype(int))),
             wanted=jnp.asarray(wanted),
             freedom=degrees_of_freedom,
             bracket=bracket,
@@ -147,13 +148,13 @@ def _one(
     *,
     counts: Float[Array, " k"],
     temperatures: Float[Array, " k"],
+    owner: Int[Array, " n"],
     wanted: Float[Array, " t"],
     freedom: int,
     bracket: PhaseBracket | None,
 ) -> tuple[Thermodynamics, Float[Array, " k"], Float[Array, " k"], TransitionThermodynamics | None]:
     """MBAR, Gibbs-Helmholtz, fluctuations and the transition from one set of samples."""
     found = thermodynamics(enthalpies, counts, temperatures, wanted, temperatures[0], freedom)
-    owner = jnp.repeat(jnp.arange(counts.shape[0]), counts.astype(int), total_repeat_length=enthalpies.shape[0])
     means = jax.ops.segment_sum(enthalpies, owner, counts.shape[0]) / counts
     variances = jax.ops.segment_sum((enthalpies - means[owner]) ** 2, owner, counts.shape[0]) / (counts - 1.0)
     integrated = gibbs_helmholtz(means, variances, temperatures, freedom)

@@ -15,6 +15,7 @@ from jaxpto.free_energy.estimators.transition import phase_bracket
 from jaxpto.free_energy.ladder.analysis import LadderResult, analyse_ladder
 from jaxpto.free_energy.ladder.output import write_ladder
 from jaxpto.free_energy.sweep_settings import sweep_settings
+from jaxpto.integrators import ENSEMBLES
 from jaxpto.md.sweep_run import run_sweep
 from jaxpto.observables.summary import summarize, transitions
 from jaxpto.perovskite.measurements import crystal_measurements
@@ -41,7 +42,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     finished = load_sweep(folder)
     cells = math.prod(config.repeats)
     atoms = cells * len(cell)
-    freedom = 3 * atoms - 3 if config.ensemble == "npt" else 3 * atoms
+    freedom = ENSEMBLES[config.ensemble].degrees_of_freedom(atoms)
     samples = enthalpy_samples(finished.records, config.equilibration)
     wanted = np.linspace(samples.temperatures[0], samples.temperatures[-1], 1 + 4 * (len(samples.temperatures) - 1))
     console.print("MBAR and bootstrap ...")
