@@ -9,7 +9,7 @@ import pytest
 
 from jaxpto import units
 from jaxpto.md import loop, preparation
-from jaxpto.md.batch import ReplicaBatch, Schedule
+from jaxpto.md.batch import Batch, Schedule
 from jaxpto.md.config import SweepConfig
 from jaxpto.md.health import Limits
 from jaxpto.models.lennard_jones import lennard_jones
@@ -31,9 +31,7 @@ def argon_potential() -> Potential:
     return lennard_jones(["Ar"], [0.0103], [3.40], cutoff=6.0, onset=5.0, dtype=np.float64)
 
 
-def make(
-    ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0
-) -> ReplicaBatch:
+def make(ensemble="npt", temperatures=TEMPERATURES, steps=60, sample_every=10, per_chunk=2, timestep=4.0) -> Batch:
     config = SweepConfig(
         temperatures=temperatures,
         steps=steps,
@@ -44,7 +42,7 @@ def make(
         mask="full",
     )
     atoms, method = argon(), preparation.method_of(config)
-    return ReplicaBatch(
+    return Batch(
         potential=argon_potential(),
         atoms=atoms,
         temperatures=np.asarray(temperatures),
@@ -58,14 +56,14 @@ def make(
     )
 
 
-def begin(setup: ReplicaBatch, headroom: float = 3.0):
+def begin(setup: Batch, headroom: float = 3.0):
     """The start, with one capacity unless a test needs another, so that tests share programs."""
     system = from_ase(setup.atoms, np.float64)
     layout = setup.potential.allocate([system], 0.4, headroom)
     return initial.begin(setup, layout)[:2]
 
 
-def go(setup: ReplicaBatch, states, watch, devices=1) -> tuple[Sample, list[loop.Chunk]]:
+def go(setup: Batch, states, watch, devices=1) -> tuple[Sample, list[loop.Chunk]]:
     """Run to the end: samples [samples, replicas, ...] and the chunks."""
     mesh = loop.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices])
     states, watch = loop.pad_replicas(states, watch, mesh)

@@ -25,7 +25,7 @@ from jaxpto.devices import sharding
 from jaxpto.devices.abort_filter import explain
 from jaxpto.devices.processes import Processes
 from jaxpto.md import loop
-from jaxpto.md.batch import ReplicaBatch
+from jaxpto.md.batch import Batch
 from jaxpto.md.config import SweepConfig
 from jaxpto.md.initial import begin as begin_batch
 from jaxpto.models.folder import save_potential
@@ -295,7 +295,7 @@ def test_every_abort_is_explained():
     assert explain(b"F1123 ... Socket closed").startswith("another process")
 
 
-def shared_run(setup: ReplicaBatch, devices: int, headroom: float) -> tuple[Sample, list[loop.Chunk]]:
+def shared_run(setup: Batch, devices: int, headroom: float) -> tuple[Sample, list[loop.Chunk]]:
     """As `go`, with each replica's edges over so many devices."""
     system = from_ase(setup.atoms, np.float64)
     layout = sharding.divisible(setup.potential.allocate([system], 0.4, headroom), devices)

@@ -83,7 +83,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplicaBatch:
+class Batch:
     """Replicas that one compiled program advances, and how.
 
     Attributes:

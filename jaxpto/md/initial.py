@@ -17,7 +17,7 @@ from jaxpto.devices.compiled import cached_jit
 from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import atom_mesh, constrain, divisible, sharded
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.md.batch import ReplicaBatch, Start
+from jaxpto.md.batch import Batch, Start
 from jaxpto.md.health import Watch, begin_watch
 from jaxpto.md.loop import sample
 from jaxpto.neighbors import Layout, build, in_whole_vectors
@@ -30,7 +30,7 @@ RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pas
 SHAKEN = 0.2  # Angstrom, standard deviation of the displacements that the first neighbour lists have room for
 
 
-def initial_state(batch: ReplicaBatch, layout: Layout) -> tuple[MDState, Watch]:
+def initial_state(batch: Batch, layout: Layout) -> tuple[MDState, Watch]:
     """The batch at step 0 (traceable).
 
     Args:
@@ -40,7 +40,7 @@ def initial_state(batch: ReplicaBatch, layout: Layout) -> tuple[MDState, Watch]:
     return _initial(batch.potential, batch.start, batch.method, layout, _mesh_of_one(batch))
 
 
-def begin(batch: ReplicaBatch, layout: Layout, own: slice = slice(None)) -> tuple[MDState, Watch, Sample]:
+def begin(batch: Batch, layout: Layout, own: slice = slice(None)) -> tuple[MDState, Watch, Sample]:
     """The batch at step 0, compiled and measured.
 
     Args:
@@ -52,7 +52,7 @@ def begin(batch: ReplicaBatch, layout: Layout, own: slice = slice(None)) -> tupl
     return cached_jit(make, make, RUN_ONCE)(batch.potential, batch.start, batch.observables)
 
 
-def first_layout(batch: ReplicaBatch) -> Layout:
+def first_layout(batch: Batch) -> Layout:
     """Room in the neighbour lists for where the replicas start and for what thermal disorder brings in."""
     system = from_ase(batch.atoms, np.dtype(batch.start.systems.positions.dtype))
     # shells that the perfect lattice has just outside; better to make room at the start
@@ -112,7 +112,7 @@ def _measured(
     return states, watch, sample(states, watch, observables)
 
 
-def _mesh_of_one(batch: ReplicaBatch) -> Mesh | None:
+def _mesh_of_one(batch: Batch) -> Mesh | None:
     """The devices that share one replica at the start of a run, or None where each replica has one device."""
     shared = batch.devices_per_replica
     return atom_mesh(batch.usable_devices()[:shared]) if shared > 1 else None

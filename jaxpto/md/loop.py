@@ -21,7 +21,7 @@ from jaxpto.devices.processes import Processes
 from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.md.batch import ReplicaBatch, Schedule
+from jaxpto.md.batch import Batch, Schedule
 from jaxpto.md.health import OVERFLOWED, Limits, Watch, diagnose, mark_lost
 from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
 from jaxpto.observables.observable import Observable, Sample, measure
@@ -178,7 +178,7 @@ def rebuild_all(states: MDState, layout: Layout) -> MDState:
 
 
 def run(
-    batch: ReplicaBatch,
+    batch: Batch,
     states: MDState,
     watch: Watch,
     first_sample: int,

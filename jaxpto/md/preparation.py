@@ -19,7 +19,7 @@ from jaxpto.errors import InputError
 from jaxpto.integrators.common import check_thermal
 from jaxpto.integrators.ensembles import ENSEMBLES
 from jaxpto.integrators.state import Method
-from jaxpto.md.batch import ReplicaBatch, Start, schedule_of
+from jaxpto.md.batch import Batch, Start, schedule_of
 from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
@@ -47,7 +47,7 @@ class Setup:
     """
 
     config: SweepConfig
-    batch: ReplicaBatch
+    batch: Batch
     measurements: Measurements
     notes: tuple[str, ...] = ()
 
@@ -89,7 +89,7 @@ def prepare(
     observables = (*general_observables(method), *measurements.observables, *further)
     _check_names([one.name for one in observables])
     temperatures = np.repeat(np.asarray(config.temperatures), config.replicas)
-    batch = ReplicaBatch(
+    batch = Batch(
         potential=potential,
         atoms=atoms,
         temperatures=temperatures,

@@ -23,7 +23,7 @@ from jaxpto.devices.processes import Processes
 from jaxpto.devices.sharding import divisible
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import MDState
-from jaxpto.md.batch import ReplicaBatch
+from jaxpto.md.batch import Batch
 from jaxpto.md.health import Limits, Watch
 from jaxpto.md.initial import begin, first_layout, initial_state
 from jaxpto.md.loop import pad_replicas, rebuild_all, replica_mesh
@@ -57,7 +57,7 @@ class StoredRun:
         checkpoint_every: seconds between two checkpoints.
     """
 
-    batch: ReplicaBatch
+    batch: Batch
     folder: Path
     identity: str
     frames: bool
@@ -305,7 +305,7 @@ def _restore(run: StoredRun, files: _Files, console: Console, processes: Process
     return RunState(states, watch, checkpoint.index), float(checkpoint.metadata.get("seconds", 0.0))
 
 
-def _newly_lost(batch: ReplicaBatch, before: Ended, after: Ended) -> list[str]:
+def _newly_lost(batch: Batch, before: Ended, after: Ended) -> list[str]:
     """One line for every replica that failed in between."""
     return [
         f"{spell_kelvin(kelvin)} K stopped at step {int(step)}: {batch.limits.describe(int(reason))}; the others go on"

@@ -18,7 +18,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import configure_devices, usable_cores
 from jaxpto.devices.processes import Processes, connect
 from jaxpto.errors import InputError
-from jaxpto.md.batch import ReplicaBatch
+from jaxpto.md.batch import Batch
 from jaxpto.md.claim import claim_of
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.health import MOLTEN
@@ -136,7 +136,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def check_space(batch: ReplicaBatch, folder: Path) -> None:
+def check_space(batch: Batch, folder: Path) -> None:
     """Refuse a run whose trajectories and checkpoints the disk cannot hold; what is there already counts.
 
     Raises:

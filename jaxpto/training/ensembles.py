@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxpto import units
 from jaxpto.errors import InputError
 from jaxpto.integrators.state import Method
-from jaxpto.md.batch import ReplicaBatch, Schedule, Start, schedule_of
+from jaxpto.md.batch import Batch, Schedule, Start, schedule_of
 from jaxpto.md.config import SweepConfig, check
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import begin, nearest_distance
@@ -162,7 +162,7 @@ def simulate(
     """
     kelvin, gigapascal = (np.repeat(column, plan.replicas) for column in np.array(plan.conditions).T)
     stress = -gigapascal[:, None, None] * units.GIGAPASCAL * np.eye(3)
-    batch = ReplicaBatch(
+    batch = Batch(
         potential=potential,
         atoms=plan.atoms,
         temperatures=kelvin,

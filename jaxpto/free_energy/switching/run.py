@@ -19,7 +19,7 @@ from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
 from jaxpto.integrators.state import Integrator
-from jaxpto.md.batch import ReplicaBatch, Schedule, Start, steps_per_chunk
+from jaxpto.md.batch import Batch, Schedule, Start, steps_per_chunk
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
 from jaxpto.md.progress import duration
@@ -130,13 +130,13 @@ def run_lanes(
     return np.asarray(document["work"], np.float64)
 
 
-def _batch(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int) -> ReplicaBatch:
+def _batch(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Protocol, seed: int) -> Batch:
     """The replicas: each from its own start, with its own switch, and displacements counted from the crystal."""
     dtype, number = np.dtype(potential.dtype), len(lanes.temperatures)
     crystal = from_ase(atoms, dtype)
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * number), crystal)
     steps = protocol.hold + protocol.length
-    return ReplicaBatch(
+    return Batch(
         potential=potential,
         atoms=atoms,
         temperatures=lanes.temperatures,
@@ -173,7 +173,7 @@ class SwitchLine:
         first_step: steps already done when the run was resumed.
     """
 
-    def __init__(self, console: Console, batch: ReplicaBatch, hold: int, first_step: int):
+    def __init__(self, console: Console, batch: Batch, hold: int, first_step: int):
         self._console, self._hold, self._steps = console, hold, batch.schedule.steps
         self._step, self._began = first_step, 0.0
         subject = f"{len(batch.temperatures)} switches"
