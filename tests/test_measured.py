@@ -50,7 +50,7 @@ def config(tmp_path_factory) -> SweepConfig:
 
 @pytest.fixture(scope="module")
 def folder(config) -> pathlib.Path:
-    return run(config, (FORCE, CENTRE))
+    return run(config, observables=(FORCE, CENTRE))
 
 
 def test_trajectories_hold_them_with_unit_and_shape(folder):
@@ -121,15 +121,15 @@ def test_the_report_command_writes_thermo_csv_again(folder):
 def test_a_run_goes_on_with_its_own_observables_alone(folder, config):
     again = dataclasses.replace(config, resume=True)
     with pytest.raises(InputError, match=r"begun with other observables \(centre\)"):
-        run(again, (FORCE,))
-    assert run(again, (FORCE, CENTRE)) == folder
+        run(again, observables=(FORCE,))
+    assert run(again, observables=(FORCE, CENTRE)) == folder
 
 
 @pytest.mark.parametrize("name", ["volume", "polarization", "position", "cell"])
 def test_a_name_that_is_taken_is_refused(config, tmp_path, name):
     out = tmp_path / "new"
     with pytest.raises(InputError, match=f"observable {name}: a run records something of that name already"):
-        run(dataclasses.replace(config, out=str(out)), (dataclasses.replace(FORCE, name=name),))
+        run(dataclasses.replace(config, out=str(out)), observables=(dataclasses.replace(FORCE, name=name),))
     assert not out.exists()
 
 
