@@ -15,6 +15,7 @@ from model_cases import CASES
 from converters.pickles import CheckpointError
 from jaxpto.models.check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
 from jaxpto.models.lennard_jones import LennardJones
+from jaxpto.models.manifest import published_models
 from jaxpto.models.orb import OrbDirect
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.potential import Potential
@@ -52,6 +53,15 @@ def test_every_architecture_lets_its_own_models_pass(potential: Potential) -> No
     check_model(potential.model, potential.conservative)
     check_values(jax.tree.map(np.asarray, potential.params))
     check_shapes(potential.model, potential.params)
+
+
+def test_the_manifest_counts_elements_and_parameters(potential: Potential) -> None:
+    """Where the published file is at hand; its name is that of the potential."""
+    published = published_models().get(potential.name)
+    if published is None or not published.files[0].sha256:
+        return
+    assert published.elements == len(potential.elements)
+    assert published.parameters == sum(np.size(leaf) for leaf in jax.tree.leaves(potential.params))
 
 
 def test_a_table_without_a_row_for_each_element_is_refused(potential: Potential) -> None:
