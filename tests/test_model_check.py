@@ -72,7 +72,8 @@ def test_a_table_without_a_row_for_each_element_is_refused(potential: Potential)
     for pattern in tables:
         name = names(potential.params, pattern)[0]
         # fewer than the largest atomic number as well
-        short = changed(potential.params, name, lambda shape: (len(model.elements) - 1, *shape[1:]))
+        rows = len(model.elements) - 1
+        short = changed(potential.params, name, lambda shape, n=rows: (n - (n == shape[0]), *shape[1:]))
         with pytest.raises(MisfitError, match=name):
             check_shapes(model, short)
 
