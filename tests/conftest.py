@@ -36,7 +36,8 @@ LONGEST = (
     "models", "parallel", "dynamics", "notebooks", "ensembles", "perovskite", "chgnet", "orb", "mace", "deepmd",
     "sevennet", "harmonic", "landau", "train", "docs", "phonons", "m3gnet", "switching", "matching", "gptff",
     "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
-    "model_check", "relax", "thermodynamics", "reweighting", "switching_argon", "programs", "checkpoint",
+    "free_energy", "energy_function", "model_check", "relax", "thermodynamics", "reweighting", "switching_argon",
+    "programs", "checkpoint", "angles", "jax_md", "platform", "replicas",
 )  # fmt: skip
 """Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
 

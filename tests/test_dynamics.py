@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpto import units
-from jaxpto.md import loop, preparation
+from jaxpto.md import initial, loop, preparation
 from jaxpto.md.batch import Batch, Schedule
 from jaxpto.md.config import SweepConfig
 from jaxpto.md.health import Limits

@@ -41,6 +41,7 @@ from jaxpto.integrators.external_stress import deviatoric_work, external_force, 
 from jaxpto.md.config import PRESETS, SweepConfig
 from jaxpto.md.preparation import method_of
 from jaxpto.neighbors import needs_rebuild
+from jaxpto.system import volume
 from jaxpto.units import BOLTZMANN, FEMTOSECOND, GIGAPASCAL
 
 ARGON = lennard_jones()

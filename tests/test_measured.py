@@ -80,13 +80,15 @@ def test_the_summary_averages_them(folder, config):
 
 def test_thermo_csv_is_the_time_series_of_everything(folder):
     table = np.genfromtxt(folder / "thermo.csv", delimiter=",", names=True)
-    assert table.dtype.names[:4] == ("temperature_K", "replica", "step", "time_fs")
+    header = (folder / "thermo.csv").read_text().partition("\n")[0].split(",")
+    assert len(set(header)) == len(header)
+    assert table.dtype.names[:4] == ("target_K", "replica", "step", "time_fs")
     wanted = {"largest_force_eV_per_A", "centre_z_A", "stress_xy_eV_per_A3", "volume_A3", "conserved_eV"}
     assert wanted <= set(table.dtype.names)
     assert not any("polarization" in name for name in table.dtype.names)  # argon has none
     assert len(table) == 4 * 41
     for kelvin, replica in ((10.0, 0), (20.0, 1)):
-        mine = table[(table["temperature_K"] == kelvin) & (table["replica"] == replica)]
+        mine = table[(table["target_K"] == kelvin) & (table["replica"] == replica)]
         stored = read_trajectory(folder / "trajectories" / f"{kelvin:g}K_{replica}.h5md")
         np.testing.assert_array_equal(mine["step"], stored.step)
         np.testing.assert_array_equal(mine["time_fs"], stored.time)
@@ -101,7 +103,7 @@ def test_thermo_csv_is_the_time_series_of_everything(folder):
 def test_pandas_reads_thermo_csv(folder):
     pandas = pytest.importorskip("pandas")
     table = pandas.read_csv(folder / "thermo.csv")
-    sizes = table.groupby(["temperature_K", "replica"]).size()
+    sizes = table.groupby(["target_K", "replica"]).size()
     assert sizes.to_dict() == {(kelvin, replica): 41 for kelvin in (10.0, 20.0) for replica in (0, 1)}
     assert not table.isna().any(axis=None)
 

@@ -15,6 +15,7 @@ from model_cases import CASES
 from converters.pickles import CheckpointError
 from jaxpto.models.check import MisfitError, ShapedModel, build_model, check_model, check_shapes, check_values
 from jaxpto.models.lennard_jones import LennardJones
+from jaxpto.models.manifest import published_models
 from jaxpto.models.orb import OrbDirect
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.potential import Potential
@@ -54,6 +55,15 @@ def test_every_architecture_lets_its_own_models_pass(potential: Potential) -> No
     check_shapes(potential.model, potential.params)
 
 
+def test_the_manifest_counts_elements_and_parameters(potential: Potential) -> None:
+    """Where the published file is at hand; its name is that of the potential."""
+    published = published_models().get(potential.name)
+    if published is None or not published.files[0].sha256:
+        return
+    assert published.elements == len(potential.elements)
+    assert published.parameters == sum(np.size(leaf) for leaf in jax.tree.leaves(potential.params))
+
+
 def test_a_table_without_a_row_for_each_element_is_refused(potential: Potential) -> None:
     """JAX would take the last row there is, without a word."""
     model = potential.model
@@ -62,7 +72,8 @@ def test_a_table_without_a_row_for_each_element_is_refused(potential: Potential)
     for pattern in tables:
         name = names(potential.params, pattern)[0]
         # fewer than the largest atomic number as well
-        short = changed(potential.params, name, lambda shape: (len(model.elements) - 1, *shape[1:]))
+        rows = len(model.elements) - 1
+        short = changed(potential.params, name, lambda shape, n=rows: (n - (n == shape[0]), *shape[1:]))
         with pytest.raises(MisfitError, match=name):
             check_shapes(model, short)
 

@@ -22,7 +22,7 @@ BYTES_OF_A_NUMBER = 14  # in the table, its comma included
 def write_thermo(folder: Path) -> None:
     """Write thermo.csv from the trajectories of a finished run, some frames at a time.
 
-    One line a frame: temperature_K, replica, step, time_fs, and a column for each component of each observable with the
+    One line a frame: target_K, replica, step, time_fs, and a column for each component of each observable with the
     unit in its name, as in stress_xx_eV_per_A3. Vectors and tensors are those of the trajectory, whose x lies along a.
     What a crystal does not have (NaN, such as the polarization of argon) gets no column.
 
@@ -39,7 +39,7 @@ def write_thermo(folder: Path) -> None:
     names = itertools.chain.from_iterable(columns(name, one) for name, one in quantities.items())
     replicas: Counter[float] = Counter()
     with replacing(folder / THERMO_FILE) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        print("temperature_K", "replica", "step", "time_fs", *names, sep=",", file=file)
+        print("target_K", "replica", "step", "time_fs", *names, sep=",", file=file)
         for kelvin, path in runs:
             file.writelines(f"{kelvin:.17g},{replicas[kelvin]},{line}\n" for line in _lines(path, quantities))
             replicas[kelvin] += 1
