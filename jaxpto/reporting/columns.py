@@ -109,9 +109,10 @@ def terminal_table(columns: Sequence[Column], rows: Sequence[Row], title: str = 
     heads = [f"{column.heading} ({column.unit})" if column.unit else column.heading for column in shown]
     if sum(2 + max(map(cell_len, texts)) for texts in zip(heads, *lines, strict=True)) - 2 > USUAL_WIDTH:
         heads = [f"{column.heading}\n({column.unit})" if column.unit else column.heading for column in shown]
-    table = WholeTable(
-        title=title or None, title_justify="left", box=box.SIMPLE_HEAD if title else None, pad_edge=False
-    )
+    look: dict[str, Any] = {"box": None, "pad_edge": False}
+    if title:
+        look = {"title": title, "title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+    table = WholeTable(**look)
     for column, head in zip(shown, heads, strict=True):
         table.add_column(head, justify="left" if column.words else "right")
     for line in lines:
