@@ -72,7 +72,7 @@ for replicas, devices in ((8, 8), (5, 4)):
         "used": len(used),
         "moved": float(abs(one.positions - one.positions[:1]).max()),
         "positions": float(abs(one.positions - spread.positions).max()),
-        "conserved": float(abs(one.conserved - spread.conserved).max()),
+        "conserved": float(abs(one.values["conserved"] - spread.values["conserved"]).max()),
         "valid": bool(spread.valid.all()),
     }
 print(json.dumps(found))
@@ -315,7 +315,7 @@ def test_a_replica_shared_by_two_devices_moves_as_on_one_also_when_its_list_grow
     senders = chunks[-1].states.neighbors.senders
     assert {shard.data.shape for shard in senders.addressable_shards} == {(2, senders.shape[1] // 2)}
     np.testing.assert_allclose(both.positions, alone.positions, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(both.stress, alone.stress, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(both.values["stress"], alone.values["stress"], rtol=0, atol=1e-11)
 
 
 def test_the_command_shares_replicas_and_its_checkpoints_do_not_care(argon, tmp_path):
