@@ -150,7 +150,7 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     strengths = jnp.broadcast_to(jnp.asarray([transverse, transverse, windows.strength], dtype), centers.shape)
 
     def method(evaluate: EvaluateFn) -> Integrator:
-        return parametrised(batch.method, biased(evaluate, topology))
+        return parametrised(setup.batch.method, biased(evaluate, topology))
 
     batch = dataclasses.replace(
         batch,
