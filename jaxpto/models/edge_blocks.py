@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ SLICE_ACCELERATOR = 1 << 14
 Function = Callable[[Any, Any, Any], Any]
 
 
+@no_type_check  # in its rules for derivatives JAX puts marks of what is perturbed in place of the arrays
 @struct.dataclass
 class Blocks:
     """Edges of one system by receiver.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,25 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jaxpto.system import Leaf
+
 SLICE = 1024  # rows; their features of a block fit a second-level cache
 SLICE_ACCELERATOR = 1 << 17  # an accelerator wants all rows at once, as far as its memory goes
 
 Function = Callable[[Any, dict[str, Any], Any], tuple[Any, Any]]
 
 
+@no_type_check  # in its rules for derivatives JAX puts marks of what is perturbed in place of the arrays
 @struct.dataclass
 class RowCount:
     """How many rows of arrays that end in padding are in use, and in which slices `row_pass` goes through them.
 
     Attributes:
-        used: number of rows before the padding, or what stands for it in JAX's rules for derivatives.
+        used: number of rows before the padding.
         slice_length: rows of a slice; the arrays hold a whole number of slices.
     """
 
-    used: Any
+    used: Int[Leaf, ""]
     slice_length: int = struct.field(pytree_node=False)
 
 
