@@ -18,6 +18,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import configure_devices, usable_cores
 from jaxpto.devices.processes import Processes, connect
 from jaxpto.errors import InputError
+from jaxpto.integrators.ensembles import ENSEMBLES
 from jaxpto.md.batch import Batch
 from jaxpto.md.claim import claim_of
 from jaxpto.md.config import SweepConfig, check
@@ -169,7 +170,8 @@ def headline(setup: Setup, processes: Processes) -> str:
     ladder = f"{spell_kelvin(min(config.temperatures))}-{spell_kelvin(max(config.temperatures))} K"
     if len(config.temperatures) == 1:
         ladder = f"{spell_kelvin(config.temperatures[0])} K"
-    ensemble = f"npt {config.mask}" if config.ensemble == "npt" else config.ensemble
+    flexible = ENSEMBLES[config.ensemble].flexible_cell
+    ensemble = f"{config.ensemble} {config.mask}" if flexible else config.ensemble
     if config.stress is not None:
         ensemble += f" at a {config.stress_measure} stress of {' '.join(f'{value:g}' for value in config.stress)} GPa"
     elif config.pressure:

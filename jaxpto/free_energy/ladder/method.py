@@ -51,7 +51,7 @@ def run_ladder(config: FreeEnergyConfig, console: Console) -> LadderResult:
     bracket = phase_bracket(samples.temperatures, found.lower_K, found.upper_K) if found else None
     result = analyse_ladder(samples, wanted, freedom, bracket=bracket, seed=config.seed)
     formula, units = cell.symbols.formula.reduce()
-    flexible = config.ensemble == "npt"
+    flexible = ENSEMBLES[config.ensemble].flexible_cell
     subject = Subject(formula.format("metal"), config.model, cells * units, atoms, flexible, finished.caveat)
     write_ladder(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result

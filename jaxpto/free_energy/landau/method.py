@@ -18,6 +18,7 @@ from jaxpto.free_energy.landau.analysis import LandauResult, Windows, WindowSamp
 from jaxpto.free_energy.landau.output import write_landau
 from jaxpto.free_energy.landau.umbrella import Umbrella, biased, displaced, settled
 from jaxpto.free_energy.sweep_settings import sweep_settings
+from jaxpto.integrators.ensembles import ENSEMBLES
 from jaxpto.integrators.parametrised import parametrised
 from jaxpto.integrators.state import Integrator
 from jaxpto.md.config import check
@@ -74,7 +75,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     sampled = read_windows(folder, windows, config)
     console.print("MBAR and bootstrap ...")
     result = analyse_windows(sampled, windows, seed=config.seed)
-    flexible, caveat = config.ensemble == "npt", plain.batch.potential.caveat
+    flexible, caveat = ENSEMBLES[config.ensemble].flexible_cell, plain.batch.potential.caveat
     subject = Subject(formula, config.model, units, len(atoms), flexible, caveat)
     write_landau(result, subject, config.out, dataclasses.asdict(config) | provenance(), console)
     return result
