@@ -206,7 +206,7 @@ def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:
 
 
 def test_two_values_for_one_average_are_refused() -> None:
-    with pytest.raises(InputError, match=r"a@300K is given twice"):
+    with pytest.raises(InputError, match=r"`match=a@300K` is given twice"):
         parse_targets(("a@300K=3.9", "a@300.0K=3.91"))
 
 
