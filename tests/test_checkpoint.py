@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -212,8 +211,8 @@ def test_the_digests_notice_a_change_that_the_format_cannot(tmp_path: Path) -> N
 
 
 def test_sigkill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path: Path, child: Children) -> None:
-    moments, last, kills, deadline = random.Random(2), 0, 0, time.monotonic() + 12
-    while kills < 6 and time.monotonic() < deadline:
+    moments, last = random.Random(2), 0
+    for _ in range(3):
         save_all = f"""
 from test_checkpoint import *
 jax.config.update("jax_enable_x64", True)
@@ -237,8 +236,7 @@ while True:
             assert_identical(found.into(make_state(0)), make_state(found.index))
         newest = 0 if found is None else found.index
         assert last <= reported[0] <= reported[-1] <= newest <= reported[-1] + 1
-        last, kills = newest, kills + 1
-    assert kills >= 2
+        last = newest
     assert last > 0
 
 
