@@ -23,7 +23,8 @@ from jaxpto.errors import InputError
 from jaxpto.neighbors import Layout
 from jaxpto.storage.checkpoint import Checkpoints, CheckpointWarning, layout_from_json, layout_to_json
 
-LAYOUT = Layout(6.0, 0.4, (1, 2, 3), (1, 1, 2), (40,), (82, 22, 8), (10, 11, 12))
+# the platform is named: to ask JAX for it would start its threads, which a forked child lacks
+LAYOUT = Layout(6.0, 0.4, (1, 2, 3), (1, 1, 2), (40,), (82, 22, 8), (10, 11, 12), platform="cpu")
 
 
 @struct.dataclass

@@ -181,10 +181,12 @@ def test_comparison_refuses_them(
     from test_report import LADDER, store
 
     from jaxpto.console.terminal import console
+    from jaxpto.reporting.stored_sweep import load_sweep
+    from jaxpto.reporting.sweep_report import write_sweep_report
 
     for name in ("a", "b"):
         store(tmp_path / name, LADDER[:2])
-        report.write_outputs(tmp_path / name, console(quiet=True))
+        write_sweep_report(tmp_path / name, load_sweep(tmp_path / name), console(quiet=True))
     place, message = places["below a file"]
     assert status_of(report.main, monkeypatch, str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(place)) == 2
     assert message in capsys.readouterr().err

@@ -19,6 +19,7 @@ from jaxpto.observables.summary import ReplicaRecord, TemperatureSummary, summar
 from jaxpto.observables.transition import Transition, find_transition, sequence
 from jaxpto.perovskite.polarization import build_topology, polarization
 from jaxpto.perovskite.unit_cell import unit_cell
+from jaxpto.reporting.stored_sweep import as_rows
 from jaxpto.reporting.sweep_report import axis_ratio, headline, phase_and_axis
 from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
@@ -372,10 +373,10 @@ def test_ten_independent_samples_are_enough_and_fewer_are_not_called_ten() -> No
 
 def test_a_polar_axis_other_than_c_is_named() -> None:
     row = row_of(turned(builtin_structure("PbTiO3-tetragonal"), Rotation.identity())[[0, 1, 2, 3, 4]])
-    assert phase_and_axis(row) == "tetragonal"
+    assert phase_and_axis(*as_rows([row])) == "tetragonal"
     along_b = builtin_structure("PbTiO3-tetragonal")
     along_b.set_cell(along_b.cell.array[[0, 2, 1]] * [[1], [1], [-1]])
     row = row_of(along_b)
-    assert phase_and_axis(row) == "tetragonal, axis b"
-    assert axis_ratio(row).startswith("1.079")
+    assert phase_and_axis(*as_rows([row])) == "tetragonal, axis b"
+    assert axis_ratio(*as_rows([row])).startswith("1.079")
     assert row.c_over_a < 1.0
