@@ -83,7 +83,11 @@ class Children:
 def children(folder: Path, *modules: str) -> Generator[Children]:
     """A parent process that has imported the modules and stands ready to fork children."""
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    # without the cache of compiled programs, whose loader writes to the output that tests read
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, *modules],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=here.parent,
