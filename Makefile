@@ -31,7 +31,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.complete lint ## lint, type-check and run the tests
 	@$(PYTEST)
 
-test-fast: $(VENV)/.complete ## the unit tests, for every commit (two minutes)
+test-fast: $(VENV)/.complete ## the unit tests, for every commit
 	@$(PYTEST) -m 'not slow and not long'
 
 test-slow: $(VENV)/.complete ## the statistical tests as well (about an hour)
