@@ -32,6 +32,11 @@ def _site_properties(potential: Potential, system: System, neighbors: Neighbors)
     return potential.site_properties(system, neighbors)
 
 
+def _two_longest(moved: np.ndarray) -> float:
+    """Sum of the lengths of the two longest vectors [n, 3]."""
+    return float(np.sort(np.linalg.norm(moved, axis=1))[-2:].sum())
+
+
 class JaxptoCalculator(Calculator):
     """ASE calculator of a potential: energy and free energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3.
 
@@ -78,6 +83,7 @@ class JaxptoCalculator(Calculator):
             self.implemented_properties = [*self.implemented_properties, *potential.model.site_quantities]
         self._system: System | None = None
         self._neighbors: Neighbors | None = None
+        self._listed = np.zeros((0, 3))  # positions that the list was built for
         self._layout = layout
 
     def calculate(
@@ -114,11 +120,12 @@ class JaxptoCalculator(Calculator):
         positions, cell = jnp.asarray(atoms.positions, np.float64), jnp.asarray(atoms.cell.array, np.float64)
         system: System = self._system.replace(positions=positions, cell=cell)  # ty: ignore[missing-attribute]
         self._system = system
-        if self._neighbors is not None:
+        # the bound of `needs_rebuild` for a fixed cell: of frames far apart none is evaluated with a list that is stale
+        if self._neighbors is not None and _two_longest(atoms.positions - self._listed) <= self.skin:
             prediction, stale = _evaluate(self.potential, system, self._neighbors)
             if not stale:
                 return prediction
-        self._neighbors = self._rebuild(atoms, system)
+        self._neighbors, self._listed = self._rebuild(atoms, system), atoms.positions.copy()
         return _evaluate(self.potential, system, self._neighbors)[0]
 
     def _rebuild(self, atoms: ase.Atoms, system: System) -> Neighbors:

@@ -9,7 +9,7 @@ they can be differentiated, cast and trained. All methods are pure functions tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flax import struct
@@ -169,6 +169,36 @@ class TableModel(Protocol):
         """Names ("layers/*/skip/*", as of files) and the smallest lengths of their first axes.
 
         -n stands for n or 1, where one row may serve all elements.
+        """
+        ...
+
+
+@runtime_checkable
+class ModelWithConstants(Protocol):
+    """A model some of whose parameters are no weights but references, scales and statistics of its data.
+
+    Attributes:
+        constants: patterns of their names ("references", "layers/*/mean", as of files); training leaves them alone.
+    """
+
+    constants: ClassVar[tuple[str, ...]]
+
+
+@runtime_checkable
+class TrainableModel(Protocol):
+    """A model that can be trained from nothing."""
+
+    def initialize(self, key: Array, samples: Sequence[tuple[System, Neighbors]], force_scale: float) -> Any:
+        """Random parameters to begin with, nested dicts of float32 arrays; reference energies are zero.
+
+        Args:
+            key: a random key of JAX.
+            samples: systems of the training data with their neighbour lists, in the layout that the model asks for;
+                statistics are taken from these.
+            force_scale: root mean square of the forces of the training data, eV/Angstrom.
+
+        Raises:
+            ValueError: hyperparameters that say how many parameters there are were left open.
         """
         ...
 

@@ -34,7 +34,9 @@ SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).par
 
 LONGEST = (
     "models", "parallel", "dynamics", "notebooks", "ensembles", "perovskite", "chgnet", "orb", "mace", "deepmd",
-    "sevennet", "harmonic", "landau", "train", "docs", "phonons", "m3gnet", "switching", "matching", "gptff",
+    "parameter_gradients",
+    "sevennet", "train_architectures", "harmonic", "loss_gradients", "landau", "train", "docs", "phonons", "m3gnet",
+    "switching", "matching", "gptff", "fresh",
     "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
     "free_energy", "energy_function", "model_check", "relax", "thermodynamics", "reweighting", "switching_argon",
     "programs", "checkpoint", "angles", "jax_md", "platform", "replicas",

@@ -85,6 +85,20 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
     return Potential(arrays, model, folder.name).astype(dtype)
 
 
+def reference_energies_of(name: str | Path) -> dict[str, float]:
+    """Energy of each element, eV by symbol, that a model's energies are relative to; {} where it says none.
+
+    Args:
+        name: what `load_potential` takes.
+
+    Raises:
+        InputError: what `find_model` and `read_header` refuse.
+    """
+    if str(name).startswith(ase_calculator.PREFIX):
+        return {}
+    return read_header(find_model(name)).get("reference_energies_eV", {})
+
+
 def examined(info: ModelInfo) -> ModelInfo:
     """The same, with the problem that shows only once the parameters are read, if there is one."""
     try:

@@ -146,6 +146,24 @@ def check_shapes(model: Model, params: Any) -> None:
         return
     if isinstance(model, TableModel):
         _measure(found, model.tables, len(model.elements))
+    check_energy(model, params)
+
+
+def shapes_of(model: ShapedModel) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a model whose hyperparameters decide their shapes, as shapes alone."""
+    return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in model.shapes.items()}
+
+
+def check_energy(model: Model, params: Any) -> None:
+    """Refuse parameters that do not give an energy; the first part of `check_shapes` finds what this one cannot.
+
+    Args:
+        model: hyperparameters that `check_model` lets pass.
+        params: numbers or shapes.
+
+    Raises:
+        MisfitError: one is missing or does not fit the others or the hyperparameters.
+    """
     try:
         with jax.numpy_rank_promotion("raise"):
             energy = _abstract(model, params)

@@ -27,7 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxpto.models.angle_graph import AngleGraph, angle_graph
+from jaxpto.models.chgnet_initial import initial_parameters
 from jaxpto.models.equivariant import polynomial_envelope
+from jaxpto.models.initial_weights import Samples, generator_of, require_sizes
 from jaxpto.models.layers import add_up, gather, layer_norm, linear, linear_term, product, row
 from jaxpto.models.passes import row_pass
 from jaxpto.neighbors import Neighbors
@@ -46,22 +48,32 @@ class CHGNet:
         cutoff: longest edge, Angstrom.
         angle_cutoff: longest bond that angles are made of, Angstrom.
         envelope: exponent p of the cutoff function.
+        features, layers: number of features and of convolutions of atoms (at least 2) that `initialize` makes; 0 where
+            the parameters decide.
     """
 
     by_species: ClassVar[bool] = False
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.1
     site_quantities: ClassVar[tuple[str, ...]] = ("energies", "magmoms")
+    constants: ClassVar[tuple[str, ...]] = ("references",)
 
     elements: tuple[int, ...]
     cutoff: float
     angle_cutoff: float
     envelope: int
+    features: int = dataclasses.field(default=0, repr=False)  # changes no energy
+    layers: int = dataclasses.field(default=0, repr=False)
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
         return dict.fromkeys(("atom_embedding", "references"), (max(self.elements),))
+
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
+        """Random parameters to be trained; see `TrainableModel`."""
+        require_sizes(self, "features", "layers")
+        return initial_parameters(generator_of(key), max(self.elements), self.features, self.layers)
 
     def energy(
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]

@@ -41,6 +41,11 @@ def coupling_paths(
     )
 
 
+def path_name(path: CouplingPath) -> str:
+    """Name of a path in parameters and sums."""
+    return "-".join(map(str, path))
+
+
 def path_coefficients(path: CouplingPath) -> Float[np.ndarray, "a b c"]:
     """sqrt(2 l3 + 1) times the 3j symbols [2 l1 + 1, 2 l2 + 1, 2 l3 + 1]: the identity for l2 = 0."""
     return math.sqrt(2 * path.result + 1) * wigner_3j(*path)
@@ -60,8 +65,21 @@ def coupling_table(paths: tuple[CouplingPath, ...], highest_harmonics: int) -> F
 
 @jax.custom_vjp
 def sum_products(first: Float[Array, "b p k"], second: Float[Array, "b p c"]) -> Float[Array, "b k c"]:
-    """Sum over p of the products; its derivatives keep the channels c contiguous, which those of `einsum` do not."""
+    """Sum over p of the products; its derivatives keep the channels c contiguous, which those of `einsum` do not.
+
+    They are sums over c and over k; with this one, the derivatives of each are the other two.
+    """
     return _matrix_product(first, second, 1, 1)
+
+
+@jax.custom_vjp
+def _sum_over_channels(second: Float[Array, "b p c"], result: Float[Array, "b k c"]) -> Float[Array, "b p k"]:
+    return _matrix_product(second, result, 2, 2)
+
+
+@jax.custom_vjp
+def _sum_over_components(first: Float[Array, "b p k"], result: Float[Array, "b k c"]) -> Float[Array, "b p c"]:
+    return _matrix_product(first, result, 2, 1)
 
 
 def _matrix_product(first: Array, second: Array, first_axis: int, second_axis: int) -> Array:
@@ -69,9 +87,15 @@ def _matrix_product(first: Array, second: Array, first_axis: int, second_axis: i
     return jax.lax.dot_general(first, second, dimensions, precision=jax.lax.Precision.HIGHEST)
 
 
-def _sum_products_backward(factors: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    first, second = factors
-    return _matrix_product(second, cotangent, 2, 2), _matrix_product(first, cotangent, 2, 1)
-
-
-sum_products.defvjp(lambda first, second: (sum_products(first, second), (first, second)), _sum_products_backward)
+sum_products.defvjp(
+    lambda first, second: (sum_products(first, second), (first, second)),
+    lambda saved, d: (_sum_over_channels(saved[1], d), _sum_over_components(saved[0], d)),
+)
+_sum_over_channels.defvjp(
+    lambda second, result: (_sum_over_channels(second, result), (second, result)),
+    lambda saved, d: (_sum_over_components(d, saved[1]), sum_products(d, saved[0])),
+)
+_sum_over_components.defvjp(
+    lambda first, result: (_sum_over_components(first, result), (first, result)),
+    lambda saved, d: (_sum_over_channels(d, saved[1]), sum_products(saved[0], d)),
+)

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.atom_slices import local_energies
+from jaxpto.models.deepmd_initial import initial_networks, row_statistics
 from jaxpto.models.deepmd_layers import (
     attention,
     by_type,
@@ -35,8 +36,9 @@ from jaxpto.models.deepmd_layers import (
     table_values,
     unit_rows,
 )
+from jaxpto.models.initial_weights import Samples, generator_of, require_sizes
 from jaxpto.models.layers import add_up, species_of
-from jaxpto.neighbors import Neighbors
+from jaxpto.neighbors import Neighbors, edge_vectors
 from jaxpto.system import System
 
 ATOMS, ATOMS_ACCELERATOR = 8, 1024  # that go through the networks of edges at once
@@ -57,12 +59,15 @@ class DeepPotSE:
         embedding_activation: its activation.
         fitting, fitting_activation: those of the hidden layers of the fitting networks.
         table: start and width of the intervals of the tables that stand in for the embedding networks, or ().
+        embedding_widths, fitting_widths: widths of the hidden layers that `initialize` makes; () where the parameters
+            decide.
     """
 
     by_species: ClassVar[bool] = True
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.3
     site_quantities: ClassVar[tuple[str, ...]] = ("energies",)
+    constants: ClassVar[tuple[str, ...]] = ("mean", "std", "scale", "shift", "embedding/table")
 
     elements: tuple[int, ...]
     cutoff: float
@@ -75,6 +80,8 @@ class DeepPotSE:
     fitting: tuple[int, ...]
     fitting_activation: str
     table: tuple[float, ...] = ()
+    embedding_widths: tuple[int, ...] = dataclasses.field(default=(), repr=False)  # changes no energy
+    fitting_widths: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def neighbor_bounds(self) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -88,6 +95,21 @@ class DeepPotSE:
         n = len(self.elements)
         networks = {"embedding/*": (-n, n), "fitting/*": (-n,)}
         return dict.fromkeys(("scale", "shift", "mean", "std"), (n,)) | networks
+
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
+        """Random parameters to be trained; see `TrainableModel`."""
+        require_sizes(self, "embedding_widths", "fitting_widths")
+        n = len(self.elements)
+        networks = initial_networks(generator_of(key), n, self.embedding_widths, self.fitting_widths, self.axis)
+        return networks | row_statistics(map(self.sample_rows, samples), n, sum(self.sel), self.cutoff)
+
+    def sample_rows(self, sample: tuple[System, Neighbors]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n s 4"]]:
+        """Types of the atoms of a system and the rows of their neighbours that count, neither shifted nor scaled."""
+        system, neighbors = sample
+        vectors = edge_vectors(system, neighbors).reshape(system.positions.shape[0], -1, 3)
+        kept = self._nearest(vectors, by_type(neighbors.layout, self.elements))
+        rows = environment(jnp.concatenate(kept, axis=1), self.smooth_start, self.cutoff)
+        return np.asarray(species_of(self.elements, system.numbers)), np.asarray(rows)
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
@@ -208,6 +230,7 @@ class DPA1:
     by_species: ClassVar[bool] = True
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.3
+    constants: ClassVar[tuple[str, ...]] = ("std", "scale", "shift")
     site_quantities: ClassVar[tuple[str, ...]] = ("energies",)
 
     elements: tuple[int, ...]

@@ -7,17 +7,16 @@ several edges of one receiver side by side no message is ever written down, and 
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, no_type_check
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jaxpto.models.sliced_pass import RowCount, sliced_pass
 from jaxpto.system import Leaf
 
 WIDTH = 16  # edges of a block; of a receiver's last block half is empty on average
@@ -86,16 +85,14 @@ def make_blocks(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def block_pass(function: Function, size: int, params: Any, table: Any, blocks: Blocks, streams: Any) -> Any:
     """Apply a function to every block of edges and sum its results by receiver.
 
-    A slice of blocks goes through all of the function before the next one; the derivative does a slice again instead
-    of keeping its results. It can be differentiated backwards, also twice, but not forwards (`jax.jvp`).
+    It can be differentiated backwards any number of times, but not forwards (`jax.jvp`); see `sliced_pass`.
 
     Args:
         function: (params, table's rows [s, w, ...] of the senders, streams [s, w, ...]) -> pytree of arrays [s, ...];
-            a block's results depend on that block only. It must be hashable, and equal in every call.
+            a block's results depend on that block only. It must be equal in every call.
         size: number of receivers.
         params: pytree that every block sees.
         table: pytree of arrays with one entry per sender. An empty place looks up the last one.
@@ -105,93 +102,19 @@ def block_pass(function: Function, size: int, params: Any, table: Any, blocks: B
     Returns:
         The sums, pytree of arrays [size, ...].
     """
-    return _forward(function, size, params, table, blocks, streams)
+    index = {"senders": blocks.senders, "receivers": blocks.receivers}
+    count = RowCount(blocks.count, blocks.slice_length)
+    sizes = (("receivers", size),)
+    return sliced_pass(_Blocks(function), sizes, params, {"senders": table}, {}, index, streams, count)[2]["receivers"]
 
 
-def _forward(function: Function, size: int, params: Any, table: Any, blocks: Blocks, streams: Any) -> Any:
-    inputs = _sliced(blocks.slice_length, (blocks.receivers, blocks.senders, streams))
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """A function for `block_pass` as one for `sliced_pass`."""
 
-    def compute(senders: Array, streams: Any) -> Any:
-        return function(params, _rows(table, senders), streams)
+    function: Function
 
-    shapes = jax.eval_shape(compute, *jax.tree.map(lambda x: x[0], inputs[1:]))
-    sums = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), shapes)
-
-    def step(carry: tuple[Any, Array], inputs: tuple[Any, ...]) -> tuple[tuple[Any, Array], None]:
-        sums, start = carry
-        receivers, *rows = inputs
-        summed = jax.lax.cond(start < blocks.count, compute, lambda *_: _zeros(shapes), *rows)
-        sums = jax.tree.map(lambda a, b: a.at[receivers].add(b, mode="drop"), sums, summed)
-        return (sums, start + receivers.shape[0]), None
-
-    return jax.lax.scan(step, (sums, jnp.zeros_like(blocks.count)), inputs)[0][0]
-
-
-def _save(function: Function, size: int, *inputs: Any) -> tuple[Any, Any]:
-    values = jax.tree.map(lambda primal: primal.value, inputs)
-    perturbed = [any(primal.perturbed for primal in jax.tree.leaves(tree)) for tree in inputs[:2]]
-    # a residual can only hold arrays; what is differentiated is told by its structure
-    flags = {name: () for name, flag in zip(("params", "table"), perturbed, strict=True) if flag}
-    return _forward(function, size, *values), (values, flags)
-
-
-def _backward(function: Function, size: int, saved: tuple[Any, ...], cotangents: Any) -> tuple[Any, ...]:
-    (params, table, blocks, streams), flags = saved
-    cotangents = jax.tree.map(_instantiated, cotangents)
-    wanted = ["params" in flags, "table" in flags]
-    d_start = [
-        jax.tree.map(jnp.zeros_like, tree) if want else None for tree, want in zip((params, table), wanted, strict=True)
-    ]
-
-    def step(carry: tuple[Any, Any, Array], inputs: tuple[Any, ...]) -> tuple[tuple[Any, Any, Array], Any]:
-        (d_params, d_table, start), (receivers, senders, streams) = carry, inputs
-
-        def compute() -> tuple[Any, Any, Any]:
-            # empty blocks look up the last receiver, which does no harm: their streams make them vanish
-            received = _rows(cotangents, receivers)
-            rows = _rows(table, senders)
-
-            def chosen(params_: Any, rows_: Any, streams_: Any) -> Any:
-                return function(params_ if wanted[0] else params, rows_ if wanted[1] else rows, streams_)
-
-            given = (params if wanted[0] else None, rows if wanted[1] else None, streams)
-            return jax.vjp(chosen, *given)[1](received)
-
-        shapes = jax.eval_shape(compute)
-        d_param, d_rows, d_streams = jax.lax.cond(start < blocks.count, compute, lambda: _zeros(shapes))
-        d_params = jax.tree.map(jnp.add, d_params, d_param)
-        d_table = jax.tree.map(lambda a, b: a.at[senders].add(b, mode="drop"), d_table, d_rows)
-        return (d_params, d_table, start + receivers.shape[0]), d_streams
-
-    inputs = _sliced(blocks.slice_length, (blocks.receivers, blocks.senders, streams))
-    (d_params, d_table, _), d_streams = jax.lax.scan(
-        step, (d_start[0], d_start[1], jnp.zeros_like(blocks.count)), inputs
-    )
-    return (
-        jax.tree.map(jnp.zeros_like, params) if d_params is None else d_params,
-        jax.tree.map(jnp.zeros_like, table) if d_table is None else d_table,
-        jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), blocks),
-        jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), d_streams),
-    )
-
-
-block_pass.defvjp(_save, _backward, symbolic_zeros=True)
-
-
-def _instantiated(cotangent: Any) -> Array:
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return jnp.zeros(cotangent.shape, cotangent.dtype)
-    return cotangent
-
-
-def _sliced(length: int, arrays: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), arrays)
-
-
-def _rows(table: Any, index: Array) -> Any:
-    # filling up with zeros instead would write a mask for every number
-    return jax.tree.map(lambda x: x.at[index].get(mode="clip"), table)
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def __call__(
+        self, params: Any, rows: dict[str, Any], masked: dict[str, Any], streams: Any
+    ) -> tuple[None, None, dict[str, Any]]:
+        return None, None, {"receivers": self.function(params, rows["senders"], streams)}

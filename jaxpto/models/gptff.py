@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxpto.models.angle_graph import AngleGraph, angle_graph
+from jaxpto.models.gptff_initial import initial_parameters
+from jaxpto.models.initial_weights import Samples, generator_of, require_sizes
 from jaxpto.models.layers import add_up, gather, layer_norm, linear, linear_term, product
 from jaxpto.models.passes import row_pass
 from jaxpto.neighbors import Neighbors
@@ -39,21 +41,33 @@ class GPTFF:
         cutoff: longest edge, Angstrom.
         angle_cutoff: longest bond of an angle, Angstrom.
         self_images: whether an atom and its own periodic images share edges.
+        features, blocks: number of features and of blocks that `initialize` makes; 0 where the parameters decide.
+        attention: whether it makes blocks with attention (version 2); of given parameters these decide.
     """
 
     by_species: ClassVar[bool] = False
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.1
+    constants: ClassVar[tuple[str, ...]] = ("reference",)
 
     elements: tuple[int, ...] = tuple(range(1, 95))
     cutoff: float = 5.0
     angle_cutoff: float = 3.5
     self_images: bool = True
+    features: int = dataclasses.field(default=0, repr=False)  # changes no energy
+    blocks: int = dataclasses.field(default=0, repr=False)
+    attention: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
         return dict.fromkeys(("atom_embedding", "reference"), (max(self.elements) + 1,))
+
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
+        """Random parameters to be trained; see `TrainableModel`."""
+        require_sizes(self, "features", "blocks")
+        rows = max(self.elements) + 1
+        return initial_parameters(generator_of(key), rows, self.features, self.blocks, RADIAL, attention=self.attention)
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]

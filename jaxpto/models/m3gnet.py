@@ -25,7 +25,9 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from jaxpto.models.equivariant import polynomial_envelope
+from jaxpto.models.initial_weights import Samples, generator_of, require_sizes
 from jaxpto.models.layers import add_up, linear, linear_term, species_of
+from jaxpto.models.m3gnet_initial import initial_parameters
 from jaxpto.models.passes import row_pass, select_rows
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -51,25 +53,35 @@ class M3GNet:
         elements: atomic numbers, in the order of the parameters.
         cutoff: longest edge, Angstrom.
         three_body_cutoff: longest edge that sees a third atom, Angstrom.
+        features, blocks: number of features and of blocks that `initialize` makes; 0 where the parameters decide.
     """
 
     by_species: ClassVar[bool] = False
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.1
+    constants: ClassVar[tuple[str, ...]] = ("offset", "scale", "shift")
 
     elements: tuple[int, ...] = (*range(1, 84), *range(89, 95))
     cutoff: float = 5.0
     three_body_cutoff: float = 4.0
+    features: int = dataclasses.field(default=0, repr=False)  # changes no energy
+    blocks: int = dataclasses.field(default=0, repr=False)
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
         return dict.fromkeys(("atom_embedding", "offset"), (len(self.elements),))
 
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
+        """Random parameters to be trained; see `TrainableModel`."""
+        require_sizes(self, "features", "blocks")
+        generator, elements = generator_of(key), len(self.elements)
+        return initial_parameters(generator, elements, self.features, self.blocks, BASIS, force_scale)
+
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
-        """Energy in eV from edge vectors [e, 3] Angstrom; `initialize` says what params hold."""
+        """Energy in eV from edge vectors [e, 3] Angstrom; `m3gnet_initial` says what params hold."""
         n = system.positions.shape[0]
         species = species_of(self.elements, system.numbers)
 

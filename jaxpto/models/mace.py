@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxpto.models import mace_initial as initial
 from jaxpto.models.convolution import Convolution, arrange, convolve
-from jaxpto.models.couplings import CouplingPath, coupling_paths
+from jaxpto.models.couplings import CouplingPath, coupling_paths, path_name
 from jaxpto.models.edge_blocks import Blocks
 from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics
+from jaxpto.models.initial_weights import Samples, generator_of, mean_neighbors, normal_map, require_sizes
 from jaxpto.models.layers import add_up, product, species_of
 from jaxpto.models.mace_product import symmetric_contraction
 from jaxpto.neighbors import Layout, Neighbors
@@ -51,12 +53,14 @@ class MACE:
         density: for each layer, whether messages are divided by a learned density of neighbours.
         orders: for each layer, the powers in its polynomials.
         readouts: the layers that add to the energy.
+        channels: number of features for each l and m that `initialize` makes; 0 where the parameters decide.
     """
 
     by_species: ClassVar[bool] = False
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.3
     site_quantities: ClassVar[tuple[str, ...]] = ("energies",)
+    constants: ClassVar[tuple[str, ...]] = ("scale", "shift", "references")
 
     elements: tuple[int, ...]
     radii: tuple[float, ...]
@@ -72,12 +76,43 @@ class MACE:
     density: tuple[bool, ...]
     orders: tuple[tuple[int, ...], ...]
     readouts: tuple[int, ...]
+    channels: int = dataclasses.field(default=0, repr=False)  # changes no energy
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
         names = ("embedding", "references", "layers/*/skip/*", "layers/*/polynomials/*")
         return dict.fromkeys(names, (len(self.elements),))
+
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
+        """Random parameters to be trained; see `TrainableModel`."""
+        require_sizes(self, "channels")
+        if len(self.orders) != len(self.hidden):
+            raise ValueError(f"orders are those of {len(self.orders)} layers, hidden of {len(self.hidden)}")
+        generator, elements, channels = generator_of(key), len(self.elements), self.channels
+        neighbors, edge = mean_neighbors(samples, self.cutoff), self.highest_edge
+        layers = {}
+        for number, (hidden, residual, density, orders) in enumerate(
+            zip(self.hidden, self.residual, self.density, self.orders, strict=True)
+        ):
+            skipped = min(self.hidden[number - 1] if number else 0, hidden) if residual else edge
+            layers[str(number)] = {
+                **initial.interaction(
+                    generator, self.paths(number), channels, len(self.frequencies), self.cutoff, neighbors, density
+                ),
+                **initial.products(generator, elements, channels, edge, orders, hidden),
+                "skip": initial.skips(generator, elements, channels, skipped),
+            }
+            if number in self.readouts:
+                last = number == len(self.hidden) - 1
+                layers[str(number)]["readout"] = initial.readout(generator, channels, last)
+        return {
+            "embedding": normal_map(generator, channels, elements).T,
+            "layers": layers,
+            "scale": np.asarray(force_scale, np.float32),
+            "shift": np.zeros((), np.float32),
+            "references": np.zeros(elements, np.float32),
+        }
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
@@ -236,11 +271,6 @@ def radial_weights(params: dict[str, Any], edge: dict[str, Array]) -> Float[Arra
     for number in range(len(params["radial"])):
         x = jax.nn.silu(product(x, params["radial"][str(number)]))
     return product(x * edge["envelope"] if "envelope" in edge else x, params["last"])
-
-
-def path_name(path: CouplingPath) -> str:
-    """Name of a path in parameters and sums."""
-    return "-".join(map(str, path))
 
 
 def by_element(

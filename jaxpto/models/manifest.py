@@ -91,11 +91,17 @@ class Architecture:
         name: in `model.json`.
         path: module and class of its hyperparameters, "module:Class".
         table: what the tables of models in the documents say about it, by column; empty to be left out there.
+        fresh: hyperparameters of a model that is trained from nothing, where its class has no default or a larger one;
+            None where none can. "@..." is derived, see `jaxpto.models.fresh`.
+        settings: which hyperparameters a user may set then, and for each the ends of the range of its numbers, or the
+            words it may be.
     """
 
     name: str
     path: str
     table: dict[str, str]
+    fresh: dict[str, Any] | None = None
+    settings: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def kind(self) -> Any:
@@ -108,7 +114,10 @@ class Architecture:
 def architectures() -> dict[str, Architecture]:
     """Every architecture, by its name in `model.json`."""
     entries = _content()["architectures"]
-    return {name: Architecture(name, entry["class"], entry.get("table", {})) for name, entry in entries.items()}
+    return {
+        name: Architecture(name, entry["class"], entry.get("table", {}), entry.get("fresh"), entry.get("settings", {}))
+        for name, entry in entries.items()
+    }
 
 
 def architecture_of(model: Any) -> str:

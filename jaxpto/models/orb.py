@@ -115,6 +115,7 @@ class OrbConservative:
     by_species: ClassVar[bool] = False
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.3
+    constants: ClassVar[tuple[str, ...]] = ("references", "energy/mean", "energy/variance")
 
     elements: tuple[int, ...]
     nearest: int

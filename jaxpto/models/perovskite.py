@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpto.models.atom_slices import local_energies, slices_of
+from jaxpto.models.initial_weights import Samples
 from jaxpto.models.perovskite_moments import matmul, moments
 from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.system import System
@@ -53,6 +54,7 @@ class Perovskite:
     by_species: ClassVar[bool] = True
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.3
+    constants: ClassVar[tuple[str, ...]] = ("trusted", "wall")
 
     elements: tuple[int, ...]
     cutoff: float = 6.0
@@ -85,6 +87,10 @@ class Perovskite:
             "linear": (n, d),
             "offset": (n,),
         }
+
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> Params:
+        """Random parameters whose energy is zero; see `TrainableModel`."""
+        return initialize(self, key)
 
     def energy(
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]

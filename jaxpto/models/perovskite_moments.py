@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jaxpto.neighbors import Layout
@@ -214,9 +215,25 @@ def _gradient(
     return dw * (q * gap)[:, None, :] + along[:, None, :] * v
 
 
-def _moments_backward(cutoff, radial, layout, kept, cotangent):
-    """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z."""
-    dmoment, denergy = cotangent
+def _moments_save(vectors, trusted, wall, cutoff, radial, layout):
+    values = vectors.value, trusted.value, wall.value
+    results, kept = _moments_forward(*values, cutoff, radial, layout)
+    # a residual can only hold arrays; whether the distances are differentiated is told by its structure
+    return results, (kept, {"values": values} if trusted.perturbed or wall.perturbed else {})
+
+
+def _moments_backward(cutoff, radial, layout, saved, cotangents):
+    """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z.
+
+    The derivatives in both distances, which no force needs, are JAX's.
+    """
+    kept, given = saved
+    dmoment, denergy = (jnp.zeros(d.shape, d.dtype) if isinstance(d, SymbolicZero) else d for d in cotangents)
+    ddistances = (None, None)
+    if given:
+        vectors, *distances = given["values"]
+        forward = lambda *distances: _moments_forward(vectors, *distances, cutoff, radial, layout)[0]  # noqa: E731
+        ddistances = jax.vjp(forward, *distances)[1]((dmoment, denergy))
     slopes = jnp.asarray(chebyshev_slopes(radial), dmoment.dtype)
     dslope = matmul(dmoment.reshape(-1, radial), slopes).reshape(dmoment.shape)
     both = jnp.concatenate([dmoment, dslope], axis=2)
@@ -225,7 +242,7 @@ def _moments_backward(cutoff, radial, layout, kept, cotangent):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
         # a loop, so that blocks are joined after they are computed: together that goes element by element
         gradients.append(by_slices(layout, _gradient, c, v, u, q, w, slope, dwall, denergy))
-    return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), None, None
+    return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), *ddistances
 
 
-moments.defvjp(_moments_forward, _moments_backward)
+moments.defvjp(_moments_save, _moments_backward, symbolic_zeros=True)

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from jaxpto.models.convolution import Convolution, arrange, convolve
 from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import normalized_silu, polynomial_envelope, spherical_harmonics
+from jaxpto.models.initial_weights import Samples, generator_of, mean_neighbors
 from jaxpto.models.layers import add_up, product, species_of
+from jaxpto.models.sevennet_initial import initial_parameters
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -35,6 +37,7 @@ class SevenNet:
     by_species: ClassVar[bool] = False
     conservative: ClassVar[bool | None] = True
     usual_skin: ClassVar[float] = 0.3
+    constants: ClassVar[tuple[str, ...]] = ("scale", "shift")
 
     elements: tuple[int, ...]
     cutoff: float
@@ -47,6 +50,15 @@ class SevenNet:
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
         return dict.fromkeys(("embedding", "scale", "shift"), (len(self.elements),))
+
+    def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
+        """Random parameters to be trained; see `TrainableModel`."""
+        if len(self.channels) < 2 or max(len(self.channels[0]), len(self.channels[-1])) > 1:
+            raise ValueError("channels of the first features and of the last layer are scalars, and there is a layer")
+        neighbors = mean_neighbors(samples, self.cutoff)
+        return initial_parameters(
+            generator_of(key), len(self.elements), self.cutoff, self.channels, self.highest, neighbors, force_scale
+        )
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
