@@ -13,7 +13,7 @@ from jaxpto.models.manifest import published_models
 
 COMMANDS = {
     "sweep": "batched molecular dynamics of a temperature ladder (the main job)",
-    "evaluate": "energy, forces and stress of every frame of structure files",
+    "evaluate": "energy, forces and stress of every frame, and their errors against labels",
     "relax": "relax positions and cell at 0 K",
     "phonons": "force constants, bands, density of states and thermal properties of a crystal",
     "free_energy": "free energy, entropy and heat capacity against temperature",

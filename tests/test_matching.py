@@ -20,13 +20,14 @@ from jaxpto import train
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.console.options import as_typed
 from jaxpto.errors import InputError
-from jaxpto.models.catalogue import find_model, load_potential
+from jaxpto.models.catalogue import find_model, load_potential, reference_energies_of
 from jaxpto.models.folder import read_header
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.structures import builtin_structure
 from jaxpto.training import deviation, ensembles, matching
 from jaxpto.training.checkpoint import checkpoint
 from jaxpto.training.matching_options import MatchOptions, plan_of
+from jaxpto.training.setup import initial_potential
 from jaxpto.training.targets import MeasuredAverage, conditions, observe, parse_target, parse_targets
 
 pytestmark = pytest.mark.simulation
@@ -229,7 +230,7 @@ def test_observables_follow_the_polar_axis() -> None:
 
 BAD = {
     "no initial model": ({"match": (TARGET,), "initial": None}, "name it with --initial"),
-    "options without a target": ({"match": ()}, "--matching options without a target"),
+    "options without a target": ({"match": ()}, "settings of --matching without a target"),
     "unreadable": ({"match": ("c/a=1.06",)}, "cannot be read"),
     "rate": ({"match": (TARGET,), "matching": dataclasses.replace(SMALL, rate=0.0)}, "--matching.rate 0"),
     "effective": ({"match": (TARGET,), "matching": dataclasses.replace(SMALL, effective=1.5)}, r"in \(0, 1\)"),
@@ -260,6 +261,5 @@ def test_polarization_of_what_has_none_is_refused(data: Path, tmp_path: Path) ->
 
 def test_the_shipped_model_is_found_by_its_name(data: Path, tmp_path: Path) -> None:
     """Fine-tuning from a name instead of a folder."""
-    model, _, reference = train.initial_model(Path("perovskite"), (8, 22, 82))
-    assert model.cutoff == 6.0
-    assert reference[82] == pytest.approx(-603.386, abs=1e-3)
+    assert initial_potential(Path("perovskite"), (8, 22, 82)).cutoff == 6.0
+    assert reference_energies_of("perovskite")["Pb"] == pytest.approx(-603.386, abs=1e-3)

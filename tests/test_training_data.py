@@ -13,11 +13,12 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from jaxpto import train
 from jaxpto.errors import InputError
 from jaxpto.structures import builtin_structure
 from jaxpto.training import data
+from jaxpto.training.config import TrainConfig, check
 from jaxpto.training.progress import describe_data
+from jaxpto.training.setup import load_frames
 
 
 def labelled(symbols: str = "PbTiO3", count: int = 1, seed: int = 0, **results) -> list[ase.Atoms]:
@@ -189,7 +190,7 @@ def test_what_is_not_used_is_named_once(tmp_path: Path) -> None:
     (found,), lines = heard(tmp_path / "more.traj")
     np.testing.assert_array_equal(found.forces[1], some[1].calc.results["forces"])  # not zeroed by the constraint
     assert lines == [
-        "more.traj: not used: charges, config_type, magmoms",
+        "more.traj: not used: charges, config_type",
         "more.traj: constraints in 2 frames are not used; the forces on all atoms are those in the file",
     ]
     for atoms in some:
@@ -256,8 +257,7 @@ def test_dropped_frames_are_counted_by_reason(tmp_path: Path, capsys: pytest.Cap
     some[2].calc.results["energy"] = np.nan
     some[3].calc.results["forces"][0, 0] = -1e4
     ase.io.write(tmp_path / "some.traj", some)
-    config = train.TrainConfig(data=(tmp_path / "some.traj",), out=tmp_path / "out")
-    (kept,) = train.load_frames(config)
+    (kept,) = load_frames((tmp_path / "some.traj",))
     assert len(kept) == 3
     said = capsys.readouterr().out
     assert (
@@ -271,27 +271,25 @@ def test_trajectories_of_one_name_stay_apart(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         ase.io.write(tmp_path / place / "some.traj", labelled(seed=seed))
     files = tuple(tmp_path / place / "some.traj" for place in ("a", "b"))
-    assert [t.name for t in train.load_frames(train.TrainConfig(files, tmp_path / "out"))] == ["some", "some-2"]
-    with pytest.raises(InputError, match="is given twice"):
-        train.check(train.TrainConfig((files[0], files[0]), tmp_path / "out"))
+    assert [t.name for t in load_frames(files)] == ["some", "some-2"]
+    with pytest.raises(InputError, match="twice; give it once"):
+        check(TrainConfig((files[0], files[0]), tmp_path / "out"))
 
 
 def test_what_is_held_out_is_said() -> None:
     def trajectory(name: str, count: int) -> data.LabelledFrames:
         nothing = np.full((count, 3, 3), np.nan)
         return data.LabelledFrames(
-            name, np.array([8]), nothing[:, :1], nothing, nothing[:, 0, 0], nothing[:, :1], nothing
+            name, np.array([8]), nothing[:, :1], nothing, nothing[:, 0, 0], nothing[:, :1], nothing, nothing[:, :1, 0]
         )
 
     long, short = trajectory("long", 40), trajectory("short", 7)
     some = dataclasses.replace(long, virials=np.where(np.arange(40)[:, None, None] < 30, 1.0, np.nan))
-    first, *rest = describe_data([some, short], 1, 1)
+    first, *rest = describe_data([some, short])
     assert first.startswith("47 frames, 1 compositions, 1 elements; 4 frames held out for validation")
     assert rest == [
         "nothing is held out of short (7 frames), too short for blocks",
         "no virial or stress in 10 of 40 frames of long, 7 of 7 frames of short",
     ]
-    assert (
-        "nothing is held out of short (7 frames), too short for blocks; the errors" in describe_data([short], 1, 1)[1]
-    )
-    assert describe_data([long], 1, 1)[1] == "no frame has a virial or stress: trained on energies and forces alone"
+    assert "nothing is held out of short (7 frames), too short for blocks; the errors" in describe_data([short])[1]
+    assert describe_data([long])[1] == "no frame has a virial or stress: trained on energies and forces alone"

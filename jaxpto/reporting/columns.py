@@ -17,7 +17,14 @@ from jaxpto.units import spell_kelvin
 
 Row = Mapping[str, Any]  # a value for each name; NAME_error or NAME_sem is the standard error of NAME
 MISSING = "\N{EN DASH}"
-UNITS = {"A": "Å", "A^2": "Å²", "A^3": "Å³", "C/m^2": "C/m²"}  # as pages and figures write them
+UNITS = {
+    "A": "Å",
+    "A^2": "Å²",
+    "A^3": "Å³",
+    "C/m^2": "C/m²",
+    "meV/A": "meV/Å",
+    "mu_B": "μB",
+}  # as pages and figures write them
 USUAL_WIDTH = 80  # characters of a terminal
 
 

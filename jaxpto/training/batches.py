@@ -1,236 +1,180 @@
-"""Frames on the device: their edges, how often each is drawn, reference energies and shortest distances."""
+"""Labelled frames with their neighbour lists, ready for the device: one program serves all frames of a batch."""
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.data import covalent_radii
-from jaxtyping import Array, Float, Int
+from flax import struct
+from jaxtyping import Array, Float
 
 from jaxpto import neighbors
 from jaxpto.errors import InputError
-from jaxpto.system import System
-from jaxpto.training.data import LabelledFrames, hold_out_blocks, join
+from jaxpto.potential import Potential
+from jaxpto.system import Leaf, System
+from jaxpto.training.frames import LabelledFrames
 
 REGROWS = 10  # enlargements of the neighbour list
+SAMPLES = 4  # frames of each trajectory that the capacities are first guessed from
+
+
+@struct.dataclass
+class Labels:
+    """What a frame should give.
+
+    Attributes:
+        energy: [] eV, relative to the reference energies of its elements.
+        forces: [n, 3] eV/Angstrom.
+        virial: [3, 3] -dE/dstrain, eV; NaN where there is none.
+        moments: [n] magnetic moments, Bohr magnetons; NaN where there are none.
+    """
+
+    energy: Float[Leaf, "*batch"]
+    forces: Float[Leaf, "*batch n 3"]
+    virial: Float[Leaf, "*batch 3 3"]
+    moments: Float[Leaf, "*batch n"]
+
+
+@struct.dataclass
+class Frame:
+    """One labelled frame with its neighbour list, or a stack of them."""
+
+    system: System
+    neighbors: neighbors.Neighbors
+    labels: Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameBatch:
-    """Frames of one composition on the device, with their edges in the dense, species-sorted layout.
+    """Frames of equal layout, on the host.
 
     Attributes:
-        vectors: [f, n, 3, s] Angstrom, empty slots beyond the cutoff.
-        senders: [f, n * s] neighbour of each edge; n marks an empty slot.
-        energies: [f] eV, reference energies subtracted.
-        forces: [f, n, 3] eV / Angstrom.
-        virials: [f, 3, 3] eV.
-        numbers: [n] atomic numbers.
-        layout: the layout of the edges, with as many slots in each block as some frame needs.
+        frames: [f] the frames (numpy).
+        totals: [f] energies as they were labelled, eV, in double precision.
     """
 
-    vectors: Float[Array, "f n 3 s"]
-    senders: Int[Array, "f e"]
-    energies: Float[Array, " f"]
-    forces: Float[Array, "f n 3"]
-    virials: Float[Array, "f 3 3"]
-    numbers: np.ndarray
-    layout: neighbors.Layout
+    frames: Frame
+    totals: Float[np.ndarray, " f"]
+
+    def __len__(self) -> int:
+        return len(self.totals)
+
+    def __getitem__(self, index: np.ndarray) -> FrameBatch:
+        return FrameBatch(jax.tree.map(lambda leaf: leaf[index], self.frames), self.totals[index])
 
     @property
-    def species(self) -> tuple[int, ...]:
-        """Atomic numbers of the blocks."""
-        return self.layout.species
+    def layout(self) -> neighbors.Layout:
+        """The layout of the neighbour lists."""
+        return self.frames.neighbors.layout
 
     @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The device arrays, frames first."""
-        return self.vectors, self.senders, self.energies, self.forces, self.virials
+    def numbers(self) -> np.ndarray:
+        """[f, n] atomic numbers."""
+        return np.asarray(self.frames.system.numbers)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether a frame has magnetic moments."""
+        return bool(np.isfinite(self.frames.labels.moments).any())
+
+    def frame(self, index: int) -> Frame:
+        """One frame."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf[index]), self.frames)
+
+    def relative_to(self, offsets: Float[np.ndarray, " f"]) -> FrameBatch:
+        """The same with labels relative to energies [f], eV, which are subtracted in double precision."""
+        labels = self.frames.labels
+        energy = (self.totals - offsets).astype(labels.energy.dtype)
+        frames = dataclasses.replace(self.frames, labels=dataclasses.replace(labels, energy=jnp.asarray(energy)))
+        return dataclasses.replace(self, frames=jax.tree.map(np.asarray, frames))
 
 
 def make_batch(
-    frames: LabelledFrames, reference: dict[int, float], cutoff: float, dtype: jax.typing.DTypeLike
+    trajectories: Sequence[LabelledFrames], potential: Potential, dtype: jax.typing.DTypeLike = np.float32
 ) -> FrameBatch:
-    """Build the edges of frames with one composition, and move everything to the device.
+    """Build the neighbour lists of all frames of trajectories that can share a layout.
 
     Args:
-        frames: labelled frames.
-        reference: energy of each element that is subtracted, eV.
-        cutoff: Angstrom.
-        dtype: floating-point type on the device.
+        trajectories: equal numbers of atoms; equal elements in equal order where the model has a list `by_species`.
+        potential: the model whose layout it is.
+        dtype: floating-point type.
 
     Raises:
         InputError: ever more neighbours within the cutoff.
     """
-    n = len(frames.numbers)
-
-    def system(f: int) -> System:
-        return System(
-            jnp.asarray(frames.positions[f], dtype),
-            jnp.asarray(frames.cells[f], dtype),
-            jnp.asarray(frames.numbers, jnp.int32),
-            jnp.ones(n, dtype),
+    positions, cells, numbers = (
+        np.concatenate([np.asarray(column(t), kind) for t in trajectories])
+        for column, kind in (
+            (lambda t: t.positions, dtype),
+            (lambda t: t.cells, dtype),
+            (lambda t: np.tile(t.numbers, (len(t), 1)), np.int32),
         )
+    )
+    systems = System(*map(jnp.asarray, (positions, cells, numbers, np.ones(numbers.shape, dtype))))
+    found = _lists(systems, potential, _samples(trajectories), trajectories[0].name)
+    energies, forces, virials, moments = (
+        np.concatenate([getattr(t, name) for t in trajectories])
+        for name in ("energies", "forces", "virials", "moments")
+    )
+    labels = Labels(*(jnp.asarray(x, dtype) for x in (np.zeros_like(energies), forces, virials, moments)))
+    return FrameBatch(jax.tree.map(np.asarray, Frame(systems, found, labels)), energies)
 
-    some = [system(int(f)) for f in np.unique(np.linspace(0, len(frames) - 1, 4).astype(int))]
-    layout = neighbors.allocate(some, cutoff, 0.0, by_species=True, headroom=1.1)
 
-    def edges(layout: neighbors.Layout) -> tuple[Array, Array, Array]:
-        def one(frame: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-            positions, cell = frame
-            s = dataclasses.replace(some[0], positions=positions, cell=cell)
-            found = neighbors.build(s, layout)
-            return neighbors.edge_vectors(s, found), found.senders, found.overflow
+def _samples(trajectories: Sequence[LabelledFrames]) -> list[int]:
+    """Indices of some frames of each trajectory, counted through."""
+    chosen, start = [], 0
+    for frames in trajectories:
+        chosen += (start + np.unique(np.linspace(0, len(frames) - 1, SAMPLES).astype(int))).tolist()
+        start += len(frames)
+    return chosen
 
-        return jax.jit(lambda p, c: jax.lax.map(one, (p, c)))(
-            jnp.asarray(frames.positions, dtype), jnp.asarray(frames.cells, dtype)
-        )
+
+def _lists(systems: System, potential: Potential, samples: list[int], name: str) -> neighbors.Neighbors:
+    """Neighbour lists [f] whose capacities are what the fullest frame needs."""
+    some = [jax.tree.map(lambda leaf, f=f: jnp.asarray(leaf[f]), systems) for f in samples]
+    layout = potential.allocate(some, 0.0, headroom=1.1)
+
+    def build(layout: neighbors.Layout) -> neighbors.Neighbors:
+        return jax.jit(lambda s: jax.lax.map(lambda one: neighbors.build(one, layout), s))(systems)
 
     try:
-        found = neighbors.grow_until_it_fits(
-            edges,
+        fitted = neighbors.grow_until_it_fits(
+            build,
             layout,
-            overflowed=lambda found: bool(found[2].any()),
-            enlarge=lambda layout, _: neighbors.grow(layout, frames.cells),
+            overflowed=lambda found: bool(found.overflow.any()),
+            enlarge=lambda layout, _: neighbors.grow(layout, np.asarray(systems.cell)),
             enlargements=REGROWS,
         )
     except neighbors.NeighborOverflowError:
-        raise InputError(f"{frames.name}: ever more neighbours within {cutoff} A; check its cells") from None
-    layout, (vectors, senders, _) = found.layout, found.result
-    vectors = np.swapaxes(np.asarray(vectors).reshape(len(frames), n, -1, 3), 2, 3)
-    senders = np.asarray(senders).reshape(len(frames), n, -1)
-    keep, slots, start = [], [], 0
-    for size in layout.slots:  # drop the slots that no frame uses
-        used = int((senders[:, :, start : start + size] < n).sum(2).max())
-        slots.append(max(1, used))
-        keep.extend(range(start, start + slots[-1]))
-        start += size
-    offset = sum(reference[z] for z in frames.numbers.tolist())
-    return FrameBatch(
-        jnp.asarray(vectors[:, :, :, keep]),
-        jnp.asarray(senders[:, :, keep].reshape(len(frames), -1)),
-        jnp.asarray(frames.energies - offset, dtype),
-        jnp.asarray(frames.forces, dtype),
-        jnp.asarray(frames.virials, dtype),
-        frames.numbers,
-        dataclasses.replace(layout, slots=tuple(slots)),
-    )
+        raise InputError(f"{name}: ever more neighbours within {potential.cutoff} A; check its cells") from None
+    return jax.tree.map(np.asarray, build(_tight(fitted.result, fitted.layout)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Composition:
-    """Training and validation frames of all trajectories that have the same atoms.
-
-    Attributes:
-        name: name of the first trajectory.
-        probability: [f] probability of drawing each training frame.
-        weight_of: probability of each trajectory.
-        train, held_out: batches on the device.
-        held_out_names: name of the trajectory of each held-out frame.
-    """
-
-    name: str
-    probability: np.ndarray
-    weight_of: dict[str, float]
-    train: FrameBatch
-    held_out: FrameBatch | None
-    held_out_names: list[str]
+def _tight(found: neighbors.Neighbors, layout: neighbors.Layout) -> neighbors.Layout:
+    """The layout with the capacities that these lists [f] fill: empty places cost a training step time."""
+    n = found.wraps.shape[1]
+    filled = np.asarray(found.senders) < n
+    if not layout.edges:
+        slots = np.split(filled.reshape(len(filled), n, -1), np.cumsum(layout.slots)[:-1], axis=2)
+        return dataclasses.replace(layout, slots=tuple(max(1, int(block.sum(axis=2).max())) for block in slots))
+    sizes: dict[str, Any] = {"edges": filled.sum(axis=1)}
+    if found.angles is not None:
+        sizes["bonds"] = (np.asarray(found.angles.bonds) < layout.edges).sum(axis=1)
+        sizes["angles"] = (np.asarray(found.angles.first) < layout.bonds).sum(axis=1)
+    return dataclasses.replace(layout, **{name: max(1, int(count.max())) for name, count in sizes.items()})
 
 
-def group(
-    trajectories: list[LabelledFrames], probability: np.ndarray, reference: dict[int, float], cutoff: float
-) -> list[Composition]:
-    """Split every trajectory into blocks, and join those with the same atoms, which share a compiled program."""
-    gathered: dict[tuple[int, ...], list[int]] = {}
-    for index, frames in enumerate(trajectories):
-        gathered.setdefault(tuple(frames.numbers.tolist()), []).append(index)
-    compositions = []
-    for indices in gathered.values():
-        pieces = [hold_out_blocks(trajectories[i]) for i in indices]
-        held = [p[1] for p in pieces if len(p[1])]
-        compositions.append(
-            Composition(
-                trajectories[indices[0]].name,
-                np.concatenate(
-                    [np.full(len(p[0]), probability[i] / len(p[0])) for i, p in zip(indices, pieces, strict=True)]
-                ),
-                {trajectories[i].name: float(probability[i]) for i in indices},
-                make_batch(join([p[0] for p in pieces]), reference, cutoff, np.float32),
-                make_batch(join(held), reference, cutoff, np.float32) if held else None,
-                [p.name for p in held for _ in range(len(p))],
-            )
-        )
-    return compositions
+def neighbors_of(batch: FrameBatch) -> Float[np.ndarray, " f"]:
+    """[f] mean number of neighbours of an atom within the cutoff."""
+    senders = np.asarray(batch.frames.neighbors.senders)
+    return (senders < batch.numbers.shape[1]).sum(axis=1) / batch.numbers.shape[1]
 
 
-def share_of(trajectories: list[LabelledFrames], shares: tuple[str, ...]) -> np.ndarray:
-    """Probability of each trajectory [t]; every GLOB's fraction is spread evenly over what it matches.
-
-    Raises:
-        InputError: a share that cannot be read or matches nothing, or fractions that add up to more than one.
-    """
-    probability, free = np.zeros(len(trajectories)), np.ones(len(trajectories), bool)
-    for share in shares:
-        pattern, _, fraction = share.rpartition("=")
-        try:
-            value = float(fraction)
-        except ValueError:
-            value = -1.0
-        hits = np.array([fnmatch.fnmatch(t.name, pattern) for t in trajectories]) & free
-        if not 0 < value <= 1 or not hits.any():
-            raise InputError(
-                f"share {share!r}: write GLOB=FRACTION with a fraction in (0, 1] and a GLOB that fits data"
-            )
-        probability[hits] = value / hits.sum()
-        free &= ~hits
-    rest = 1.0 - probability.sum()
-    if rest < -1e-9:
-        raise InputError(f"the shares add up to {probability.sum():.3f}; the limit is 1")
-    if free.any():
-        probability[free] = max(rest, 0.0) / free.sum()
-    return probability / probability.sum()
-
-
-def reference_energies(groups: list[LabelledFrames], elements: tuple[int, ...]) -> np.ndarray:
-    """Energies [element] in eV whose sums fit the mean energy of each trajectory (least squares, minimum norm).
-
-    They are subtracted from the labels: float32 could not hold both 1e5 eV of core energies and a phonon.
-    """
-    counts = np.array([[np.sum(g.numbers == z) for z in elements] for g in groups], float)
-    means = np.array([np.mean(g.energies) for g in groups])
-    return np.linalg.lstsq(counts, means, rcond=1e-8)[0]
-
-
-def shortest_distances(
-    compositions: list[Composition], elements: tuple[int, ...], cutoff: float, rare: int = 100
-) -> tuple[np.ndarray, np.ndarray]:
-    """Trusted distance and wall [e, e] of each pair of elements, Angstrom.
-
-    Trusted: all but `rare` of the distances in the data are longer (all but one in a thousand where there are few).
-    Wall: 0.98 of the shortest of them. Both are 0.8 of the sum of covalent radii for pairs that are never in contact.
-    """
-    radii = covalent_radii[list(elements)]
-    number = np.zeros((len(elements), len(elements)), int)
-    closest = np.full((len(elements), len(elements), rare), np.inf)
-    batches = [b for c in compositions for b in (c.train, c.held_out) if b is not None]
-    for batch in batches:
-        distances = np.linalg.norm(np.asarray(batch.vectors), axis=2)
-        ends = np.cumsum(batch.layout.slots)
-        for other, end, size in zip(batch.species, ends, batch.layout.slots, strict=True):
-            for own in batch.species:
-                pair = elements.index(own), elements.index(other)
-                if pair[0] <= pair[1]:  # the other direction holds the same distances
-                    found = distances[:, batch.numbers == own, end - size : end].ravel()
-                    number[pair] += (found < 0.999 * cutoff).sum()
-                    merged = np.concatenate([closest[pair], np.partition(found, min(rare, len(found) - 1))[:rare]])
-                    closest[pair] = closest[pair[::-1]] = np.sort(merged)[:rare]
-    contact = radii[:, None] + radii[None, :]
-    seen = closest[..., 0] < 1.75 * contact
-    number = np.maximum(number, number.T)
-    last = np.clip(number // 1000, 1, rare) - 1
-    trusted = np.take_along_axis(closest, last[..., None], axis=2)[..., 0]
-    return np.where(seen, trusted, 0.8 * contact), np.where(seen, 0.98 * closest[..., 0], 0.8 * contact)
+def vectors_of(batch: FrameBatch, index: np.ndarray) -> Float[Array, "f e 3"]:
+    """[f, e, 3] edge vectors of some frames, Angstrom; empty slots lie beyond the cutoff."""
+    some = batch[index].frames
+    return jax.jit(jax.vmap(neighbors.edge_vectors))(some.system, some.neighbors)

@@ -7,10 +7,30 @@ from pathlib import Path
 
 from jaxpto.errors import InputError
 from jaxpto.training.deepmd_folder import read_deepmd
-from jaxpto.training.frames import COLUMNS, LabelledFrames, clean, faults, group_by_composition, hold_out_blocks, join
+from jaxpto.training.frames import (
+    COLUMNS,
+    LabelledFrames,
+    Row,
+    clean,
+    faults,
+    group_by_composition,
+    hold_out_blocks,
+    join,
+)
 from jaxpto.training.labelled_files import read_ase
 
-__all__ = ["COLUMNS", "LabelledFrames", "clean", "faults", "group_by_composition", "hold_out_blocks", "join", "read"]
+__all__ = [
+    "COLUMNS",
+    "LabelledFrames",
+    "Row",
+    "clean",
+    "deepmd_folders",
+    "faults",
+    "group_by_composition",
+    "hold_out_blocks",
+    "join",
+    "read",
+]
 
 
 def read(path: Path, say: Callable[[str], None] = print) -> list[LabelledFrames]:
@@ -25,12 +45,17 @@ def read(path: Path, say: Callable[[str], None] = print) -> list[LabelledFrames]
     """
     path = Path(path)
     if path.is_dir():
-        if (path / "type.raw").exists():
-            return read_deepmd(path, say)
-        inside = sorted(p.parent for p in path.glob("*/type.raw"))
-        if not inside:
+        folders = deepmd_folders(path)
+        if not folders:
             raise InputError(f"{path}: no type.raw in it or its folders; give a DeePMD npy folder or an extxyz file")
-        return [frames for p in inside for frames in read_deepmd(p, say)]
+        return [frames for folder in folders for frames in read_deepmd(folder, say)]
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a DeePMD npy folder or an extxyz file")
     return read_ase(path, say)
+
+
+def deepmd_folders(path: Path) -> list[Path]:
+    """The DeePMD npy folders (those with a type.raw) that a path names: itself, or the ones in it, sorted by name."""
+    if (path / "type.raw").exists():
+        return [path]
+    return sorted(inside.parent for inside in path.glob("*/type.raw"))

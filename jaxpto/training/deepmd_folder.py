@@ -15,14 +15,19 @@ USED = ("box", "coord", "energy", "force", "virial", "real_atom_types")
 
 
 def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[LabelledFrames]:
-    """Read one DeePMD npy folder: type.raw, type_map.raw and set.*/*.npy.
+    """Read one DeePMD npy folder, one trajectory for each composition in it; see `deepmd_rows`."""
+    return group_by_composition(folder.name, deepmd_rows(folder, say))
+
+
+def deepmd_rows(folder: Path, say: Callable[[str], None]) -> list[Row]:
+    """The frames of one DeePMD npy folder (type.raw, type_map.raw and set.*/*.npy), in the order of the folder.
 
     In the mixed type format `real_atom_types.npy` holds the types of every frame, each of its own composition, and
     type -1 marks the virtual atoms that fill smaller frames up; they are left out.
 
     Args:
         folder: the folder.
-        say: called with a line about everything that training does not use.
+        say: called with a line about everything that is not used.
 
     Raises:
         InputError: frames that are not periodic, or a file that is missing, unreadable or of the wrong shape.
@@ -33,7 +38,7 @@ def read_deepmd(folder: Path, say: Callable[[str], None]) -> list[LabelledFrames
             "leave it out, or give the molecules a cell with vacuum and remove nopbc"
         )
     try:
-        return group_by_composition(folder.name, list(_rows(folder, say)))
+        return list(_rows(folder, say))
     except (OSError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -90,6 +95,7 @@ def _rows(folder: Path, say: Callable[[str], None]) -> Iterator[Row]:
             energy,
             columns["force"][f][real],
             virials[f],
+            np.full(real.sum(), np.nan),
         )
 
 

@@ -14,12 +14,13 @@ from jaxtyping import Array, Float
 from jaxpto import units
 from jaxpto.free_energy.estimators import reweighting
 from jaxpto.free_energy.estimators.mbar import effective_samples
-from jaxpto.models.perovskite import Params
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.system import System, from_ase
 from jaxpto.training.ensembles import Frames, Plan
 from jaxpto.training.targets import MeasuredAverage, observe
+
+Params = Any  # what is trained, a pytree
 
 
 @dataclasses.dataclass(frozen=True)

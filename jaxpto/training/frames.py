@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxpto.storage.identity import digest_of
 
-COLUMNS = ("positions", "cells", "energies", "forces", "virials")
+COLUMNS = ("positions", "cells", "energies", "forces", "virials", "moments")
 
-# numbers [n], positions [n, 3], cell [3, 3], energy, forces [n, 3], virial [3, 3] of one frame
-Row = tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]
+# numbers [n], positions [n, 3], cell [3, 3], energy, forces [n, 3], virial [3, 3], magnetic moments [n] of one frame
+Row = tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class LabelledFrames:
         energies: [f] eV.
         forces: [f, n, 3] eV / Angstrom.
         virials: [f, 3, 3] eV, -dE/dstrain = -stress * volume; NaN where there is none.
+        moments: [f, n] magnetic moments, Bohr magnetons; NaN where there are none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LabelledFrames:
     energies: np.ndarray
     forces: np.ndarray
     virials: np.ndarray
+    moments: np.ndarray
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -66,11 +68,11 @@ def group_by_composition(name: str, rows: Iterable[Row]) -> list[LabelledFrames]
     A trajectory is called `name`, or NAME-FORMULA where there are several.
     """
     groups: dict[tuple[int, ...], tuple[np.ndarray, list[tuple]]] = {}
-    for numbers, positions, cell, energy, forces, virial in rows:
+    for numbers, positions, cell, energy, forces, virial, moments in rows:
         order = np.argsort(numbers, kind="stable")
         first, members = groups.setdefault(tuple(np.sort(numbers).tolist()), (np.array(numbers), []))
         order = order[np.argsort(np.argsort(first, kind="stable"))]  # where each atom of the first frame is in this one
-        members.append((positions[order], cell, energy, forces[order], virial))
+        members.append((positions[order], cell, energy, forces[order], virial, moments[order]))
     found = []
     for first, members in groups.values():
         formula = ase.Atoms(first).symbols.formula.format("metal")
@@ -115,13 +117,18 @@ def clean(frames: LabelledFrames, largest_force: float = 100.0) -> LabelledFrame
     return frames[np.flatnonzero(~bad)]
 
 
+def held_out_rows(count: int, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and validation frames of `hold_out_blocks`, out of `count` frames."""
+    out = np.isin(np.arange(count) * blocks // max(1, count), held_out)
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
 def hold_out_blocks(
     frames: LabelledFrames, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)
 ) -> tuple[LabelledFrames, LabelledFrames]:
     """Training and validation frames: whole blocks are held out because neighbouring frames are correlated."""
-    block = np.arange(len(frames)) * blocks // max(1, len(frames))
-    out = np.isin(block, held_out)
-    return frames[np.flatnonzero(~out)], frames[np.flatnonzero(out)]
+    kept, out = held_out_rows(len(frames), blocks, held_out)
+    return frames[kept], frames[out]
 
 
 def join(parts: list[LabelledFrames]) -> LabelledFrames:

@@ -1,16 +1,17 @@
-"""Predictions for stored frames, and the loss of their errors."""
+"""The loss of one frame: robust errors of energy, forces, virial and magnetic moments."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxpto.models.perovskite import Params, Perovskite
-from jaxpto.neighbors import Layout
+from jaxpto.model_interface import Prediction
+from jaxpto.system import volume
+from jaxpto.training.batches import Frame, Labels
+
+TERMS = ("energy", "forces", "virial", "moments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,44 +19,23 @@ class LossWeights:
     """Weights of the loss, and the scales of its errors.
 
     Attributes:
-        energy, forces, virial: weights of the three terms.
+        energy, forces, virial, moments: weights of the four terms.
         energy_scale: energy error that counts as one, eV / atom.
         forces_scale: force error that counts as one, eV / Angstrom.
         virial_scale: virial error that counts as one, eV / atom.
+        moments_scale: error of a magnetic moment that counts as one, Bohr magnetons.
         robust: errors beyond this many scales count linearly instead of quadratically.
     """
 
     energy: float = 1.0
     forces: float = 1.0
     virial: float = 0.5
+    moments: float = 0.1
     energy_scale: float = 0.003
     forces_scale: float = 0.1
     virial_scale: float = 0.006
+    moments_scale: float = 0.1
     robust: float = 3.0
-
-
-def predict_frame(
-    model: Perovskite,
-    params: Params,
-    own: Float[Array, "n t"],
-    vectors: Float[Array, "n 3 s"],
-    senders: Int[Array, " e"],
-    layout: Layout,
-) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]:
-    """Energy (eV), forces (eV / Angstrom) and virial -dE/dstrain (eV) of one frame.
-
-    Args:
-        model: architecture.
-        params: its parameters for the species present.
-        own: [n, t] one-hot species of each atom.
-        vectors: [n, 3, s] vectors to the neighbours, Angstrom.
-        senders: [n * s] neighbour of each edge; n marks an empty slot.
-        slots: sizes of the species' blocks of slots.
-    """
-    energy, slope = jax.value_and_grad(lambda v: model.atomic_energies(params, own, v, layout).sum())(vectors)
-    forces = slope.sum(axis=2).at[senders].add(-jnp.swapaxes(slope, 1, 2).reshape(-1, 3), mode="drop")
-    virial = -jnp.einsum("nas,nbs->ab", vectors, slope, precision="highest")
-    return energy, forces, 0.5 * (virial + virial.T)
 
 
 def robust_square(x: Array, limit: float) -> Array:
@@ -63,21 +43,40 @@ def robust_square(x: Array, limit: float) -> Array:
     return 2.0 * limit**2 * (jnp.sqrt(1.0 + (x / limit) ** 2) - 1.0)
 
 
-def loss(
-    prediction: tuple[Array, Array, Array], target: tuple[Array, Array, Array], atoms: int, weights: LossWeights
-) -> Float[Array, ""]:
-    """Weighted robust error of energy, forces and virial of one frame; a virial label of NaN is left out."""
-    (energy, forces, virial), (energy0, forces0, virial0) = prediction, target
-    labelled = jnp.isfinite(virial0).all()
-    virial_error = jnp.where(labelled, virial - jnp.where(labelled, virial0, 0.0), 0.0)
-    terms = (
-        (weights.energy, (energy - energy0) / (atoms * weights.energy_scale)),
-        (weights.forces, (forces - forces0) / weights.forces_scale),
-        (weights.virial, virial_error / (atoms * weights.virial_scale)),
-    )
-    return jnp.stack([w * robust_square(x, weights.robust).mean() for w, x in terms]).sum()
+def deviations(prediction: Prediction, moments: Float[Array, " n"] | None, frame: Frame) -> dict[str, Array]:
+    """Errors of one frame by term: energy and virial per atom (eV), forces (eV/Angstrom), moments (Bohr magnetons).
+
+    Args:
+        prediction: what the model gives.
+        moments: [n] predicted magnetic moments; None of models without, which then have no such errors.
+        frame: its labels; errors are NaN where they are.
+    """
+    labels, atoms = frame.labels, frame.labels.forces.shape[0]
+    virial = -prediction.stress * volume(frame.system.cell)
+    errors = {
+        "energy": (prediction.energy - labels.energy) / atoms,
+        "forces": prediction.forces - labels.forces,
+        "virial": (virial - labels.virial) / atoms,
+    }
+    return errors if moments is None else errors | {"moments": moments - labels.moments}
 
 
-def one_hot(numbers: np.ndarray, species: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.ndarray:
-    """One-hot species [n, t] of atomic numbers [n]."""
-    return (numbers[:, None] == np.array(species)[None, :]).astype(dtype)
+def loss(errors: dict[str, Array], labels: Labels, weights: LossWeights) -> Float[Array, ""]:
+    """Weighted mean robust errors of one frame; where there is no label nothing counts, also in the derivative."""
+    total = jnp.zeros_like(errors["energy"])
+    for term, error in errors.items():
+        scaled = jnp.where(jnp.isfinite(getattr(labels, term)), error, 0.0) / getattr(weights, f"{term}_scale")
+        total += getattr(weights, term) * robust_square(scaled, weights.robust).mean()
+    return total
+
+
+def squares(errors: dict[str, Array], labels: Labels) -> Float[Array, "4"]:
+    """Mean squared errors of energy, forces, virial and moments over the labels there are; NaN without any."""
+
+    def mean(term: str) -> Array:
+        if term not in errors:
+            return jnp.full_like(errors["energy"], jnp.nan)
+        known = jnp.isfinite(getattr(labels, term))
+        return jnp.where(known, errors[term] ** 2, 0.0).sum() / known.sum()
+
+    return jnp.stack([mean(term) for term in TERMS])

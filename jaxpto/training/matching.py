@@ -10,7 +10,6 @@ that to fresh configurations, or would end farther from the targets.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,25 +19,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
 from rich.console import Console
 
 from jaxpto.console.status_line import StatusLine
-from jaxpto.models.perovskite import Params, Perovskite
+from jaxpto.model_interface import Model
 from jaxpto.neighbors import Layout
 from jaxpto.potential import Potential
 from jaxpto.storage.checkpoint import layout_from_json, layout_to_json
 from jaxpto.system import from_ase
-from jaxpto.training import optimizer
-from jaxpto.training.batches import Composition, FrameBatch
 from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.deviation import Look, make_look, sampled_ensembles
 from jaxpto.training.ensembles import Frames, Plan, at_rest, last_frames, simulate
+from jaxpto.training.groups import FrameGroup
 from jaxpto.training.loss import LossWeights
 from jaxpto.training.matching_options import MatchOptions
+from jaxpto.training.parametrization import Parametrization
+from jaxpto.training.recipe import Recipe
+from jaxpto.training.steps import make_gradient, make_sum
 from jaxpto.training.targets import MeasuredAverage
-from jaxpto.training.whitening import Whitening, fold
 
+Params = Any  # what is trained, a pytree
 CHECKPOINT = "matching.npz"
 HALVINGS = 8  # of a step at most
 
@@ -49,9 +49,9 @@ class Problem:
 
     Attributes:
         model: architecture.
-        raw: weights to start from, on whitened inputs.
-        scales: whitening.
-        compositions: the DFT data.
+        recipe: how it is trained.
+        parametrization: the weights to start from.
+        groups: the DFT data.
         weights: weights of their loss.
         targets: measured averages.
         options: settings of the tuning.
@@ -60,10 +60,10 @@ class Problem:
         identity: `make_identity` of the run.
     """
 
-    model: Perovskite
-    raw: Params
-    scales: Whitening
-    compositions: list[Composition]
+    model: Model
+    recipe: Recipe
+    parametrization: Parametrization
+    groups: list[FrameGroup]
     weights: LossWeights
     targets: tuple[MeasuredAverage, ...]
     options: MatchOptions
@@ -73,7 +73,7 @@ class Problem:
 
     def potential(self, raw: Params) -> Potential:
         """The potential of raw weights."""
-        return Potential(fold(self.model, raw, self.scales), self.model, "matched")
+        return Potential(self.parametrization.decode(raw, self.parametrization.constants), self.model, "matched")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,9 +217,20 @@ def _start(problem: Problem, rule: optax.GradientTransformation) -> Position:
     rattled = plan.atoms.copy()
     rattled.rattle(0.2, seed=0)
     moved = dataclasses.replace(system, positions=jnp.asarray(rattled.positions, np.float32))
-    potential = problem.potential(problem.raw)
+    potential = problem.potential(problem.parametrization.raw)
     layout = potential.allocate([system, moved], potential.usual_skin, headroom=1.1)
-    return Position(problem.raw, rule.init(problem.raw), problem.raw, empty, False, layout, 0, 0, (), False)
+    return Position(
+        problem.parametrization.raw,
+        rule.init(problem.parametrization.raw),
+        problem.parametrization.raw,
+        empty,
+        False,
+        layout,
+        0,
+        0,
+        (),
+        False,
+    )
 
 
 def _sample(problem: Problem, at: Position, console: Console) -> Position:
@@ -245,35 +256,24 @@ def make_dft_gradient(problem: Problem) -> Callable[[Params, int], tuple[float, 
 
     The frames depend on the seed and the iteration alone, so that a resumed run repeats them.
     """
-    batches = [composition.train for composition in problem.compositions]
-    draw = np.concatenate([composition.probability for composition in problem.compositions])
-    sizes = [len(composition.probability) for composition in problem.compositions]
+    draw = np.concatenate([group.probability for group in problem.groups])
+    sizes = [len(group.probability) for group in problem.groups]
     which, row = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) for size in sizes])
-    adders = [_make_adder(problem, batch) for batch in batches]
-    count = problem.options.frames
+    count, constants = problem.options.frames, problem.parametrization.constants
+    decode = problem.parametrization.decode
+    gradient = make_gradient(problem.model, problem.recipe, decode, problem.weights, moments=False)
+    add = make_sum(problem.model, problem.recipe)
 
     def gradient_of(raw: Params, iteration: int) -> tuple[float, Params]:
         generator = np.random.default_rng([problem.seed, iteration])
-        total = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, raw)
+        value, total = 0.0, jax.tree.map(jnp.zeros_like, raw)
         for pick in generator.choice(len(draw), count, p=draw / draw.sum()):
-            total = adders[which[pick]](total, raw, int(row[pick]), batches[which[pick]].arrays)
-        return float(total[0]) / count, jax.tree.map(lambda leaf: leaf / count, total[1])
+            frame = problem.groups[which[pick]].train.frame(int(row[pick]))
+            slope, seen = gradient(raw, constants, frame)
+            value, total = value + float(seen[0]), add(total, slope, frame.neighbors.layout.species)
+        return value / count, jax.tree.map(lambda leaf: leaf / count, total)
 
     return gradient_of
-
-
-def _make_adder(problem: Problem, batch: FrameBatch) -> Callable:
-    """Compiled (sums, raw, index, arrays) -> sums, with the loss of one frame and its gradient added."""
-    known = optimizer.known_elements(problem.model, batch)
-    objective = optimizer.frame_objective(problem.model, batch, problem.scales, problem.weights)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def add(total: tuple[Array, Params], raw: Params, index: Array, arrays: tuple[Array, ...]) -> tuple[Array, Params]:
-        value, gradient = jax.value_and_grad(lambda part: objective(part, index, arrays)[0])(optimizer.take(raw, known))
-        own = jax.tree.map(jnp.add, optimizer.take(total[1], known), gradient)
-        return total[0] + value, optimizer.put(total[1], own, known)
-
-    return add
 
 
 def _arrays(at: Position) -> dict[str, Any]:
