@@ -22,6 +22,7 @@ from jaxpto.errors import InputError
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.storage.arrays import read_arrays
 from jaxpto.training import batches, data, parametrization, trainer
 from jaxpto.training.loss import LossWeights, deviations, loss, squares
 from jaxpto.training.setup import set_up
@@ -281,7 +282,7 @@ def test_magnetic_moments_are_learned_where_they_are_labelled(tmp_path: Path) ->
     settings = {"steps": 30, "validate_every": 15, "rate": 3e-3}
     weights = LossWeights(energy=0.0, forces=0.0, virial=0.0, moments=1.0)
     train.run(config(path, out, initial=initial, weights=weights, **settings))
-    history = trainer.read_history(out)
+    history = read_arrays(out / trainer.CHECKPOINT)[1]["history"]
     first, last = (row["validation"]["magnetic"]["moments"] for row in history)
     assert last < first
 

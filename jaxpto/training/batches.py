@@ -168,12 +168,6 @@ def _tight(found: neighbors.Neighbors, layout: neighbors.Layout) -> neighbors.La
     return dataclasses.replace(layout, **{name: max(1, int(count.max())) for name, count in sizes.items()})
 
 
-def neighbors_of(batch: FrameBatch) -> Float[np.ndarray, " f"]:
-    """[f] mean number of neighbours of an atom within the cutoff."""
-    senders = np.asarray(batch.frames.neighbors.senders)
-    return (senders < batch.numbers.shape[1]).sum(axis=1) / batch.numbers.shape[1]
-
-
 def vectors_of(batch: FrameBatch, index: np.ndarray) -> Float[Array, "f e 3"]:
     """[f, e, 3] edge vectors of some frames, Angstrom; empty slots lie beyond the cutoff."""
     some = batch[index].frames

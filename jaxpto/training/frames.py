@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import ase
 import numpy as np
@@ -115,6 +115,28 @@ def clean(frames: LabelledFrames, largest_force: float = 100.0) -> LabelledFrame
     for hit in faults(frames, largest_force).values():
         bad |= hit
     return frames[np.flatnonzero(~bad)]
+
+
+def usable(trajectories: Iterable[LabelledFrames], say: Callable[[str], None] = print) -> list[LabelledFrames]:
+    """What can be trained on, every trajectory with a name of its own: a second one of a name has -2 appended.
+
+    Args:
+        trajectories: as they were read.
+        say: called with a line about what is left out.
+    """
+    found: list[LabelledFrames] = []
+    names: list[str] = []
+    for frames in trajectories:
+        kept = clean(frames)
+        if len(kept) < len(frames):
+            why = ", ".join(f"{hit.sum()} {reason}" for reason, hit in faults(frames).items())
+            say(f"{frames.name}: left out {len(frames) - len(kept)} of {len(frames)} frames: {why}")
+        names.append(frames.name)
+        if names.count(frames.name) > 1:  # shares and errors go by name
+            kept = dataclasses.replace(kept, name=f"{frames.name}-{names.count(frames.name)}")
+        if len(kept):
+            found.append(kept)
+    return found
 
 
 def held_out_rows(count: int, blocks: int = 20, held_out: tuple[int, ...] = (6, 13)) -> tuple[np.ndarray, np.ndarray]:

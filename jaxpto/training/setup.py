@@ -43,7 +43,6 @@ class Task:
         weights: weights and scales of the loss.
         reference: energy of each element that predictions are relative to, eV.
         trajectories: the data as they were read, those for replay included.
-        replayed: names of the trajectories for replay.
         weight_of: probability of drawing from each trajectory.
         groups: the data by programs.
         parametrization: what is trained, at the beginning.
@@ -56,7 +55,6 @@ class Task:
     weights: LossWeights
     reference: dict[int, float]
     trajectories: list[data.LabelledFrames]
-    replayed: tuple[str, ...]
     weight_of: dict[str, float]
     groups: list[FrameGroup]
     parametrization: Parametrization
@@ -116,7 +114,7 @@ def set_up(config: TrainConfig) -> Task:
     )
     weight_of = {t.name: float(p) for t, p in zip(everything, probability, strict=True)}
     return Task(
-        model, recipe, settled, config.weights, reference, everything, tuple(t.name for t in replayed), weight_of,
+        model, recipe, settled, config.weights, reference, everything, weight_of,
         groups, start, remarks,
     )  # fmt: skip
 
@@ -127,21 +125,10 @@ def load_frames(paths: Sequence[Path]) -> list[data.LabelledFrames]:
     Raises:
         InputError: there is no usable frame.
     """
-    trajectories: list[data.LabelledFrames] = []
-    names: list[str] = []
-    for frames in (frames for path in paths for frames in data.read(path)):
-        kept = data.clean(frames)
-        if len(kept) < len(frames):
-            why = ", ".join(f"{hit.sum()} {reason}" for reason, hit in data.faults(frames).items())
-            print(f"{frames.name}: left out {len(frames) - len(kept)} of {len(frames)} frames: {why}")
-        names.append(frames.name)
-        if names.count(frames.name) > 1:  # shares and errors go by name
-            kept = dataclasses.replace(kept, name=f"{frames.name}-{names.count(frames.name)}")
-        if len(kept):
-            trajectories.append(kept)
-    if not trajectories:
+    found = data.usable([frames for path in paths for frames in data.read(path)])
+    if not found:
         raise InputError(f"{', '.join(map(str, paths))}: no usable frame; give labelled structures")
-    return trajectories
+    return found
 
 
 def initial_potential(name: Path, elements: tuple[int, ...]) -> Potential:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpto.console.interrupts import interrupts_held
-from jaxpto.storage.arrays import read_arrays
 from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.config import TrainConfig
 from jaxpto.training.progress import progress_line
@@ -190,8 +189,3 @@ def _row(task: Task, state: TrainState, step: int, seconds: float, found: Valida
 def checkpoint_of(out: Path) -> Path:
     """Where the checkpoint of a training lies."""
     return out / CHECKPOINT
-
-
-def read_history(out: Path) -> list[dict[str, Any]]:
-    """The validations of a training so far, from its checkpoint."""
-    return read_arrays(checkpoint_of(out))[1]["history"]

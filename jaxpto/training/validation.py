@@ -8,60 +8,32 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
 
 from jaxpto.reporting.parity import Parity, of_one_composition
-from jaxpto.training.frames import LabelledFrames
 from jaxpto.training.loss import TERMS, LossWeights
 from jaxpto.training.replay import PREFIX
 from jaxpto.training.setup import Task
 from jaxpto.training.steps import make_prediction
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """Labels and predictions of the held-out frames of one trajectory.
+def rms_errors(parity: Parity) -> dict[str, float | None]:
+    """RMS errors: energy and virial meV/atom, forces meV/Angstrom, moments 1e-3 Bohr magnetons; None without a label.
 
-    Attributes:
-        frames: [f] index of each frame among the usable ones of the trajectory.
-        labels: the frames; energies relative to the reference energies, eV.
-        energies: [f] predicted energies, eV.
-        forces: [f, n, 3] predicted forces, eV/Angstrom.
-        virials: [f, 3, 3] predicted virials, eV.
-        moments: [f, n] predicted magnetic moments, Bohr magnetons; NaN of models without.
+    A prediction that is not a number makes the error NaN, so that a diverged training shows.
     """
 
-    frames: Int[np.ndarray, " f"]
-    labels: LabelledFrames
-    energies: Float[np.ndarray, " f"]
-    forces: Float[np.ndarray, "f n 3"]
-    virials: Float[np.ndarray, "f 3 3"]
-    moments: Float[np.ndarray, "f n"]
+    def rms(errors: np.ndarray, labels: np.ndarray) -> float | None:
+        known = errors[np.isfinite(labels)]
+        return round(1e3 * float(np.sqrt(np.mean(known**2))), 3) if known.size else None
 
-    @property
-    def parity(self) -> Parity:
-        """For tables and figures; energies count from the reference energies."""
-        labels, cells = self.labels, self.labels.cells
-        known = (labels.energies, labels.forces, labels.virials, labels.moments)
-        found = (self.energies, self.forces, self.virials, self.moments)
-        return of_one_composition(labels.name, labels.numbers, cells, known, found, self.frames)
-
-    @property
-    def errors(self) -> dict[str, float | None]:
-        """RMS errors: energy and virial meV/atom, forces meV/Angstrom, moments 1e-3 Bohr magnetons; None: no label."""
-        atoms = self.forces.shape[1]
-
-        def rms(name: str, scale: float) -> float | None:
-            label = getattr(self.labels, name)
-            errors = (getattr(self, name) - label)[np.isfinite(label)]
-            return round(1e3 * scale * float(np.sqrt(np.mean(errors**2))), 3) if errors.size else None
-
-        return {
-            "energy": rms("energies", 1.0 / atoms),
-            "forces": rms("forces", 1.0),
-            "virial": rms("virials", 1.0 / atoms),
-            "moments": rms("moments", 1.0) if np.isfinite(self.moments).any() else None,
-        }
+    labels = parity.labels
+    found = {
+        "energy": rms(parity.energy_errors, labels.energies),
+        "forces": rms(parity.force_errors, labels.forces),
+        "virial": rms(parity.virial_errors, labels.virials),
+    }
+    moments = rms(parity.moment_errors, labels.moments) if np.isfinite(parity.predictions.moments).any() else None
+    return found if moments is None else found | {"moments": moments}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,25 +41,19 @@ class Validation:
     """What a validation found.
 
     Attributes:
-        held_out: labels and predictions by trajectory.
+        parities: labels and predictions of each trajectory; energies count from the reference energies.
         weight_of: how much each trajectory counts.
         weights: weights and scales of the loss.
     """
 
-    held_out: dict[str, HeldOut]
+    parities: tuple[Parity, ...]
     weight_of: dict[str, float]
     weights: LossWeights
 
     @property
     def errors(self) -> dict[str, dict[str, float | None]]:
-        """RMS errors of each trajectory; see `HeldOut.errors`."""
-        return {name: {k: v for k, v in one.errors.items() if k != "moments" or v is not None}
-                for name, one in self.held_out.items()}  # fmt: skip
-
-    @property
-    def parities(self) -> tuple[Parity, ...]:
-        """Labels and predictions, for tables and figures."""
-        return tuple(one.parity for one in self.held_out.values())
+        """RMS errors of each trajectory; see `rms_errors`."""
+        return {one.name: rms_errors(one) for one in self.parities}
 
     @property
     def score(self) -> float | None:
@@ -95,7 +61,7 @@ class Validation:
 
         sum_t p_t sum_q w_q e_tq / s_q of the RMS errors e of trajectories t, with weights w and scales s of the loss.
         """
-        if not self.held_out:
+        if not self.parities:
             return None
         return sum(
             self.weight_of[name]
@@ -108,7 +74,7 @@ class Validation:
 
     def lines(self, step: int) -> list[str]:
         """A line for each trajectory."""
-        width = max(map(len, self.held_out), default=0)
+        width = max((len(one.name) for one in self.parities), default=0)
         return [
             f"step {step}  held out  {name:<{width}}  E {_spell(e['energy'])} meV/atom  F {_spell(e['forces'])} meV/A  "
             f"V {_spell(e['virial'])} meV/atom"
@@ -123,7 +89,7 @@ def make_validation(task: Task, devices: list[jax.Device]) -> Callable[[Any], Va
 
     def validate(params: Any) -> Validation:
         copies = [jax.device_put(params, device) for device in devices]
-        found: dict[str, HeldOut] = {}
+        found: list[Parity] = []
         for group in task.groups:
             if group.held_out is None:
                 continue
@@ -133,29 +99,20 @@ def make_validation(task: Task, devices: list[jax.Device]) -> Callable[[Any], Va
                 for f in range(len(batch))
             ]
             predictions, moments = zip(*jax.device_get(results), strict=True)
-            columns = {
-                "energies": np.stack([p.energy for p in predictions]),
-                "forces": np.stack([p.forces for p in predictions]),
-                "virials": np.stack([-p.stress for p in predictions])
-                * np.linalg.det(np.asarray(batch.frames.system.cell))[:, None, None],
-                "moments": np.stack(
-                    [
-                        np.full(len(p.forces), np.nan) if m is None else m
-                        for p, m in zip(predictions, moments, strict=True)
-                    ]
-                ),
-            }
-            labels, system = batch.frames.labels, batch.frames.system
+            labels, cells = batch.frames.labels, np.asarray(batch.frames.system.cell, np.float64)
+            predicted = (
+                np.stack([p.energy for p in predictions]),
+                np.stack([p.forces for p in predictions]),
+                -np.stack([p.stress for p in predictions]) * np.linalg.det(cells)[:, None, None],
+                np.full(labels.moments.shape, np.nan) if moments[0] is None else np.stack(moments),
+            )
+            known = labels.energy, labels.forces, labels.virial, labels.moments
             for name in dict.fromkeys(group.held_out_names):
                 own = np.flatnonzero(names == name)
-                frames = LabelledFrames(
-                    name, batch.numbers[own[0]], *(np.asarray(x)[own] for x in (
-                        system.positions, system.cell, labels.energy, labels.forces, labels.virial, labels.moments
-                    ))
-                )  # fmt: skip
-                predicted = {term: x[own].astype(np.float64) for term, x in columns.items()}
-                found[name] = HeldOut(group.held_out_index[own], frames, **predicted)
-        return Validation(found, task.weight_of, task.weights)
+                labelled, modelled = (tuple(np.asarray(x)[own] for x in part) for part in (known, predicted))
+                numbers, index = batch.numbers[own[0]], group.held_out_index[own]
+                found.append(of_one_composition(name, numbers, cells[own], labelled, modelled, index))
+        return Validation(tuple(found), task.weight_of, task.weights)
 
     return validate
 
