@@ -25,6 +25,7 @@ from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.storage.arrays import read_arrays
 from jaxpto.training import batches, data, parametrization, trainer
 from jaxpto.training.loss import LossWeights, deviations, loss, squares
+from jaxpto.training.replay import labelled_by_model
 from jaxpto.training.setup import set_up
 from jaxpto.training.steps import make_gradient
 
@@ -241,6 +242,24 @@ def test_replay_holds_what_the_model_knew(
         assert "drift from the initial model" in said
         drift[share] = json.loads((out / "model.json").read_text())["training"]["validation_rmse_meV"]["replay:others"]
     assert drift[0.99]["forces"] < 0.5 * drift[0.01]["forces"]
+
+
+def test_replay_never_takes_the_place_of_labels(sevennet: Path, tmp_path: Path) -> None:
+    """A file of which a frame lost its labels is refused; two files of one name stay apart."""
+    model = load_potential(sevennet)
+    path = write_titanates(tmp_path / "some.extxyz", 3)
+    (tmp_path / "other").mkdir()
+    again = write_titanates(tmp_path / "other" / "some.extxyz", 3)
+    reference = dict.fromkeys(model.elements, 0.0)
+    assert [f.name for f in labelled_by_model((path, again), model, reference)] == ["replay:some", "replay:some-2"]
+    images = ase.io.read(path, ":")
+    images[1].calc = None
+    ase.io.write(path, images)
+    with pytest.raises(InputError, match="frame 1 has no energy and no forces"):
+        labelled_by_model((path,), model, reference)
+    ase.io.write(path, argon(1))
+    with pytest.raises(InputError, match="does not know Ar"):
+        labelled_by_model((path,), model, reference)
 
 
 def test_gradient_of_a_stored_frame(titanates: Path, sevennet: Path, tmp_path: Path) -> None:
