@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from test_report import check_page
 
 from jaxpto.reporting.parity import ALL, Parity, Quantities, error_table, of_one_composition, worst_frames
-from jaxpto.reporting.parity_figure import DRAWN, parity_figure, trajectory_colors, write_parity_figure
+from jaxpto.reporting.parity_figure import DRAWN, parity_figure, trajectory_colors
+from jaxpto.reporting.style import png
 from jaxpto.training.element_energies import composition_counts, fit_element_energies
-from jaxpto.training.learning_curve import learning_curve, write_learning_curve
+from jaxpto.training.learning_curve import learning_curve
 from jaxpto.training.output import write_training_report
 
 NUMBERS = np.array([82, 22, 8, 8, 8])
@@ -139,8 +140,7 @@ def test_trajectories_have_different_colors(tmp_path: Path) -> None:
     many[3] = dataclasses.replace(many[3], name="$x_{%$")  # no formula
     (legend,) = parity_figure(many).legends
     assert [text.get_text() for text in legend.get_texts()] == [parity.name for parity in many]
-    write_parity_figure(tmp_path / "parity.png", many)
-    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert png(parity_figure(many)).startswith(b"\x89PNG")
 
 
 def test_energies_of_elements() -> None:
@@ -175,8 +175,7 @@ def test_learning_curve(tmp_path: Path) -> None:
     assert {axes.get_yscale() for axes in (energy, forces, virial)} == {"log"}
     magnetic = learning_curve([row | {"moments": 90.0} for row in rows]).axes[3]
     np.testing.assert_array_equal(magnetic.get_lines()[0].get_ydata(), [90.0] * 3)
-    write_learning_curve(tmp_path / "curve.png", rows[:1])
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert png(learning_curve(rows[:1])).startswith(b"\x89PNG")
 
 
 def test_report_of_a_training(tmp_path: Path, pair: list[Parity]) -> None:

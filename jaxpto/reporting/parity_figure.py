@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jaxpto.reporting.parity import MEV, Parity, Quantities, stress_of
-from jaxpto.reporting.result import write_image
-from jaxpto.reporting.style import COLORS, GREY, png, styled
+from jaxpto.reporting.style import COLORS, GREY, styled
 
 DRAWN = 20_000  # points of a panel at most; more are a blot
 OUTLIERS = 200  # of them, the points farthest from the diagonal
@@ -25,19 +23,6 @@ CAPTION = (
     "components of forces and of the stress (positive in tension). RMSE and MAE are those of all points; of more than "
     f"{DRAWN} points of a panel a random choice is drawn, the {OUTLIERS} farthest from the diagonal among them."
 )
-
-
-def write_parity_figure(path: Path, parities: Sequence[Parity]) -> None:
-    """Write the parity plot as PNG; its folder must exist.
-
-    Args:
-        path: the file.
-        parities: labels and predictions of at least one trajectory.
-
-    Raises:
-        StorageError: the disk refuses the file.
-    """
-    write_image(path, png(parity_figure(parities)))
 
 
 @styled()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from jaxpto.reporting.parity_figure import LINE, PANEL, legend_below, legend_columns, trajectory_colors
-from jaxpto.reporting.result import write_image
-from jaxpto.reporting.style import DASHED, GREY, png, styled
+from jaxpto.reporting.style import DASHED, GREY, styled
 
 QUANTITIES = {
     "energy": "energy RMSE (meV/atom)",
@@ -33,19 +31,6 @@ LearningRow = Mapping[str, Any]
 training; "learning_rate"; "validation": the same errors of each held-out trajectory, by its name; and of magnetic
 "moments" (1e-3 Bohr magnetons), where a model has them. An error is None where there is no label.
 """
-
-
-def write_learning_curve(path: Path, rows: Sequence[LearningRow]) -> None:
-    """Write the learning curve as PNG; its folder must exist.
-
-    Args:
-        path: the file.
-        rows: one for each validation, at least one.
-
-    Raises:
-        StorageError: the disk refuses the file.
-    """
-    write_image(path, png(learning_curve(rows)))
 
 
 @styled()
