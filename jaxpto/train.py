@@ -17,6 +17,7 @@ from jaxpto.console import terminal
 from jaxpto.console.command import configure_devices, leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.committee import Committee, load_committee, save_calibration, save_committee
 from jaxpto.models.folder import save_potential
 from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
@@ -25,6 +26,7 @@ from jaxpto.reporting.result import PAGE_FILE
 from jaxpto.storage.identity import digest_of, make_identity
 from jaxpto.storage.lock import one_run
 from jaxpto.training import matching, matching_output
+from jaxpto.training.calibration import calibrate, sentences
 from jaxpto.training.checkpoint import previous_of
 from jaxpto.training.config import FREE, FREE_MATCHING, TrainConfig, check, describe_settings
 from jaxpto.training.ensembles import Plan
@@ -89,20 +91,28 @@ def _train(config: TrainConfig, resumed: bool) -> Potential:
 
     def save_model(params: Any, progress: dict[str, Any], found: Validation) -> None:
         header = describe(config, task, found.errors, progress)
-        save_potential(Potential(params, task.model, config.out.name), config.out, header)
+        if task.members > 1:
+            save_committee(Committee(params, task.model, config.out.name), config.out, header)
+        else:
+            save_potential(Potential(params, task.model, config.out.name), config.out, header)
 
     devices = training_devices()
     _, progress = optimize(config, task, identity_of(config, task), devices, save_model, resumed=resumed)
-    best = load_potential(config.out)
-    found = make_validation(task, devices)(best.params)
+    best, committee = load_potential(config.out), load_committee(config.out)
+    found = make_validation(task, devices)(best.params if committee is None else committee.params)
     facts = {
         "steps": progress["step"],
         "seconds": round(progress["seconds"]),
         "training": list(task.remarks),
         "frames": {frames.name: len(frames) for frames in task.trajectories},
     }
-    settings = describe_settings(config, task.settled)
-    write_training_report(config.out, progress["history"], found.parities, settings, facts)
+    settings, deviations = describe_settings(config, task.settled), None
+    if committee is not None:
+        deviations = calibrate(task, committee, devices)
+        save_calibration(config.out, deviations[0])
+        for line in sentences(deviations[0]):
+            print(line, flush=True)
+    write_training_report(config.out, progress["history"], found.parities, settings, facts, deviations)
     print(f"report: {config.out / PAGE_FILE}", flush=True)
     return best
 
@@ -120,6 +130,9 @@ def identity_of(config: TrainConfig, task: Task, plan: Plan | None = None) -> di
         settings["matching"] = {k: v for k, v in settings["matching"].items() if k not in FREE_MATCHING}
     initial = None if config.initial is None else fingerprint(load_potential(config.initial))
     digests = {"initial model": initial}
+    if task.members > 1 and config.initial is not None:
+        whole = load_committee(config.initial)
+        digests["committee of the initial model"] = None if whole is None else fingerprint(whole)
     if plan is not None:
         atoms = plan.atoms
         digests["structure of the simulations"] = digest_of(

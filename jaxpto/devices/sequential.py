@@ -1,8 +1,10 @@
-"""How the replicas of a batch share one device: one after another on a CPU, side by side on an accelerator."""
+"""How replicas, or members of a committee, share one device: one after another on a CPU, else side by side."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.custom_batching import sequential_vmap
@@ -40,3 +42,18 @@ def sequential_over_replicas(evaluate: EvaluateFn) -> EvaluateFn:
         return Prediction(*of_arrays(*arrays))
 
     return one_after_another
+
+
+def over_members(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
+    """A function of one member of a committee as one of all members: arguments and results have a leading axis.
+
+    Within one program a CPU takes one member after the other, whose arrays then fit its caches; an accelerator takes
+    all at once (`jax.vmap`).
+
+    Args:
+        function: of pytrees of arrays.
+        platform: where they are, as in `Layout.platform`.
+    """
+    if platform != "cpu":
+        return jax.vmap(function)
+    return lambda *trees: jax.lax.map(lambda one: function(*one), trees)

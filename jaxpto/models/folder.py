@@ -2,7 +2,8 @@
 
 A model is a folder with a readable `model.json` and its parameters (Orbax). `model.json` names the parameter folder by
 the digest of its content and is replaced last, in one rename: whenever a save is interrupted, the folder holds the old
-model or the new one, never half of each.
+model or the new one, never half of each. The other members of a committee (`models.committee`) lie in `committee/` in
+the same way; who only wants the model never reads them.
 
 Everything in `model.json` that decides an energy, the digest of the parameters included, is under one digest again, and
 both are compared when a model is loaded. What they cannot tell, because somebody saved it so, `models.check` finds.
@@ -48,20 +49,28 @@ DECISIVE = (
     "hyperparameters",
     "params_digest",
     "reference_energies_eV",
+    "committee",
 )
 _SHA256 = "[0-9a-f]{64}"
 _REMEDY = "save or copy the model again"
 _UNITS = {"energy": "eV", "length": "Angstrom"}
 HEADER = "model.json"
+COMMITTEE = "committee"  # entry of `model.json`, and subfolder
 
 
-def save_potential(potential: Potential, folder: str | Path, header_extra: Mapping[str, Any] | None = None) -> None:
+def save_potential(
+    potential: Potential,
+    folder: str | Path,
+    header_extra: Mapping[str, Any] | None = None,
+    others: Any = None,
+) -> None:
     """Save a potential as a model folder; an older model in the folder is replaced at one instant.
 
     Args:
         potential: its architecture must be one of the manifest's, its parameters nested dicts of arrays.
         folder: created if missing; other files in it (a model card, say) are left alone.
         header_extra: further entries of `model.json`: source, licence, citation, errors, whatever describes the model.
+        others: parameters of the other members of its committee, with a leading axis; None if there are none.
 
     Raises:
         ValueError: unknown architecture, or an extra entry with the name of a computed one.
@@ -79,6 +88,8 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
         check_model(potential.model, potential.conservative)
         check_values(arrays)
         check_shapes(potential.model, arrays)
+        further = None if others is None else jax.tree.map(np.asarray, others)
+        _check_members(potential.model, further)
     except MisfitError as error:
         raise InputError(f"model {potential.name} is not saved to {folder}: {error}; make it again") from error
     digest = _digest(arrays)
@@ -101,33 +112,107 @@ def save_potential(potential: Potential, folder: str | Path, header_extra: Mappi
         "citation": "",
     }
     described = ("source", "licence", "citation")
+    stored = {params_folder: arrays}
+    if further is not None:
+        digest = _digest(further)
+        header[COMMITTEE] = {"members": 1 + _count(further), "params": f"params-{digest[:12]}", "params_digest": digest}
+        stored[f"{COMMITTEE}/{header[COMMITTEE]['params']}"] = further
     clash = sorted(set(header_extra or {}) & (set(header) - set(described)))
     if clash:
         raise ValueError(f"entries {clash} of model.json are computed; rename them in header_extra")
     header |= header_extra or {}
-    header["digest"] = _header_digest(header)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda lst: " ".join(lst[0].split()), json.dumps(header, indent=2)) + "\n"
 
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".saving-*"):  # by a process that was killed; two do not write one model at a time
         shutil.rmtree(left, ignore_errors=True)
     temporary = folder / f".saving-{uuid.uuid4().hex}"
     try:
-        with tree_checkpointer() as checkpointer:
-            checkpointer.save(temporary / "params", args=ocp.args.PyTreeSave(arrays))
-        marker = temporary / "params" / "commit_success.txt"
-        if marker.exists():  # only its existence counts, and Orbax writes the path on this machine into it
-            marker.write_text("complete\n")
-        if not _holds(folder / params_folder, digest):  # what is whole stays: a model may depend on it
-            shutil.rmtree(folder / params_folder, ignore_errors=True)
-            os.replace(temporary / "params", folder / params_folder)
-        (temporary / HEADER).write_text(text)
-        os.replace(temporary / HEADER, folder / HEADER)
+        for name, content in stored.items():
+            with tree_checkpointer() as checkpointer:
+                checkpointer.save(temporary / name, args=ocp.args.PyTreeSave(content))
+            marker = temporary / name / "commit_success.txt"
+            if marker.exists():  # only its existence counts, and Orbax writes the path on this machine into it
+                marker.write_text("complete\n")
+            if not _holds(folder / name, _digest(content)):  # what is whole stays: a model may depend on it
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.replace(temporary / name, folder / name)
+        _write_header(folder, header, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in folder.glob("params-*"):
-        if old.name != params_folder:
+    for old in (*folder.glob("params-*"), *folder.glob(f"{COMMITTEE}/params-*")):
+        if old.relative_to(folder).as_posix() not in stored:
             shutil.rmtree(old, ignore_errors=True)
+    if further is None and (folder / COMMITTEE).is_dir():
+        with contextlib.suppress(OSError):  # other files of the user lie there
+            (folder / COMMITTEE).rmdir()
+
+
+def _write_header(folder: Path, header: dict[str, Any], temporary: Path) -> None:
+    """Replace `model.json` in one rename; `temporary` is a folder beside it."""
+    header["digest"] = _header_digest(header)
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda lst: " ".join(lst[0].split()), json.dumps(header, indent=2)) + "\n"
+    (temporary / HEADER).write_text(text)
+    os.replace(temporary / HEADER, folder / HEADER)
+
+
+def describe_committee(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to the entry `committee` of a model's `model.json`, which is replaced in one rename.
+
+    Raises:
+        InputError: what `read_header` refuses, or the model has no committee.
+    """
+    header = read_header(folder)
+    if COMMITTEE not in header:
+        raise InputError(f"model folder {folder} has no committee; train it with `committee` above 1")
+    header[COMMITTEE] |= facts
+    temporary = folder / f".saving-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        _write_header(folder, header, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_committee(folder: Path, header: Mapping[str, Any], model: Any, dtype: DTypeLike | None = None) -> Any:
+    """Parameters [m - 1, ...] of the members that a header names beside the model itself.
+
+    Args:
+        folder: the model's.
+        header: content of its `model.json`, with an entry `committee`.
+        model: its architecture.
+        dtype: that the parameters will be cast to.
+
+    Raises:
+        InputError: they are missing, damaged or others than those of the header.
+    """
+    entry = header[COMMITTEE]
+    with _told(folder):
+        path = folder / COMMITTEE / entry["params"]
+        if not path.is_dir():
+            raise MisfitError(f"{COMMITTEE}/{entry['params']} is missing")
+        others = _read_params(path, entry["params_digest"])
+        _check_members(model, others, dtype)
+        if 1 + _count(others) != entry["members"]:
+            raise MisfitError(f"{HEADER} says a committee of {entry['members']}, there are {1 + _count(others)}")
+    return others
+
+
+def _check_members(model: Any, others: Any, dtype: DTypeLike | None = None) -> None:
+    """Refuse members with parameters that the model cannot have.
+
+    Raises:
+        MisfitError: one line.
+    """
+    for number in range(0 if others is None else _count(others)):
+        one = jax.tree.map(lambda leaf, k=number: leaf[k], others)
+        check_values(one, dtype)
+        check_shapes(model, one)
+
+
+def _count(others: Any) -> int:
+    """Length of the leading axis."""
+    return len(jax.tree.leaves(others)[0])
 
 
 def read_folder(folder: Path, dtype: DTypeLike | None = None) -> tuple[dict[str, Any], Any, Any]:
@@ -182,7 +267,7 @@ def _read_header(folder: Path) -> tuple[dict[str, Any], Any]:
                 f"model folder {folder} has format version {version}, this jaxpto reads "
                 f"{' and '.join(map(str, READ_VERSIONS))}; upgrade jaxpto or convert the model again"
             )
-        needed = {"format_version", "digest", "params", *DECISIVE} - {"units", "reference_energies_eV"}
+        needed = {"format_version", "digest", "params", *DECISIVE} - {"units", "reference_energies_eV", COMMITTEE}
         needed -= {"params_digest"} if version == 1 else set()
         if missing := sorted(needed - header.keys()):
             raise MisfitError(f"{HEADER} misses {', '.join(missing)}")
@@ -215,6 +300,18 @@ def _checked(header: dict[str, Any]) -> Any:
             raise MisfitError(f"{HEADER}: {entry} and those of the hyperparameters differ")
     if header.get("units", _UNITS) != _UNITS:
         raise MisfitError(f"{HEADER}: the units are not eV and Angstrom")
+    entry = header.get(COMMITTEE)
+    if entry is not None:
+        texts = {"params": r"params-[0-9a-f]+", "params_digest": _SHA256}
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("members"), int)
+            or not all(
+                isinstance(entry.get(name), str) and re.fullmatch(pattern, entry[name])
+                for name, pattern in texts.items()
+            )
+        ):
+            raise MisfitError(f"{HEADER}: {COMMITTEE} is not what jaxpto writes there")
     if header["format_version"] != 1 and _header_digest(header) != header["digest"]:
         raise MisfitError(f"{HEADER} was changed after it was saved: it does not match its own digest")
     return model

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxpto._version import __version__
+from jaxpto.models.committee import Committee
 from jaxpto.models.former_fields import text_of
 from jaxpto.potential import Potential
 
@@ -27,8 +28,8 @@ def versions() -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def fingerprint(potential: Potential) -> str:
-    """Digest of a model's architecture and parameters; its name does not count."""
+def fingerprint(potential: Potential | Committee) -> str:
+    """Digest of a model's architecture and parameters, or of a whole committee's; its name does not count."""
     digest = hashlib.sha256(text_of(potential.model).encode())
     for leaf in jax.tree.leaves(potential.params):
         digest.update(np.asarray(leaf).tobytes())

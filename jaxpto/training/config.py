@@ -33,6 +33,8 @@ class TrainConfig:
         initial: start from the weights of this model, a name or a folder (fine-tuning).
         architecture: train this architecture from nothing; perovskite by default.
         hyperparameters: its hyperparameters, as NAME=VALUE.
+        committee: train this many models side by side, which differ by their first weights and by how much each frame
+            counts for them; where they disagree, the model (the first of them) is not to be trusted.
         shares: how often trajectories are drawn, as GLOB=FRACTION of their names; those without a match share the rest.
         steps: optimization steps.
         batch: frames of each step, drawn at random from all compositions.
@@ -63,6 +65,7 @@ class TrainConfig:
     initial: Path | None = None
     architecture: str | None = None
     hyperparameters: tuple[str, ...] = ()
+    committee: int = 1
     shares: tuple[str, ...] = ()
     steps: int | None = None
     batch: int | None = None
@@ -110,7 +113,7 @@ def check(config: TrainConfig) -> None:
     """
     if not config.data:
         raise InputError("no training data; give `data`: DeePMD folders or extxyz files")
-    for name in ("steps", "batch", "validate_every", "checkpoint_every", "rate", "matrix_rate"):
+    for name in ("steps", "batch", "committee", "validate_every", "checkpoint_every", "rate", "matrix_rate"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} = {value}: it must be positive")
@@ -128,6 +131,8 @@ def check(config: TrainConfig) -> None:
         )
     if config.replay and config.initial is None:
         raise InputError("`replay` keeps what an initial model knows; name it: `initial`")
+    if config.match and config.committee > 1:
+        raise InputError(f"`committee={config.committee}`: `match` tunes one model; leave out one of them")
     if config.match:
         parse_targets(config.match)
         with settings_of("matching"):
@@ -165,9 +170,10 @@ def settle(config: TrainConfig, recipe: Recipe) -> Settled:
 
 
 def describe_settings(config: TrainConfig, settled: Settled) -> dict[str, Any]:
-    """The settings without the places of files, and those of `match` only where it is used."""
+    """The settings without the places of files; those of `match` and of a committee only where there is one."""
     places = ("data", "out", "initial", "resume", "source", "replay")
-    unused = ("match", "matching") if not config.match else ()
+    unused = () if config.match else ("match", "matching")
+    unused += () if config.committee > 1 else ("committee",)
     settings = dataclasses.asdict(config) | dataclasses.asdict(settled.rates)
     settings |= {"batch": settled.batch, "validate_every": settled.validate_every}
     return {name: value for name, value in settings.items() if name not in (*places, *unused)}

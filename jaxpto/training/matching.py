@@ -270,7 +270,7 @@ def make_dft_gradient(problem: Problem) -> Callable[[Params, int], tuple[float, 
         for pick in generator.choice(len(draw), count, p=draw / draw.sum()):
             frame = problem.groups[which[pick]].train.frame(int(row[pick]))
             slope, seen = gradient(raw, constants, frame)
-            value, total = value + float(seen[0]), add(total, slope, frame.neighbors.layout.species)
+            value, total = value + float(seen[0]), add(total, slope, None, frame.neighbors.layout.species)
         return value / count, jax.tree.map(lambda leaf: leaf / count, total)
 
     return gradient_of

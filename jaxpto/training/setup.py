@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
+from jaxtyping import Array, Float
 
 from jaxpto.errors import InputError
 from jaxpto.model_interface import Model, SelectiveModel
 from jaxpto.models.catalogue import load_potential, reference_energies_of
+from jaxpto.models.committee import load_committee
 from jaxpto.models.fresh import fresh_model
 from jaxpto.potential import Potential
 from jaxpto.system import System
 from jaxpto.training import data
+from jaxpto.training.committee import frame_counts, member_key, stacked, varied
 from jaxpto.training.config import Settled, TrainConfig, settle
 from jaxpto.training.groups import FrameGroup, group, share_of
 from jaxpto.training.loss import LossWeights
@@ -45,8 +48,10 @@ class Task:
         trajectories: the data as they were read, those for replay included.
         weight_of: probability of drawing from each trajectory.
         groups: the data by programs.
-        parametrization: what is trained, at the beginning.
+        parametrization: what is trained, at the beginning; of a committee with a leading axis, see `stacked`.
         remarks: sentences for the user.
+        members: number of models trained side by side.
+        counts: [f, m] how much each training frame of each group counts for each member; None of one model.
     """
 
     model: Model
@@ -59,6 +64,8 @@ class Task:
     groups: list[FrameGroup]
     parametrization: Parametrization
     remarks: tuple[str, ...]
+    members: int = 1
+    counts: tuple[Float[np.ndarray, "f m"], ...] | None = None
 
 
 def set_up(config: TrainConfig) -> Task:
@@ -99,24 +106,63 @@ def set_up(config: TrainConfig) -> Task:
     groups = [one.relative_to(references) for one in groups]
 
     key = jax.random.key(config.seed)
-    start = recipe.parametrize(model, None if initial is None else initial.params, groups, key)
-    total = _count(start.raw)
-    start = frozen(start, constants_of(model), config.freeze)
-    if config.lora:
-        start = low_rank(start, config.lora, jax.random.fold_in(key, 1))
+    start, total = _start(config, model, recipe, groups, None if initial is None else initial.params, key)
+    trained = _count(start.raw)
+    counts, whole = None, ()
+    if config.committee > 1:
+        others, whole = _other_starts(config, model, recipe, groups, initial, key)
+        start = stacked([start, *others])
+        counts = tuple(frame_counts(one.train, config.committee, config.seed) for one in groups)
     energies = ", ".join(f"{chemical_symbols[z]} {reference[z]:.4f}" for z in elements)
     fitted = "fitted to the data" if initial is None else "what the data have beyond the initial model"
     frames = f"{settled.batch} frame{'s' if settled.batch > 1 else ''}"
     remarks = (
-        f"{type(model).__name__}: {_count(start.raw):,} of {total:,} numbers are trained, "
+        f"{type(model).__name__}: {trained:,} of {total:,} numbers are trained, "
         f"{settled.rates.steps} steps of {frames}",
         f"energies count from {energies} eV ({fitted})",
+        *whole,
     )
     weight_of = {t.name: float(p) for t, p in zip(everything, probability, strict=True)}
     return Task(
         model, recipe, settled, config.weights, reference, everything, weight_of,
-        groups, start, remarks,
+        groups, start, remarks, config.committee, counts,
     )  # fmt: skip
+
+
+def _start(
+    config: TrainConfig, model: Any, recipe: Recipe, groups: list[FrameGroup], params: Any, key: Array
+) -> tuple[Parametrization, int]:
+    """What is trained, from these parameters or (None) from nothing, and how many numbers there are in all."""
+    start = recipe.parametrize(model, params, groups, key)
+    total = _count(start.raw)
+    start = frozen(start, constants_of(model), config.freeze)
+    if config.lora:
+        start = low_rank(start, config.lora, jax.random.fold_in(key, 1))
+    return start, total
+
+
+def _other_starts(
+    config: TrainConfig, model: Any, recipe: Recipe, groups: list[FrameGroup], initial: Potential | None, key: Array
+) -> tuple[list[Parametrization], tuple[str, ...]]:
+    """Where the members after the first begin, and a sentence about it."""
+    committee = None if config.initial is None else load_committee(config.initial, np.float32)
+    known = 1 if committee is None else committee.members
+    starts = []
+    for member in range(1, config.committee):
+        own = member_key(key, member)
+        params = None if initial is None else initial.params
+        if committee is not None and member < known:
+            params = committee.member(member).params
+        start, _ = _start(config, model, recipe, groups, params, own)
+        alike = initial is not None and member >= known
+        starts.append(varied(start, jax.random.fold_in(own, 2)) if alike else start)
+    if initial is None:
+        begins = "each begins with weights of its own"
+    elif known >= config.committee:
+        begins = "each goes on from its own in the initial model's committee"
+    else:
+        begins = "those that the initial model does not have begin with its weights, changed by 1 %"
+    return starts, (f"committee of {config.committee} members: {begins}, and frames count differently for each",)
 
 
 def load_frames(paths: Sequence[Path]) -> list[data.LabelledFrames]:

@@ -12,6 +12,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxpto.devices.sequential import over_members
 from jaxpto.model_interface import Model, Prediction, SiteModel
 from jaxpto.potential import Potential
 from jaxpto.training.batches import Frame
@@ -26,6 +27,8 @@ MEMORY = 0.01  # share of the latest frame in running errors
 class TrainState:
     """Everything that changes during training.
 
+    Every array of a committee's state has a leading axis: one member after the other.
+
     Attributes:
         raw: what is trained; see `Parametrization`.
         average: its exponential moving average, which is exported.
@@ -38,20 +41,24 @@ class TrainState:
     raw: Any
     average: Any
     moments: Any
-    step: Int[Array, ""]
-    recent: Float[Array, "2 5"]
+    step: Int[Array, "*m"]
+    recent: Float[Array, "*m 2 5"]
 
     @property
     def errors(self) -> Float[Array, "5"]:
-        """[5] running means of these; NaN where no frame had a label."""
-        return self.recent[0] / self.recent[1]
+        """[5] running means of these, of a committee its first member's; NaN where no frame had a label."""
+        recent = self.recent if self.recent.ndim == 2 else self.recent[0]
+        return recent[0] / recent[1]
 
 
-def begin(raw: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def begin(raw: Any, optimizer: optax.GradientTransformation, *, members: int = 1) -> TrainState:
+    """The state before the first step; `raw` has a leading axis of more than one member."""
     # two copies, for a step gives the memory of its arguments to its results
     average, raw = (jax.tree.map(jnp.copy, raw) for _ in range(2))
-    return TrainState(raw, average, optimizer.init(raw), jnp.int32(0), jnp.zeros((2, 1 + len(TERMS)), jnp.float32))
+    moments = optimizer.init(raw) if members == 1 else jax.vmap(optimizer.init)(raw)
+    each = () if members == 1 else (members,)
+    recent = jnp.zeros((*each, 2, 1 + len(TERMS)), jnp.float32)
+    return TrainState(raw, average, moments, jnp.zeros(each, jnp.int32), recent)
 
 
 def predict(potential: Potential, frame: Frame, *, moments: bool) -> tuple[Prediction, Float[Array, " n"] | None]:
@@ -66,7 +73,7 @@ def predicts_moments(model: Model) -> bool:
 
 
 def make_gradient(
-    model: Model, recipe: Recipe, decode: Decode, weights: LossWeights, *, moments: bool
+    model: Model, recipe: Recipe, decode: Decode, weights: LossWeights, *, moments: bool, members: int = 1
 ) -> Callable[[Any, Any, Frame], tuple[Any, Float[Array, "5"]]]:
     """Compiled (raw, constants, frame) -> gradient, in the part of `raw` that the frame touches, and [loss, errors^2].
 
@@ -78,9 +85,9 @@ def make_gradient(
         decode: makes its parameters.
         weights: weights and scales of the loss.
         moments: whether magnetic moments are learned.
+        members: number of models; with more than one, weights, constants and both results have a leading axis.
     """
 
-    @jax.jit
     def gradient(raw: Any, constants: Any, frame: Frame) -> tuple[Any, Array]:
         part = recipe.part(model, frame.neighbors.layout.species)
         own_constants = part.take(constants)
@@ -94,27 +101,43 @@ def make_gradient(
         slope, errors = jax.grad(objective, has_aux=True)(part.take(raw))
         return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), slope), errors
 
-    return gradient
+    def of_each(raw: Any, constants: Any, frame: Frame) -> tuple[Any, Array]:
+        evaluate = over_members(lambda raw, own: gradient(raw, own, frame), frame.neighbors.layout.platform)
+        return evaluate(raw, constants)
+
+    return jax.jit(gradient if members == 1 else of_each)
 
 
-def make_sum(model: Model, recipe: Recipe) -> Callable[[Any, Any, tuple[int, ...]], Any]:
-    """Compiled (sum, gradient of a frame, its species) -> sum."""
+def make_sum(model: Model, recipe: Recipe) -> Callable[[Any, Any, Array | None, tuple[int, ...]], Any]:
+    """Compiled (sum, gradient of a frame, how much it counts for each member, its species) -> sum.
+
+    None in the third place is for a training without committee: every frame counts as much as any other.
+    """
 
     @functools.partial(jax.jit, static_argnames="species", donate_argnums=0)
-    def add(total: Any, slope: Any, species: tuple[int, ...]) -> Any:
+    def add(total: Any, slope: Any, counts: Array | None, species: tuple[int, ...]) -> Any:
         part = recipe.part(model, species)
-        return part.put(total, jax.tree.map(jnp.add, part.take(total), slope))
+
+        def one(total: Any, slope: Any) -> Any:
+            return part.put(total, jax.tree.map(jnp.add, part.take(total), slope))
+
+        def weighted(total: Any, slope: Any, count: Array) -> Any:
+            return one(total, jax.tree.map(lambda leaf: count.astype(leaf.dtype) * leaf, slope))
+
+        return one(total, slope) if counts is None else jax.vmap(weighted)(total, slope, counts)
 
     return add
 
 
 def make_update(
-    model: Model, recipe: Recipe, optimizer: optax.GradientTransformation, ema: float
-) -> Callable[[TrainState, Any, Float[Array, "b 5"], tuple[int, ...]], TrainState]:
-    """Compiled (state, sum of gradients, [loss, errors^2] of each frame, all their species) -> state."""
+    model: Model, recipe: Recipe, optimizer: optax.GradientTransformation, ema: float, *, members: int = 1
+) -> Callable[[TrainState, Any, Float[Array, "b *m 5"], tuple[int, ...]], TrainState]:
+    """Compiled (state, sum of gradients, [loss, errors^2] of each frame, all their species) -> state.
 
-    @functools.partial(jax.jit, static_argnames="species", donate_argnums=0)
-    def update(state: TrainState, total: Any, errors: Float[Array, "b 5"], species: tuple[int, ...]) -> TrainState:
+    Of more than one member each has its own norm of the gradient, state of the optimizer and average.
+    """
+
+    def one(species: tuple[int, ...], state: TrainState, total: Any, errors: Float[Array, "b 5"]) -> TrainState:
         part = recipe.part(model, species)
         raw, average, moments, total = (part.take(t) for t in (state.raw, state.average, state.moments, total))
         mean = jax.tree.map(lambda leaf: leaf / len(errors), total)
@@ -133,10 +156,27 @@ def make_update(
             state.step + 1, recent,
         )  # fmt: skip
 
+    @functools.partial(jax.jit, static_argnames="species", donate_argnums=0)
+    def update(state: TrainState, total: Any, errors: Array, species: tuple[int, ...]) -> TrainState:
+        change = functools.partial(one, species)
+        return (change if members == 1 else jax.vmap(change, in_axes=(0, 0, 1)))(state, total, errors)
+
     return update
 
 
-def make_prediction(model: Model) -> Callable[[Any, Frame], tuple[Prediction, Float[Array, " n"] | None]]:
-    """Compiled (parameters, frame) -> prediction, and the magnetic moments of models that have them."""
+def make_prediction(
+    model: Model, *, members: int = 1
+) -> Callable[[Any, Frame], tuple[Prediction, Float[Array, "*m n"] | None]]:
+    """Compiled (parameters, frame) -> prediction, and the magnetic moments of models that have them.
+
+    Of more than one member, parameters and results have a leading axis.
+    """
     moments = predicts_moments(model)
-    return jax.jit(lambda params, frame: predict(Potential(params, model, ""), frame, moments=moments))
+
+    def of_one(params: Any, frame: Frame) -> tuple[Prediction, Float[Array, " n"] | None]:
+        return predict(Potential(params, model, ""), frame, moments=moments)
+
+    def of_each(params: Any, frame: Frame) -> tuple[Prediction, Float[Array, "m n"] | None]:
+        return over_members(lambda own: of_one(own, frame), frame.neighbors.layout.platform)(params)
+
+    return jax.jit(of_one if members == 1 else of_each)

@@ -50,13 +50,16 @@ class DrawnFrames:
 def make_step(config: TrainConfig, task: Task, devices: list[jax.Device]) -> Callable[[TrainState, list], TrainState]:
     """Function (state, frames as (group, row)) -> state.
 
+    Members of a committee take the same frames, side by side in one program.
     Every frame's gradient is computed on one device, in turn; they are summed in the order of the frames, so that the
     number of devices changes nothing. The one device of a CPU computes as many frames at a time as it has cores.
     """
     moments = predicts_moments(task.model) and any(batch.has_moments for g in task.groups for batch in g.batches)
-    gradient = make_gradient(task.model, task.recipe, task.parametrization.decode, config.weights, moments=moments)
+    gradient = make_gradient(task.model, task.recipe, task.parametrization.decode, config.weights, moments=moments,
+                             members=task.members)  # fmt: skip
     optimizer = task.recipe.optimizer(task.parametrization.raw, task.settled.rates)
-    update, add = make_update(task.model, task.recipe, optimizer, config.ema), make_sum(task.model, task.recipe)
+    update = make_update(task.model, task.recipe, optimizer, config.ema, members=task.members)
+    add = make_sum(task.model, task.recipe)
     devices = devices[: task.settled.batch]
     constants = [jax.device_put(task.parametrization.constants, device) for device in devices]
 
@@ -68,8 +71,9 @@ def make_step(config: TrainConfig, task: Task, devices: list[jax.Device]) -> Cal
             results.append(gradient(copies[d], constants[d], jax.device_put(frame, devices[d])))
             species.append(frame.neighbors.layout.species)
         total = jax.tree.map(jnp.zeros_like, state.raw)
-        for (slope, _), some in zip(results, species, strict=True):
-            total = add(total, jax.device_put(slope, devices[0]), some)
+        for (slope, _), some, (group, row) in zip(results, species, picks, strict=True):
+            counts = None if task.counts is None else jnp.asarray(task.counts[group][row])
+            total = add(total, jax.device_put(slope, devices[0]), counts, some)
         errors = jnp.stack([jax.device_put(seen, devices[0]) for _, seen in results])
         touched = tuple(sorted({z for some in species for z in some}))
         # else the host would run ahead by any number of steps, whose frames all lie in memory
@@ -94,7 +98,7 @@ def optimize(
         task: what is trained, and on which data.
         identity: identity of the run, stored in its checkpoint.
         devices: what to compute on.
-        save_model: called with parameters, progress and errors whenever a validation is the best so far.
+        save_model: called with parameters (of all members), progress and errors whenever a validation is the best.
         resumed: whether to go on with the checkpoint in `out`.
 
     Returns:
@@ -106,7 +110,8 @@ def optimize(
     """
     path, steps = config.out / CHECKPOINT, task.settled.rates.steps
     optimizer = task.recipe.optimizer(task.parametrization.raw, task.settled.rates)
-    state, constants = begin(task.parametrization.raw, optimizer), task.parametrization.constants
+    state = begin(task.parametrization.raw, optimizer, members=task.members)
+    constants = task.parametrization.constants
     progress: dict[str, Any] = {"step": 0, "best": None, "since_best": 0, "seconds": 0.0, "history": []}
     if resumed:
         (state, constants), progress = restore(path, (state, constants), identity)
@@ -114,7 +119,7 @@ def optimize(
     state = jax.device_put(state, devices[0])  # as the steps return it, or the second one would be compiled anew
     task = _with_constants(task, constants)
     take, validate = make_step(config, task, devices), make_validation(task, devices)
-    decode = jax.jit(task.parametrization.decode)
+    decode = jax.jit(task.parametrization.decode if task.members == 1 else jax.vmap(task.parametrization.decode))
     drawn, has_virials = DrawnFrames(task, config.seed), any(t.with_virial.any() for t in task.trajectories)
     already, began, first = progress["seconds"], time.time(), progress["step"]
 
@@ -140,7 +145,7 @@ def optimize(
                 params = decode(state.average, constants)
                 found = validate(params)
                 score = found.score
-                if not np.isfinite(np.asarray(state.errors[0]) if score is None else score):
+                if not np.isfinite(np.asarray(state.errors[0]) if score is None else score) or found.diverged:
                     raise FloatingPointError(f"training diverged before step {done}; lower `rate`")
                 better = score is None or progress["best"] is None or score < progress["best"]
                 row = _row(task, state, done, already + time.time() - began, found)

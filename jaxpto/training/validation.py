@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxpto.models.committee import force_deviation
 from jaxpto.reporting.parity import Parity, of_one_composition
+from jaxpto.training.committee import member_of
 from jaxpto.training.loss import TERMS, LossWeights
 from jaxpto.training.replay import PREFIX
 from jaxpto.training.setup import Task
@@ -37,18 +40,41 @@ def rms_errors(parity: Parity) -> dict[str, float | None]:
 
 
 @dataclasses.dataclass(frozen=True)
+class CommitteeErrors:
+    """A committee on all held-out frames.
+
+    Attributes:
+        members: how many they are.
+        mean_forces: RMS error of the members' mean force, components, meV/Angstrom.
+        deviation: RMS over atoms of `force_deviation`, meV/Angstrom.
+    """
+
+    members: int
+    mean_forces: float
+    deviation: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Validation:
     """What a validation found.
 
     Attributes:
-        parities: labels and predictions of each trajectory; energies count from the reference energies.
+        parities: labels and predictions of each trajectory; energies count from the reference energies. Of a committee
+            those of the first member, which is the model.
         weight_of: how much each trajectory counts.
         weights: weights and scales of the loss.
+        committee: the members together, or None.
     """
 
     parities: tuple[Parity, ...]
     weight_of: dict[str, float]
     weights: LossWeights
+    committee: CommitteeErrors | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a member's forces are no numbers."""
+        return self.committee is not None and not np.isfinite(self.committee.deviation)
 
     @property
     def errors(self) -> dict[str, dict[str, float | None]]:
@@ -75,21 +101,28 @@ class Validation:
     def lines(self, step: int) -> list[str]:
         """A line for each trajectory."""
         width = max((len(one.name) for one in self.parities), default=0)
-        return [
+        found = [
             f"step {step}  held out  {name:<{width}}  E {_spell(e['energy'])} meV/atom  F {_spell(e['forces'])} meV/A  "
             f"V {_spell(e['virial'])} meV/atom"
             + ("  (drift from the initial model)" if name.startswith(PREFIX) else "")
             for name, e in self.errors.items()
         ]
+        if (all_of := self.committee) is not None:
+            found.append(
+                f"step {step}  committee of {all_of.members}: mean forces {all_of.mean_forces:.2f} meV/A, "
+                f"deviation {all_of.deviation:.2f} meV/A"
+            )
+        return found
 
 
 def make_validation(task: Task, devices: list[jax.Device]) -> Callable[[Any], Validation]:
-    """Function of the model's parameters that evaluates all held-out frames, spread over devices."""
-    predict = make_prediction(task.model)
+    """Function of the model's parameters (of all members) that evaluates all held-out frames, spread over devices."""
+    predict = make_prediction(task.model, members=task.members)
 
     def validate(params: Any) -> Validation:
         copies = [jax.device_put(params, device) for device in devices]
         found: list[Parity] = []
+        spread: list[tuple[np.ndarray, np.ndarray]] = []
         for group in task.groups:
             if group.held_out is None:
                 continue
@@ -98,7 +131,14 @@ def make_validation(task: Task, devices: list[jax.Device]) -> Callable[[Any], Va
                 predict(copies[f % len(devices)], jax.device_put(batch.frame(f), devices[f % len(devices)]))
                 for f in range(len(batch))
             ]
-            predictions, moments = zip(*jax.device_get(results), strict=True)
+            results = jax.device_get(results)
+            if task.members > 1:
+                spread += [
+                    (p.forces, np.asarray(label))
+                    for (p, _), label in zip(results, batch.frames.labels.forces, strict=True)
+                ]
+                results = [member_of(one, 0) for one in results]
+            predictions, moments = zip(*results, strict=True)
             labels, cells = batch.frames.labels, np.asarray(batch.frames.system.cell, np.float64)
             predicted = (
                 np.stack([p.energy for p in predictions]),
@@ -112,9 +152,17 @@ def make_validation(task: Task, devices: list[jax.Device]) -> Callable[[Any], Va
                 labelled, modelled = (tuple(np.asarray(x)[own] for x in part) for part in (known, predicted))
                 numbers, index = batch.numbers[own[0]], group.held_out_index[own]
                 found.append(of_one_composition(name, numbers, cells[own], labelled, modelled, index))
-        return Validation(tuple(found), task.weight_of, task.weights)
+        return Validation(tuple(found), task.weight_of, task.weights, _together(spread) if spread else None)
 
     return validate
+
+
+def _together(spread: list[tuple[np.ndarray, np.ndarray]]) -> CommitteeErrors:
+    """The committee's errors from forces [m, n, 3] and labels [n, 3] of each frame."""
+    errors = np.concatenate([(forces.mean(axis=0) - label).ravel() for forces, label in spread])
+    deviation = np.concatenate([np.asarray(force_deviation(jnp.asarray(forces))) for forces, _ in spread])
+    rms = [1e3 * float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (errors, deviation)]
+    return CommitteeErrors(len(spread[0][0]), *rms)
 
 
 def _spell(value: float | None) -> str:

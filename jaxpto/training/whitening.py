@@ -54,13 +54,23 @@ def fold(model: Perovskite, raw: Params, whitening: Whitening) -> Params:
     linear = jnp.einsum("epd,ep->ed", whitening.features, raw["linear"])
     e, _, h = weight1.shape
     return raw | {
-        "mix": jnp.einsum("abnp,abpk->abnk", raw["mix"], whitening.radial),
-        "pair": jnp.einsum("abp,abpk->abk", raw["pair"], whitening.radial),
+        "mix": _by_pair(raw["mix"], whitening.radial),
+        "pair": _by_pair(raw["pair"][:, :, None], whitening.radial)[:, :, 0],
         "weight1": jnp.zeros((e, model.features, h), weight1.dtype).at[:, kept].set(weight1),
         "bias1": raw["bias1"] - jnp.einsum("ed,edh->eh", whitening.mean, weight1),
         "linear": jnp.zeros((e, model.features), linear.dtype).at[:, kept].set(linear),
         "offset": raw["offset"] - jnp.einsum("ed,ed->e", whitening.mean, linear),
     }
+
+
+def _by_pair(weights: Float[Array, "e e n p"], radial: Float[Array, "e e p k"]) -> Float[Array, "e e n k"]:
+    """weights @ radial of each pair of elements.
+
+    With the two axes of elements as one: XLA (jax 0.10) breaks on derivatives of products over two such axes and a
+    third one of members.
+    """
+    pairs = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+    return jnp.einsum("anp,apk->ank", pairs(weights), pairs(radial)).reshape(*weights.shape[:3], radial.shape[3])
 
 
 def unfold(model: Perovskite, params: Params, whitening: Whitening) -> Params:
