@@ -28,9 +28,10 @@ from jaxpto.models.committee import Committee, force_deviation, load_committee, 
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.storage.arrays import read_arrays
-from jaxpto.training import data, trainer
+from jaxpto.training import trainer
 from jaxpto.training.calibration import scale_of
 from jaxpto.training.committee import frame_counts, member_of
+from jaxpto.training.frames import held_out_rows
 from jaxpto.training.setup import Task, set_up
 from jaxpto.training.steps import begin, make_gradient
 
@@ -81,24 +82,33 @@ def committee_in(folder: Path) -> Committee:
     return found
 
 
-def test_members_differ_and_the_first_is_the_model(oxide: Path, tmp_path: Path) -> None:
-    """The first is that of a training without committee; its folder, checkpoint and header know no members."""
-    train.run(fresh(oxide, tmp_path / "whole"))
-    train.run(fresh(oxide, tmp_path / "alone", committee=1))
-    whole, alone = committee_in(tmp_path / "whole"), load_potential(tmp_path / "alone")
-    assert whole.members == 3
+def test_members_begin_differently_and_the_first_as_the_model(oxide: Path, tmp_path: Path) -> None:
+    """From nothing: the first has the weights of a training without committee, the others their own."""
+    whole, single = set_up(fresh(oxide, tmp_path)), set_up(fresh(oxide, tmp_path, committee=1))
+    start = whole.parametrization
+    for name in ("raw", "constants"):
+        first, only = (getattr(one, name) for one in (start, single.parametrization))
+        jax.tree.map(np.testing.assert_array_equal, member_of(first, 0), only)
     for name in ("mix", "weight1", "weight2"):
-        one = np.asarray(whole.params[name])
-        np.testing.assert_allclose(one[0], alone.params[name], rtol=2e-3, atol=2e-4, err_msg=name)
-        size = np.abs(one[0]).mean()
+        one = np.asarray(start.raw[name])
         for a, b in ((0, 1), (0, 2), (1, 2)):
-            assert np.abs(one[a] - one[b]).mean() > 0.3 * size, name
-    jax.tree.map(np.testing.assert_array_equal, load_potential(tmp_path / "whole").params, whole.member(0).params)
+            assert np.abs(one[a] - one[b]).mean() > 0.5 * np.abs(one[0]).mean(), name
+    assert (single.members, single.counts) == (1, None)
+
+
+def test_a_training_without_committee_knows_no_members(noble: tuple[Path, Path], trained: Path, tmp_path: Path) -> None:
+    """Its folder, header and checkpoint; the first member of a committee ends where it does, the others elsewhere."""
+    single = train.run(tuned(noble, tmp_path / "alone", committee=1))
+    whole = committee_in(trained)
+    jax.tree.map(np.testing.assert_array_equal, load_potential(trained).params, whole.member(0).params)
+    for name in LENNARD_JONES:
+        np.testing.assert_allclose(np.ravel(whole.params[name])[0], single.params[name][0], rtol=1e-4)
+        assert len(np.unique(whole.params[name])) == 3
     assert not (tmp_path / "alone" / "committee").exists()
     header = json.loads((tmp_path / "alone" / "model.json").read_text())
     assert "committee" not in header
     assert "committee" not in header["training"]["config"]
-    arrays = [read_arrays(tmp_path / name / trainer.CHECKPOINT)[0] for name in ("alone", "whole")]
+    arrays = [read_arrays(folder / trainer.CHECKPOINT)[0] for folder in (tmp_path / "alone", trained)]
     assert arrays[0].keys() == arrays[1].keys()
     for name, array in arrays[0].items():
         assert arrays[1][name].shape == (3, *array.shape), name
@@ -111,32 +121,25 @@ def alone(task: Task, member: int) -> Task:
     return dataclasses.replace(task, members=1, counts=None, parametrization=start)
 
 
-def test_each_member_is_trained_as_if_alone(oxide: Path, tmp_path: Path) -> None:
-    """Weights, moments, averages and running errors after some steps with clipping, where every frame counts once."""
-    config = fresh(oxide, tmp_path, batch=2, clip=0.5, rate=0.01, matrix_rate=0.01)
+def test_each_member_is_trained_as_if_alone(noble: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weights, averages and running errors after some steps with clipping, where every frame counts once."""
+    config = tuned(noble, tmp_path, clip=0.5)
     task = set_up(config)
     task = dataclasses.replace(task, counts=tuple(np.ones_like(one) for one in task.counts or ()))
     optimizer = task.recipe.optimizer(task.parametrization.raw, task.settled.rates)
     drawn, devices = trainer.DrawnFrames(task, 0), train.training_devices()
     state = begin(task.parametrization.raw, optimizer, members=3)
     take = trainer.make_step(config, task, devices)
-    for step in range(3):
+    for step in range(5):
         state = take(state, drawn.of_step(step))
+    own = alone(task, 0)
+    take_one = trainer.make_step(config, own, devices)
     for member in (0, 2):
-        own = alone(task, member)
-        single, take_one = begin(own.parametrization.raw, optimizer), trainer.make_step(config, own, devices)
-        for step in range(3):
+        single = begin(alone(task, member).parametrization.raw, optimizer)
+        for step in range(5):
             single = take_one(single, drawn.of_step(step))
-        for name, mine, other in zip(
-            ("raw", "average", "recent"),
-            (single.raw, single.average, single.recent),
-            (state.raw, state.average, state.recent),
-            strict=True,
-        ):
-            jax.tree.map(
-                lambda a, b, name=name: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4, err_msg=name),
-                mine, member_of(other, member),
-            )  # fmt: skip
+        for mine, other in ((single.raw, state.raw), (single.average, state.average), (single.recent, state.recent)):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, member_of(other, member))
 
 
 def test_side_by_side_is_one_after_another(oxide: Path, tmp_path: Path) -> None:
@@ -144,19 +147,19 @@ def test_side_by_side_is_one_after_another(oxide: Path, tmp_path: Path) -> None:
     task = set_up(fresh(oxide, tmp_path))
     start, frame = task.parametrization, jax.device_put(task.groups[0].train.frame(3))
     single = make_gradient(task.model, task.recipe, start.decode, task.weights, moments=False)
-    both = jax.jit(over_members(lambda raw, constants: single(raw, constants, frame), "gpu"))
-    one_by_one = make_gradient(task.model, task.recipe, start.decode, task.weights, moments=False, members=3)
-    found, loop = both(start.raw, start.constants), one_by_one(start.raw, start.constants, frame)
+    found = jax.jit(over_members(lambda *own: single(*own, frame), "gpu"))(start.raw, start.constants)
     for member in range(3):
         expected = single(member_of(start.raw, member), member_of(start.constants, member), frame)
-        for other in (found, loop):
-            for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(member_of(other, member)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(np.abs(a).max() + 1e-6))
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(member_of(found, member)), strict=True):
+            known = np.isfinite(a)
+            size = float(np.abs(np.asarray(a)[known]).max(initial=0.0)) + 1e-6
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * size)
 
 
-def test_frames_count_differently_for_each_member(oxide: Path, tmp_path: Path) -> None:
+def test_frames_count_differently_for_each_member(noble: tuple[Path, Path], tmp_path: Path) -> None:
     """Exponential weights of mean 1; they stay when other frames come or go, and are part of the gradient."""
-    task = set_up(fresh(oxide, tmp_path))
+    config = tuned(noble, tmp_path)
+    task = set_up(config)
     batch = task.groups[0].train
     counts = frame_counts(batch, 200, seed=0)
     assert (counts[:, 0] == 1.0).all()
@@ -169,11 +172,10 @@ def test_frames_count_differently_for_each_member(oxide: Path, tmp_path: Path) -
     assert task.counts is not None
     np.testing.assert_array_equal(task.counts[0], counts[:, :3])
 
+    silent = dataclasses.replace(task, counts=(task.counts[0] * np.array([1, 0, 1], np.float32)[None],))
     optimizer = task.recipe.optimizer(task.parametrization.raw, task.settled.rates)
-    devices, row = train.training_devices(), 4
-    silent = dataclasses.replace(task, counts=(np.where(np.arange(3) == 1, 0.0, task.counts[0]).astype(np.float32),))
-    take = trainer.make_step(fresh(oxide, tmp_path), silent, devices)
-    moved = _moments(take(begin(task.parametrization.raw, optimizer, members=3), [(0, row)]))
+    take = trainer.make_step(config, silent, train.training_devices())
+    moved = _moments(take(begin(task.parametrization.raw, optimizer, members=3), [(0, 4), (0, 7)]))
     assert moved[1] == 0.0
     assert moved[0] > 0.0
     assert moved[2] > 0.0
@@ -232,7 +234,7 @@ def test_the_calibration_is_that_of_the_held_out_frames(trained: Path, tmp_path:
     mean = forces.mean(axis=1, keepdims=True)
     deviation = np.sqrt((np.linalg.norm(forces - mean, axis=3) ** 2).mean(axis=1))  # [f, n]
     error = np.linalg.norm(forces[:, 0] - labels, axis=2)
-    held_out = data.held_out_rows(40)[1]
+    held_out = held_out_rows(40)[1]
     found = committee_in(trained).calibration
     assert found is not None
     assert found.frames == len(held_out) == 4

@@ -99,4 +99,6 @@ def claim_of(setup: Setup, folder: Path, marks: dict[str, dict[str, Any]]) -> Cl
     """The claim of a set-up on a folder; `marks` as in `Claim`."""
     structure = hashlib.sha256(b"".join(array.tobytes() for array in defining_arrays(setup.batch.atoms)))
     identity = {"structure": structure.hexdigest()[:16], "model": fingerprint(setup.batch.potential)}
+    if setup.committee is not None:
+        identity["committee"] = fingerprint(setup.committee)
     return Claim(folder, setup.config, identity, marks, dataclasses.asdict(setup.batch.limits))

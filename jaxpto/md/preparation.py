@@ -24,8 +24,10 @@ from jaxpto.md.config import Charges, SweepConfig, is_hydrostatic
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.committee import Committee, load_committee
 from jaxpto.models.energy_function import probe
 from jaxpto.models.suitability import check_supports
+from jaxpto.observables.force_deviation import deviation_observable
 from jaxpto.observables.observable import Measurements, Observable, general_observables
 from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
@@ -44,12 +46,14 @@ class Setup:
         batch: the replicas, at the temperatures of the settings one after the other.
         measurements: what is measured in this crystal beside what every run measures.
         notes: what the structure's file holds and a simulation does not use.
+        committee: whose disagreement is measured, or None.
     """
 
     config: SweepConfig
     batch: Batch
     measurements: Measurements
     notes: tuple[str, ...] = ()
+    committee: Committee | None = None
 
 
 Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype], Measurements]
@@ -57,7 +61,12 @@ Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype], Measure
 
 
 def prepare(
-    config: SweepConfig, measure: Measure, potential: Potential | None = None, further: tuple[Observable, ...] = ()
+    config: SweepConfig,
+    measure: Measure,
+    potential: Potential | None = None,
+    further: tuple[Observable, ...] = (),
+    *,
+    with_committee: bool = False,
 ) -> Setup:
     """Read structure and model and settle everything that is fixed during the run.
 
@@ -66,6 +75,7 @@ def prepare(
         measure: gives what is measured in a crystal beside what every run measures.
         potential: takes the place of the model that the settings name.
         further: observables of the caller, measured after those.
+        with_committee: whether the disagreement of the model's committee is measured, where it has one.
 
     Raises:
         InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses, or two
@@ -79,6 +89,7 @@ def prepare(
     check_size(number, config.replicas * len(config.temperatures), f"`supercell={config.repeats}`")
     atoms = make_supercell(given.atoms, config.repeats)
     check_dynamics(config, atoms)
+    committee = load_committee(config.model, dtype) if with_committee and potential is None else None
     potential = load_potential(config.model, dtype) if potential is None else potential.astype(dtype)
     check_supports(potential, atoms, config.structure, stress=ENSEMBLES[config.ensemble].flexible_cell)
     probe(potential, atoms, config.structure)
@@ -86,7 +97,8 @@ def prepare(
         usable = local_devices()[: config.devices or None]
         check_sharing(config.devices_per_replica, len(usable), len(atoms), potential)
     measurements, method = measure(atoms, config.repeats, config.charges, dtype), method_of(config)
-    observables = (*general_observables(method), *measurements.observables, *further)
+    disagreement = () if committee is None else (deviation_observable(committee),)
+    observables = (*general_observables(method), *measurements.observables, *disagreement, *further)
     _check_names([one.name for one in observables])
     temperatures = np.repeat(np.asarray(config.temperatures), config.replicas)
     batch = Batch(
@@ -103,7 +115,7 @@ def prepare(
         devices=config.devices,
         devices_per_replica=config.devices_per_replica,
     )
-    return Setup(config, batch, measurements, given.notes)
+    return Setup(config, batch, measurements, given.notes, committee)
 
 
 def start_of(config: SweepConfig, atoms: ase.Atoms, temperatures: Float[np.ndarray, " r"]) -> Start:

@@ -28,6 +28,7 @@ from jaxpto.md.progress import ProgressLine
 from jaxpto.md.stored_run import Finished, StoredRun, advance, quantities, trajectory_paths
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.models.suitability import neighbor_bound_warning
+from jaxpto.observables.force_deviation import describe_committee
 from jaxpto.observables.observable import Observable
 from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
@@ -73,7 +74,7 @@ def run_sweep(
     folder = Path(config.out)
     with processes.telling():
         _check_devices(config)
-        setup = prepare(config, measure, potential, further)
+        setup = prepare(config, measure, potential, further, with_committee=True)
         if processes.count > len(setup.batch.temperatures):
             raise InputError(f"{processes.count} processes for {len(setup.batch.temperatures)} replica(s); start fewer")
         crowded = neighbor_bound_warning(setup.batch.potential, [setup.batch.atoms])
@@ -177,6 +178,7 @@ def headline(setup: Setup, processes: Processes) -> str:
     elif config.pressure:
         ensemble += f" at {config.pressure:g} GPa"
     caveat = f", {batch.potential.caveat}" if batch.potential.caveat else ""
+    committee = "" if setup.committee is None else f", committee of {setup.committee.members}"
     devices = batch.usable_devices()
     hardware = f"{len(devices)} {devices[0].platform.upper()} device(s)"
     hardware += f" in each of {processes.count} processes" if processes.count > 1 else ""
@@ -184,8 +186,8 @@ def headline(setup: Setup, processes: Processes) -> str:
     return (
         f"{batch.atoms.symbols.formula.reduce()[0].format('metal')}, {len(batch.atoms)} atoms, "
         f"{len(batch.temperatures)} replicas, {ladder}, {ensemble}, {config.steps} steps of {config.timestep:g} fs "
-        f"= {config.steps * config.timestep / 1000:g} ps, model {batch.potential.name} ({config.dtype}{caveat}), "
-        f"{hardware}"
+        f"= {config.steps * config.timestep / 1000:g} ps, model {batch.potential.name} ({config.dtype}{caveat}"
+        f"{committee}), {hardware}"
     )
 
 
@@ -236,5 +238,7 @@ def _write_outcome(setup: Setup, run: StoredRun, finished: Finished) -> None:
             strict=True,
         )
     ]
-    notes = {"polarization_note": setup.measurements.note, "caveat": run.batch.potential.caveat}
+    notes: dict[str, Any] = {"polarization_note": setup.measurements.note, "caveat": run.batch.potential.caveat}
+    if setup.committee is not None:
+        notes["committee"] = describe_committee(setup.committee)
     write_json_atomic(run.folder / OUTCOME_FILE, {"replicas": replicas, **notes, "seconds": finished.seconds})

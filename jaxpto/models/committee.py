@@ -113,7 +113,7 @@ def force_deviation(forces: Float[Array, "m n 3"]) -> Float[Array, " n"]:
     Args:
         forces: [m, n, 3] of m members on n atoms, eV/Angstrom.
     """
-    return jnp.sqrt(jnp.square(forces - forces.mean(axis=0)).sum(axis=2).mean(axis=0))
+    return jnp.sqrt(jnp.square(forces - forces.mean(axis=0, keepdims=True)).sum(axis=2).mean(axis=0))
 
 
 def save_committee(committee: Committee, folder: str | Path, header_extra: Mapping[str, Any] | None = None) -> None:

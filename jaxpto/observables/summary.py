@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxpto.observables import phases
+from jaxpto.observables.force_deviation import DomainRecord, DomainSummary, summarize_domain
 from jaxpto.observables.further import FurtherAverage, FurtherSeries, further_averages
 from jaxpto.observables.lattice import UnitCell, lattice_parameters, tetragonality
 from jaxpto.observables.mean_structure import MeanStructure, symmetry_label
@@ -48,6 +49,7 @@ class ReplicaRecord:
         rotation: [frames, 3, 3] turns row vectors of cell, stress and polarization into the laboratory; None: they are
             given there.
         further: samples of what else was measured, by name.
+        domain: where it left what its model was trained on; None where the model has no calibrated committee.
     """
 
     temperature_K: float
@@ -67,6 +69,7 @@ class ReplicaRecord:
     structure: MeanStructure | None = None
     rotation: Float[np.ndarray, "frames 3 3"] | None = None
     further: Mapping[str, FurtherSeries] = dataclasses.field(default_factory=dict)
+    domain: DomainRecord | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,8 @@ class TemperatureSummary:
         settling_time_ps: production time after which the cumulative mean of c/a stays within 0.002 of the final one.
         warnings: what is not converged, "" if nothing.
         further: averages of what else was measured, by name, vectors by component.
+        domain: which replicas left what the model was trained on, those that were lost included; None where it has no
+            calibrated committee.
     """
 
     temperature_K: float
@@ -157,6 +162,7 @@ class TemperatureSummary:
     settling_time_ps: float
     warnings: str
     further: Mapping[str, FurtherAverage] = dataclasses.field(default_factory=dict)
+    domain: DomainSummary | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,6 +386,7 @@ def _row(group: list[ReplicaRecord], unit: UnitCell, equilibration: float) -> Te
             [record.further for record in usable],
             [slice(production_start(record.time_ps, equilibration), None) for record in usable],
         ),
+        domain=summarize_domain([record.domain for record in group]),
         **columns,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jaxpto.models.committee import ErrorScale
 from jaxpto.reporting.style import COLORS, DASHED, MARKERS, styled
@@ -25,13 +26,13 @@ Measure = tuple[str, Float[np.ndarray, " f"], Float[np.ndarray, " f"], ErrorScal
 @styled()
 def deviation_figure(measures: Sequence[Measure]) -> Figure:
     """Errors against deviations, both logarithmic."""
-    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2, 4.1), layout="constrained")
     axes = figure.subplots()
     for (name, deviations, errors, scale), color, marker in zip(measures, COLORS, MARKERS, strict=False):
         x, y = 1e3 * np.asarray(deviations), 1e3 * np.asarray(errors)
         axes.plot(x, y, ls="", marker=marker, ms=3, color=color, alpha=0.45, mec="none")
         ends = np.array([x[x > 0].min(), x.max()])
-        label = f"{name}: error = {scale.factor:.2f} x deviation"
+        label = f"{name}: error = {scale.factor:.3g} x deviation"
         axes.plot(ends, scale.factor * ends, ls=DASHED, color=color, marker=marker, ms=0, label=label)
         bins = 1e3 * np.array([one[:2] for one in scale.bins])
         axes.plot(bins[:, 0], bins[:, 1], ls="", marker=marker, ms=6, mfc=color, mec="black", mew=0.8)
@@ -39,5 +40,9 @@ def deviation_figure(measures: Sequence[Measure]) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("deviation of the committee (meV/Å)")
     axes.set_ylabel("error of the forces (meV/Å)")
-    axes.legend(loc="upper left")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside lower center", ncols=1)
     return figure

@@ -14,6 +14,7 @@ import ase
 import numpy as np
 
 from jaxpto.errors import InputError
+from jaxpto.observables.force_deviation import FORCE_DEVIATION, DomainRecord, DomainSummary, domain_record
 from jaxpto.observables.further import FurtherAverage, further_series
 from jaxpto.observables.lattice import UnitCell
 from jaxpto.observables.mean_structure import mean_structure
@@ -26,6 +27,8 @@ CONFIG_FILE = "config.json"
 OUTCOME_FILE = "outcome.json"
 TRANSITION_FILE = "transition.json"
 SUMMARY = "summary"  # stem of a CSV and a JSON file
+# of `DomainSummary`, in a line of a table
+DOMAIN_NAMES = ("left_domain", "left_domain_step", "left_domain_deviation_eV_per_A", "left_domain_error_eV_per_A")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def load_sweep(folder: str | Path) -> StoredSweep:
             if first is None and len(trajectory.step):
                 first = _first_frame(trajectory)
                 unit = unit_cell(first, _three(config["supercell"]))
-            record = _record(entry, trajectory, float(pressure), earlier[temperature])
+            record = _record(entry, trajectory, float(pressure), earlier[temperature], outcome.get("committee", {}))
             if not unit.perovskite and len(trajectory.step):
                 kept = slice(production_start(record.time_ps, equilibration), None)
                 mean = mean_structure(trajectory.numbers, trajectory.positions[kept], trajectory.cells[kept])
@@ -139,8 +142,10 @@ def _checked_trajectory(folder: Path, entry: dict[str, Any], replica: int, run: 
     return trajectory
 
 
-def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, replica: int) -> ReplicaRecord:
-    """One replica from its entry in outcome.json and its trajectory."""
+def _record(
+    entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, replica: int, committee: dict[str, Any]
+) -> ReplicaRecord:
+    """One replica from its entry in outcome.json, its trajectory and what the model's committee says of itself."""
     observed = {name: np.asarray(values, np.float64) for name, values in stored.observables.items()}
     return ReplicaRecord(
         temperature_K=float(entry["temperature_K"]),
@@ -159,7 +164,17 @@ def _record(entry: dict[str, Any], stored: Trajectory, pressure_GPa: float, repl
         stress=observed["stress"],
         polarization=observed["polarization"] if np.isfinite(observed["polarization"]).any() else None,
         further=further_series(stored),
+        domain=_domain(stored, committee),
     )
+
+
+def _domain(stored: Trajectory, committee: dict[str, Any]) -> DomainRecord | None:
+    """Where a replica left what its model was trained on; None where nobody knows how far that reaches."""
+    if "largest_deviation_of_training" not in committee:
+        return None
+    deviations = np.asarray(stored.observables[FORCE_DEVIATION], np.float64)
+    limit, factor = committee["largest_deviation_of_training"], committee["error_per_deviation"]
+    return domain_record(deviations, stored.step, np.asarray(stored.time, np.float64) / 1000.0, limit, factor)
 
 
 def _first_frame(stored: Trajectory) -> ase.Atoms:
@@ -180,26 +195,34 @@ def read_summary(folder: str | Path) -> list[TemperatureSummary]:
 
 
 def as_rows(summaries: Sequence[TemperatureSummary]) -> list[dict[str, Any]]:
-    """Lines of a table, all with the same names: what else was measured stands as NAME and NAME_error at their end."""
+    """Lines of a table, all with the same names: what else was measured stands as NAME and NAME_error at their end.
+
+    After that, where the model has a calibrated committee, comes which replicas left the domain of its training.
+    """
     names = list(dict.fromkeys(name for one in summaries for name in one.further))
     unknown = FurtherAverage(math.nan, math.nan, "")
     rows = []
     for one in summaries:
         row = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-        del row["further"]
+        del row["further"], row["domain"]
         for name in names:
             average = one.further.get(name, unknown)
             row |= {name: average.value, f"{name}_error": average.error}
+        if any(other.domain is not None for other in summaries):
+            row |= dict(zip(DOMAIN_NAMES, one.domain or [math.nan] * len(DOMAIN_NAMES), strict=True))
         rows.append(row)
     return rows
 
 
 def _summary(row: dict[str, Any]) -> TemperatureSummary:
     """The summary that `as_rows` made a line of; units of what else was measured are not stored."""
+    domain = None
+    if DOMAIN_NAMES[0] in row:
+        domain = DomainSummary(*(row.pop(name) for name in DOMAIN_NAMES))
     known = {field.name for field in dataclasses.fields(TemperatureSummary)}
     others = [name for name in row if name not in known and f"{name}_error" in row]
     further = {name: FurtherAverage(row.pop(name), row.pop(f"{name}_error"), "") for name in others}
-    return TemperatureSummary(**row, further=further)
+    return TemperatureSummary(**row, further=further, domain=domain)
 
 
 def _or_nan(value: Any) -> Any:

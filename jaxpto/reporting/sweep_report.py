@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ LATTICE_CAPTION = (
 )
 POLARIZATION_CAPTION = "Polarization from Born charges. Error bars: standard deviation of the thermal fluctuations."
 TIMESERIES_CAPTION = "Lattice parameters of every replica; the shaded part is left out of the averages."
+LEFT_DOMAIN = Column("left_domain", "replicas beyond the training", form=".0f", terminal=False)
 LOST_COLUMNS = (
     TEMPERATURE,
     Column("replica", "replica", form=".0f"),
@@ -80,7 +82,7 @@ def write_sweep_report(
         caveat=sweep.caveat,
         table=summary_table(rows),
         stem=SUMMARY,
-        sections=[*convergence(rows), *lost_replicas(sweep.records)],
+        sections=[*convergence(rows), *domain_of_training(sweep.records), *lost_replicas(sweep.records)],
         pictures=sweep_pictures(sweep, rows),
         settings=sweep.settings,
         options=options,
@@ -112,6 +114,11 @@ def headline(rows: list[TemperatureSummary], subject: str) -> str:
         lowest = min(row.temperature_K for row in rows if row.n_ok < row.n_replicas)
         every = sum(row.n_replicas for row in rows)
         text += f"; {lost} of {every} replicas melted or failed, from {spell_kelvin(lowest)} K on"
+    outside = [row for row in rows if row.domain is not None and row.domain.replicas]
+    if outside:
+        left, every = sum(row.domain.replicas for row in outside if row.domain), sum(row.n_replicas for row in rows)
+        lowest = spell_kelvin(min(row.temperature_K for row in outside))
+        text += f"; {left} of {every} replicas left the domain of the model's training, from {lowest} K on"
     return text + "."
 
 
@@ -125,6 +132,7 @@ def summary_table(rows: Sequence[TemperatureSummary], heading: str = "Results") 
         for row in rows
         for name, average in row.further.items()
     }
+    domain = any(row.domain is not None for row in rows)
     replicas = Column("replica_phases", "replicas", words=True, terminal=False)
     columns = (
         TEMPERATURE,
@@ -141,6 +149,7 @@ def summary_table(rows: Sequence[TemperatureSummary], heading: str = "Results") 
         Column("independent_samples", "independent samples", "fewest of a, b, c", ".0f", terminal=False),
         Column("conserved_drift", "energy drift", "meV/cell/ps", ".2g", terminal=False),
         *further.values(),
+        *([LEFT_DOMAIN] if domain else []),
         *([replicas] if any(row.n_replicas > 1 for row in rows) else []),
     )
     table = as_rows(rows)
@@ -166,6 +175,33 @@ def convergence(rows: list[TemperatureSummary]) -> list[Items]:
         return [Items("Convergence", "Treat these averages with care:", found)]
     fine = "Every average rests on at least 10 independent samples and shows no drift."
     return [Items("Convergence", fine)] if any(row.n_ok for row in rows) else []
+
+
+def domain_of_training(records: list[ReplicaRecord]) -> list[Items]:
+    """Which replicas left what the model was trained on, when, and how wrong forces are there; says so if none did.
+
+    Nothing where the model has no committee that could tell.
+    """
+    known = [(record, record.domain) for record in records if record.domain is not None]
+    if not known:
+        return []
+    several = Counter(record.temperature_K for record, _ in known)
+    found = []
+    for record, domain in known:
+        if domain.step is None:
+            continue
+        name = f"{spell_kelvin(record.temperature_K)} K" + (
+            f", replica {record.replica}" if several[record.temperature_K] > 1 else ""
+        )
+        error = "" if math.isnan(domain.error) else f", where an error of about {domain.error:.2g} eV/A is expected"
+        found.append(
+            f"{name}: left the domain of the model's training at step {domain.step} ({domain.time_ps:.3g} ps): force "
+            f"deviation {domain.deviation:.2g} eV/A{error}; {domain.beyond} of {domain.frames} samples are beyond"
+        )
+    limit = f"{known[0][1].limit:.2g} eV/A, the largest deviation of a force in the frames of the training"
+    if found:
+        return [Items("Domain of the model", f"Replicas in which the committee disagrees by more than {limit}:", found)]
+    return [Items("Domain of the model", f"In no replica does the committee disagree by more than {limit}.")]
 
 
 def lost_replicas(records: list[ReplicaRecord]) -> list[ResultTable]:

@@ -95,8 +95,8 @@ def sentences(calibration: Calibration) -> list[str]:
     ]
     if calibration.largest is not None and calibration.rms is not None:
         found.append(
-            f"committee: on {calibration.frames} held-out frames the error is {calibration.largest.factor:.2f} times "
-            f"the deviation (largest of an atom), {calibration.rms.factor:.2f} times (RMS over atoms)"
+            f"committee: on {calibration.frames} held-out frames the error is {calibration.largest.factor:.3g} times "
+            f"the deviation (largest of an atom), {calibration.rms.factor:.3g} times (RMS over atoms)"
         )
     return found
 
