@@ -51,7 +51,7 @@ def over_members(function: Callable[..., Any], platform: str) -> Callable[..., A
     all at once (`jax.vmap`).
 
     Args:
-        function: of pytrees of arrays.
+        function: takes and returns pytrees of arrays.
         platform: where they are, as in `Layout.platform`.
     """
     if platform != "cpu":

@@ -53,7 +53,8 @@ class Calibration:
         largest_deviation_of_training: largest `force_deviation` of an atom in all labelled frames, eV/Angstrom; beyond
             it a structure is none that the members were made to agree on.
         frames: number of held-out frames that the errors were measured on; 0 if there were none.
-        largest: of each frame the largest deviation and the largest force error of an atom; None without such frames.
+        largest: the scale between, in each frame, the largest deviation and the largest force error of an atom; None
+            without such frames.
         rms: the root mean squares over the atoms of a frame.
     """
 
@@ -86,7 +87,7 @@ class Committee:
 
     def member(self, number: int) -> Potential:
         """One member; number 0 is the model itself."""
-        return Potential(jax.tree.map(lambda leaf: leaf[number], self.params), self.model, self.name)
+        return Potential(jax.tree.map(lambda leaf: leaf[number, ...], self.params), self.model, self.name)
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Prediction:
         """Energies [m], forces [m, n, 3] and stresses [m, 3, 3] of all members for one system; traceable."""
@@ -111,7 +112,7 @@ def force_deviation(forces: Float[Array, "m n 3"]) -> Float[Array, " n"]:
     Zhang et al., Comput. Phys. Commun. 253, 107206 (2020); DP-GEN selects structures by its largest value.
 
     Args:
-        forces: [m, n, 3] of m members on n atoms, eV/Angstrom.
+        forces: [m, n, 3] forces of m members on n atoms, eV/Angstrom.
     """
     return jnp.sqrt(jnp.square(forces - forces.mean(axis=0, keepdims=True)).sum(axis=2).mean(axis=0))
 

@@ -25,7 +25,7 @@ class DomainRecord(NamedTuple):
         limit: largest force deviation of an atom in the training, eV/Angstrom.
         frames, beyond: samples, and how many of them exceed it.
         step, time_ps: when the first one did; None and NaN if none did.
-        deviation: of the force on an atom, then, eV/Angstrom; NaN if none did.
+        deviation: force deviation of an atom then, eV/Angstrom; NaN if none did.
         error: error of that force that the calibration expects, eV/Angstrom; NaN where there is none.
     """
 

@@ -26,8 +26,8 @@ class FrameDeviations:
     """Deviations and true errors of single frames; eV/Angstrom.
 
     Attributes:
-        largest_deviation, rms_deviation: [f] of `force_deviation`, over the atoms of a frame.
-        largest_error, rms_error: [f] of |F - F_label| of the first member, over the atoms of a frame.
+        largest_deviation, rms_deviation: [f] `force_deviation`, over the atoms of a frame.
+        largest_error, rms_error: [f] |F - F_label| of the first member, over the atoms of a frame.
     """
 
     largest_deviation: Float[np.ndarray, " f"]

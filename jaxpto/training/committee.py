@@ -51,7 +51,7 @@ def stacked(starts: Sequence[Parametrization]) -> Parametrization:
 
 def member_of(tree: Any, member: int) -> Any:
     """One member of a tree of arrays with a leading axis."""
-    return jax.tree.map(lambda leaf: leaf[member], tree)
+    return jax.tree.map(lambda leaf: leaf[member, ...], tree)  # with the dots a number stays an array
 
 
 def frame_counts(batch: FrameBatch, members: int, seed: int) -> Float[np.ndarray, "f m"]:

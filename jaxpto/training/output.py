@@ -56,7 +56,7 @@ def write_training_report(
         parities: labels and predictions of the held-out frames, by trajectory; empty if nothing is held out.
         settings: the configuration.
         facts: what else is known of the training: steps done, seconds, number of frames, ...
-        deviations: of a committee, what its deviations mean and the frames that say so.
+        deviations: what the deviations of a committee mean, and the frames that say so; None without one.
 
     Raises:
         StorageError: the disk refuses a file.

@@ -16,7 +16,7 @@ from jaxpto.models.perovskite import Params, Perovskite
 
 @struct.dataclass
 class Whitening:
-    """Whitening for e elements.
+    """Whitening for e elements; of a committee's constants each array has a leading axis of members.
 
     Attributes:
         radial: [e, e, k, k] applied to the k radial functions of an element pair.
@@ -24,9 +24,9 @@ class Whitening:
         features: [e, d, d] applied to them.
     """
 
-    radial: Float[Array, "e e k k"]
-    mean: Float[Array, "e d"]
-    features: Float[Array, "e d d"]
+    radial: Float[Array, "*m e e k k"]
+    mean: Float[Array, "*m e d"]
+    features: Float[Array, "*m e d d"]
 
 
 def independent(model: Perovskite) -> np.ndarray:
