@@ -91,8 +91,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     following(chunks)
     samples = max(1, int(CHUNK_SECONDS / (time.perf_counter() - started)))
     if samples > 1:
-        chunks = start(samples)[1]
-        following(chunks)
+        chunks, length = start(samples)[1], 0
+        while (found := len(following(chunks).samples.step)) > length:  # until they have grown to their full length
+            length = found
     following(chunks)  # may still enlarge the lists
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{r}.h5md" for r in range(replicas)]
@@ -113,13 +114,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 write_frames(path, written, frames | own.values)
             return chunk
 
-        times, processor = [], time.process_time()
+        times, steps, processor = [], [], time.process_time()
         while sum(times) < arguments.seconds or len(times) < 3:
             started = time.perf_counter()
-            chunk = advance(samples * len(times))
+            chunk = advance(sum(steps) // EVERY)
             times.append(time.perf_counter() - started)
+            steps.append(EVERY * len(chunk.samples.step))
         processor = time.process_time() - processor
-    steps = EVERY * samples
     senders = np.asarray(chunk.states.neighbors.senders)[:replicas]
     device = jax.local_devices()[0]
     on_device = device.memory_stats() or {}
@@ -129,9 +130,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "replicas": replicas,
         "edges_in_list": int((senders < len(batch.atoms)).sum() / replicas),
         "first_steps_s": first,
-        "ms_per_step": [1e3 * value / steps for value in times],
-        "processor_ms_per_step": 1e3 * processor / (steps * len(times)),
-        "steps_timed": steps * len(times),
+        "ms_per_step": [1e3 * value / number for value, number in zip(times, steps, strict=True)],
+        "processor_ms_per_step": 1e3 * processor / sum(steps),
+        "steps_timed": sum(steps),
         "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "peak_device_memory_MiB": on_device["peak_bytes_in_use"] / 2**20 if on_device else None,
     }

@@ -1,6 +1,8 @@
 """The batched loop: independence of replicas, failures, overflow, chunks, devices."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 
 import ase.build
 import jax
@@ -63,11 +65,16 @@ def begin(setup: Batch, headroom: float = 3.0):
     return initial.begin(setup, layout)[:2]
 
 
-def go(setup: Batch, states, watch, devices=1) -> tuple[Sample, list[loop.Chunk]]:
+def ticking(seconds: float) -> Callable[[], float]:
+    """A clock for which every chunk takes so long."""
+    return itertools.count(0.0, seconds).__next__
+
+
+def go(setup: Batch, states, watch, devices=1, chunk_seconds: float = 0.0) -> tuple[Sample, list[loop.Chunk]]:
     """Run to the end: samples [samples, replicas, ...] and the chunks."""
     mesh = loop.replica_mesh(len(setup.temperatures), jax.local_devices()[:devices])
     states, watch = loop.pad_replicas(states, watch, mesh)
-    chunks = list(loop.run(setup, states, watch, 1, mesh))
+    chunks = list(loop.run(setup, states, watch, 1, mesh, clock=ticking(chunk_seconds)))
     samples = jax.tree.map(
         lambda *parts: np.concatenate(parts)[:, : len(setup.temperatures)], *[c.samples for c in chunks]
     )
@@ -100,10 +107,34 @@ def test_a_last_interval_may_be_short():
     assert samples.step[:, 0].tolist() == [10, 20, 25]
 
 
-def test_chunk_length_changes_no_number(reference):
+def lengths(chunks: list[loop.Chunk]) -> list[int]:
+    return [len(chunk.samples.step) for chunk in chunks]
+
+
+def test_chunks_grow_to_what_fits_into_some_seconds_and_change_no_number(reference):
+    """The clock of `go` says how long a chunk took; one has room for 20 samples here."""
     setup, samples = reference
-    other = dataclasses.replace(setup, schedule=dataclasses.replace(setup.schedule, samples_per_chunk=6))
-    assert equal(go(other, *begin(other))[0], samples)
+    long = dataclasses.replace(setup, schedule=Schedule(60, 2, 20))
+    found = {}
+    for seconds in (0.0, 2.0, 60.0):
+        found[seconds], chunks = go(long, *begin(long), chunk_seconds=seconds)
+        assert [chunk.first_sample for chunk in chunks] == [1, *(1 + np.cumsum(lengths(chunks)[:-1]))]
+        assert (
+            lengths(chunks)
+            == {
+                0.0: [1, 4, 16, 9],  # at most four times as many as before
+                2.0: [1, 2, 5, 12, 10],  # five seconds hold 2.5 times as many as two do
+                60.0: [1] * 30,
+            }[seconds]
+        )
+    assert equal(found[0.0], found[60.0])
+    assert equal(found[2.0], found[60.0])
+    assert equal(jax.tree.map(lambda x: x[4::5], found[0.0]), samples)
+
+
+def test_a_chunk_has_no_more_samples_than_it_has_room_for(reference):
+    setup, _ = reference
+    assert lengths(go(setup, *begin(setup))[1]) == [1, 2, 2, 1]
 
 
 def test_a_batch_of_three_is_three_singles(reference):
@@ -185,6 +216,49 @@ def test_overflow_is_redone_with_a_larger_list_and_the_same_numbers():
     tight, chunks = go(setup, *begin(setup, headroom=1.0))
     assert sum(chunk.regrown for chunk in chunks) > 0, "the tight list never overflowed: nothing was tested"
     np.testing.assert_allclose(tight.positions, roomy.positions, rtol=0, atol=1e-8)
+
+
+def test_the_list_is_enlarged_at_the_same_sample_whatever_the_chunks():
+    """Bit for bit, or a run would not come out the same on a machine that is busier."""
+    setup = make(temperatures=(20.0, 80.0), steps=60, sample_every=2, per_chunk=20)
+    ends = []
+    for seconds in (0.0, 2.0, 60.0):
+        samples, chunks = go(setup, *begin(setup, headroom=1.0), chunk_seconds=seconds)
+        grown = [chunk.first_sample for chunk in chunks if chunk.regrown]
+        ends.append((samples, chunks[-1].states, grown))
+    assert max(ends[0][2]) > 1, "the list was enlarged for the very first sample: nothing was tested"
+    for samples, states, grown in ends[1:]:
+        assert grown == ends[0][2]
+        assert equal(samples, ends[0][0])
+        assert equal(states, ends[0][1])
+
+
+def test_looking_for_the_sample_that_overflows_costs_one_chunk_more(reference, monkeypatch):
+    """A program that overflows at a given sample, whatever the list."""
+    setup, _ = reference
+    setup = dataclasses.replace(setup, schedule=Schedule(400, 2, 64))
+    calls, whole = [], loop.compile_advance
+
+    def counted(*arguments):
+        advance = whole(*arguments)
+
+        def attempt(potential, states, watch, observables, n_samples, last_step):
+            calls.append(n_samples)
+            before = int(states.step[0]) // 2
+            states, watch, samples = advance(potential, states, watch, observables, n_samples, last_step)
+            tight = before < 40 <= before + n_samples and calls.count(0) == 0
+            if tight and n_samples == 1:
+                calls.append(0)
+            overflow = states.neighbors.overflow | tight
+            states = states.replace(neighbors=dataclasses.replace(states.neighbors, overflow=overflow))
+            return states, watch, samples
+
+        return attempt
+
+    monkeypatch.setattr(loop, "compile_advance", counted)
+    _, chunks = go(setup, *begin(setup))
+    assert [chunk.first_sample for chunk in chunks if chunk.regrown] == [40]
+    assert sum(calls) <= 200 + 2 * 64
 
 
 def test_overflow_without_end_freezes_only_its_replica():

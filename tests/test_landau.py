@@ -26,7 +26,7 @@ from jaxpto.free_energy.landau.method import choose_windows
 from jaxpto.free_energy.landau.umbrella import Umbrella, bias_energy, biased, displaced, prediction_from_energy, settled
 from jaxpto.integrators import npt_parrinello_rahman, nvt_langevin
 from jaxpto.integrators.parametrised import parametrised
-from jaxpto.md import batch, stored_run
+from jaxpto.md import stored_run
 from jaxpto.models.catalogue import load_potential
 from jaxpto.neighbors import build
 from jaxpto.perovskite.literature import LANDAU
@@ -315,14 +315,6 @@ TINY = (
     *("--landau.windows", "6", "--landau.range", "0", "1.2", "--replicas", "2"),
     *("--steps", "1200", "--sample-every", "4"),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short_chunks() -> Iterator[None]:
-    """Runs of a few chunks, so that they can be interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "ATOM_STEPS_PER_CHUNK", 20_000)
-        yield
 
 
 @pytest.fixture(scope="module")

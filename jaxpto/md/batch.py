@@ -18,8 +18,8 @@ from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 from jaxpto.system import System
 
-ATOM_STEPS_PER_CHUNK = 1_000_000  # a few seconds on a processor core, so that progress is seen and little is redone
 MOST_SAMPLES_PER_CHUNK = 100
+MOST_POSITIONS_PER_CHUNK = 5_000_000  # 60 MB in single precision, so that samples never are what fills the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Schedule:
     Attributes:
         steps: number of time steps in all.
         sample_every: steps between two samples.
-        samples_per_chunk: samples taken by one call of the compiled program.
+        samples_per_chunk: samples that one call of the compiled program has room for, and takes at most.
     """
 
     steps: int
@@ -43,20 +43,15 @@ class Schedule:
 
 
 def schedule_of(steps: int, sample_every: int, atoms: int) -> Schedule:
-    """The schedule whose chunks take a few seconds.
+    """The schedule whose chunks have as much room for samples as memory allows.
 
     Args:
         steps: number of time steps in all.
         sample_every: steps between two samples.
         atoms: those of all replicas together.
     """
-    samples = steps_per_chunk(atoms) // sample_every
-    return Schedule(steps, sample_every, min(max(samples, 1), MOST_SAMPLES_PER_CHUNK))
-
-
-def steps_per_chunk(atoms: int) -> int:
-    """Time steps that a processor core takes in a few seconds with so many atoms in all replicas."""
-    return max(1, ATOM_STEPS_PER_CHUNK // atoms)
+    room = max(1, min(MOST_POSITIONS_PER_CHUNK // atoms, MOST_SAMPLES_PER_CHUNK))
+    return Schedule(steps, sample_every, room)
 
 
 @struct.dataclass

@@ -34,7 +34,7 @@ class Limits:
             drift removed) exceeds this fraction of the initial nearest-neighbour distance.
         strain: lost once a principal stretch of the cell from its initial shape leaves [1 - strain, 1 + strain].
         hot: exploded once the kinetic temperature exceeds this multiple of the target temperature.
-        regrows: enlargements of the neighbour list tried for one chunk.
+        regrows: enlargements of the neighbour list tried for one sample.
     """
 
     lindemann: float = 0.5

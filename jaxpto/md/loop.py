@@ -2,12 +2,14 @@
 
 One compiled program advances every replica; the host reads a few small arrays after each chunk. Replicas are
 independent: a replica's numbers depend on its own state alone, so one that fails leaves the others bit-identical.
+How many samples a chunk has follows the clock, and so no number may depend on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -21,7 +23,7 @@ from jaxpto.devices.processes import Processes
 from jaxpto.devices.sequential import sequential_over_replicas
 from jaxpto.devices.sharding import ATOMS, constrain, divisible, edges_over, sharded
 from jaxpto.integrators.state import MDState, Method
-from jaxpto.md.batch import Batch, Schedule
+from jaxpto.md.batch import Batch
 from jaxpto.md.health import OVERFLOWED, Limits, Watch, diagnose, mark_lost
 from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits, refresh
 from jaxpto.observables.observable import Observable, Sample, measure
@@ -29,6 +31,10 @@ from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
 
 REPLICAS = "replicas"
+CHUNK_SECONDS = 5.0  # so that progress is seen, checkpoints are due, and little is lost
+GROWTH = 4  # of the samples from chunk to chunk: the time of the first one is that of the compilation
+
+Outcome = tuple[MDState, Watch, Sample]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +75,12 @@ def _advance(
     last_step: Int[Array, ""],
     *,
     method: Method,
-    schedule: Schedule,
+    sample_every: int,
+    room: int,
     limits: Limits,
     share: bool,
 ) -> tuple[MDState, Watch, Sample]:
-    """Advance the replicas of one device by `n_samples` samples; samples beyond that are left empty.
+    """Advance the replicas of one device by `n_samples` samples; of the `room` the rest is left empty.
 
     With `share` the device is a group of devices that have dealt out each replica's edges.
     """
@@ -90,7 +97,7 @@ def _advance(
         before, watch, samples = carry
         # Replicas step together; frozen ones are computed along and put back, so only running ones know the time.
         now = jnp.max(jnp.where(watch.alive, before.step, 0))
-        todo = jnp.where(watch.alive.any(), jnp.clip(last_step - now, 0, schedule.sample_every), 0)
+        todo = jnp.where(watch.alive.any(), jnp.clip(last_step - now, 0, sample_every), 0)
         after, _ = jax.lax.fori_loop(0, todo, step, (before, watch.alive))
         reason = jax.vmap(lambda s, w: diagnose(s, w, limits))(after, watch)
         # After an overflow the forces are wrong and the chunk will be done again: that is no failure of a replica.
@@ -101,7 +108,7 @@ def _advance(
         return states, watch, samples
 
     shape = jax.eval_shape(lambda s, w: sample(s, w, observables), states, watch)
-    empty = jax.tree.map(lambda s: jnp.zeros((schedule.samples_per_chunk, *s.shape), s.dtype), shape)
+    empty = jax.tree.map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shape)
     return jax.lax.fori_loop(0, n_samples, one_sample, (states, watch, empty))
 
 
@@ -122,11 +129,13 @@ def replica_mesh(n_replicas: int, devices: list[jax.Device] | None = None, devic
 
 
 @functools.lru_cache(maxsize=8)
-def compile_advance(method: Method, schedule: Schedule, limits: Limits, mesh: Mesh) -> Callable:
+def compile_advance(method: Method, sample_every: int, room: int, limits: Limits, mesh: Mesh) -> Callable:
     """Compiled (potential, states, watch, observables, n_samples, last_step) -> (states, watch, samples)."""
     spread, same = PartitionSpec(REPLICAS), PartitionSpec()
     share = ATOMS in mesh.axis_names
-    on_one = functools.partial(_advance, method=method, schedule=schedule, limits=limits, share=share)
+    on_one = functools.partial(
+        _advance, method=method, sample_every=sample_every, room=room, limits=limits, share=share
+    )
     advance = jax.shard_map(
         on_one,
         mesh=mesh,
@@ -177,6 +186,18 @@ def rebuild_all(states: MDState, layout: Layout) -> MDState:
     return jax.vmap(one)(states)
 
 
+def next_length(samples: int, seconds: float, most: int) -> int:
+    """Samples of the next chunk: those that fit into `CHUNK_SECONDS`, and not many more than the last one had.
+
+    Args:
+        samples: those of the last chunk.
+        seconds: that it took.
+        most: samples that a chunk has room for.
+    """
+    fit = int(CHUNK_SECONDS * samples / max(seconds, 1e-6))
+    return max(1, min(fit, GROWTH * samples, most))
+
+
 def run(
     batch: Batch,
     states: MDState,
@@ -184,8 +205,12 @@ def run(
     first_sample: int,
     mesh: Mesh,
     processes: Processes = Processes(),  # noqa: B008
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Chunk]:
-    """Advance a batch of replicas to the end of its schedule, one chunk at a time.
+    """Advance a batch of replicas to the end of its schedule, one chunk of some seconds at a time.
+
+    A chunk in which a neighbour list overflows is done again in halves, until the list is enlarged for the one sample
+    that needs it, whatever the chunks are: that costs the time of one more chunk at most.
 
     Args:
         batch: the replicas and how they are advanced.
@@ -193,47 +218,66 @@ def run(
         first_sample: samples already taken (the initial state is sample 0, taken by the caller).
         mesh: devices to spread the replicas over.
         processes: those that advance the other replicas of the run; all have the same capacities at all times.
+        clock: seconds that have passed; the lengths of the chunks follow it, and nothing else.
 
     Yields:
         A `Chunk` after each call of the compiled program; iteration ends early once no replica of any process is alive.
     """
-    schedule, limits = batch.schedule, batch.limits
-    advance = compile_advance(batch.method, schedule, limits, mesh)
-    done = first_sample
+    schedule = batch.schedule
+    advance = compile_advance(batch.method, schedule.sample_every, schedule.samples_per_chunk, batch.limits, mesh)
+
+    def attempt(states: MDState, watch: Watch, n_samples: int) -> Outcome:
+        return advance(batch.potential, states, watch, batch.observables, n_samples, schedule.steps)
+
+    done, length, overflow_by = first_sample, 1, None
     while done < schedule.n_samples and processes.any(np.any(jax.device_get(watch.alive))):
-        n_samples = min(schedule.samples_per_chunk, schedule.n_samples - done)
-
-        def attempt(states: MDState, watch: Watch, n_samples: int = n_samples) -> tuple[MDState, Watch, Sample]:
-            return advance(batch.potential, states, watch, batch.observables, n_samples, schedule.steps)
-
-        states, watch, samples, regrown = _with_regrow(attempt, states, watch, limits, mesh, processes)
+        began, regrown = clock(), 0
+        n_samples = min(length, schedule.n_samples - done)
+        if overflow_by is not None:  # one of the samples up to here overflows, which may be in the second half
+            n_samples = min(n_samples, max(1, (overflow_by - done) // 2))
+        if n_samples > 1:
+            outcome = attempt(states, watch, n_samples)
+            if processes.any(np.any(_overflowed(outcome))):
+                overflow_by = done + n_samples
+                continue
+        else:
+            first = functools.partial(attempt, n_samples=1)
+            outcome, regrown = _with_regrow(first, states, watch, batch.limits, mesh, processes)
+        states, watch, samples = outcome
         # where XLA leaves an array without elements is its choice, and arrays elsewhere ask for another program
         states = _lay_out(states, mesh)
-        taken = jax.tree.map(lambda x, n=n_samples: np.asarray(x)[:n], samples)
+        # copied, or few samples would keep the room for many
+        taken = jax.tree.map(lambda x, n=n_samples: np.array(np.asarray(x)[:n]), samples)
+        seconds = processes.join(np.asarray([clock() - began])).max()
         yield Chunk(done, taken, states, watch, regrown)
         done += n_samples
+        length = next_length(n_samples, seconds, schedule.samples_per_chunk)
+        if regrown or done == overflow_by:
+            overflow_by = None
+
+
+def _overflowed(outcome: Outcome) -> np.ndarray:
+    """[r] whether the list of a running replica was too small, so that nothing of the chunk counts."""
+    overflow, alive = jax.device_get((outcome[0].neighbors.overflow, outcome[1].alive))
+    return overflow & alive
 
 
 def _with_regrow(
-    attempt: Callable[[MDState, Watch], tuple[MDState, Watch, Sample]],
+    attempt: Callable[[MDState, Watch], Outcome],
     states: MDState,
     watch: Watch,
     limits: Limits,
     mesh: Mesh,
     processes: Processes,
-) -> tuple[MDState, Watch, Sample, int]:
-    """One chunk; while a running replica overflows, discard it, enlarge the list and do it again (bounded)."""
+) -> tuple[Outcome, int]:
+    """One sample; while a running replica overflows, discard it, enlarge the list and do it again (bounded)."""
 
     def begun(layout: Layout) -> MDState:
         same = layout == states.neighbors.layout
         return states if same else _lay_out(rebuild_all(states, layout), mesh)
 
-    def lost(done: tuple[MDState, Watch, Sample]) -> np.ndarray:
-        overflow, alive = jax.device_get((done[0].neighbors.overflow, done[1].alive))
-        return overflow & alive
-
-    def enlarge(layout: Layout, done: tuple[MDState, Watch, Sample]) -> Layout:
-        cells = np.concatenate(jax.device_get((states.system.cell, done[0].system.cell)))
+    def enlarge(layout: Layout, outcome: Outcome) -> Layout:
+        cells = np.concatenate(jax.device_get((states.system.cell, outcome[0].system.cell)))
         cells = processes.join(cells[np.isfinite(cells).all(axis=(1, 2))])
         return divisible(grow(layout, cells), mesh.shape.get(ATOMS, 1))
 
@@ -241,13 +285,13 @@ def _with_regrow(
         fitted = grow_until_it_fits(
             lambda layout: attempt(begun(layout), watch),
             states.neighbors.layout,
-            overflowed=lambda done: processes.any(np.any(lost(done))),
+            overflowed=lambda outcome: processes.any(np.any(_overflowed(outcome))),
             enlarge=enlarge,
             enlargements=limits.regrows,
         )
-        return *fitted.result, fitted.enlargements
+        return fitted.result, fitted.enlargements
     except NeighborOverflowError as error:
-        # Only a replica that has lost its structure outgrows every enlargement: freeze it where the chunk began.
-        gone, states = lost(error.result), begun(error.layout)
+        # Only a replica that has lost its structure outgrows every enlargement: freeze it at the sample before.
+        gone, states = _overflowed(error.result), begun(error.layout)
     watch = mark_lost(watch, jnp.asarray(gone), OVERFLOWED, states.step)
     return _with_regrow(attempt, states, watch, limits, mesh, processes)

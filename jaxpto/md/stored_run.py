@@ -189,7 +189,7 @@ def advance(
             for chunk in run_chunks(batch, states, watch, at.done, mesh, processes):
                 own = jax.tree.map(lambda x: x[:, :n_own], chunk.samples)
                 if chunk.regrown:
-                    shown.say("neighbour list enlarged; that chunk was done again")
+                    shown.say("neighbour list enlarged")
                 before, ended = ended, Ended.of(chunk.watch, n_own, processes)
                 for line in _newly_lost(batch, before, ended):
                     shown.say(line)

@@ -134,7 +134,7 @@ def window_setup(config: FreeEnergyConfig, plain: Setup, topology: PolarizationT
     """The batch: at each temperature every window, each as often as `replicas` says, started near its centre."""
     number = len(windows.centers) * config.replicas
     sweep = dataclasses.replace(plain.config, replicas=number)
-    setup = prepare(sweep, crystal_measurements)  # a chunk of as many replicas has fewer steps
+    setup = prepare(sweep, crystal_measurements)
     batch, dtype = setup.batch, np.dtype(sweep.dtype)
     transverse = windows.strength if config.landau.transverse is None else config.landau.transverse
     z = np.zeros((len(windows.centers), 3), dtype)

@@ -19,7 +19,7 @@ from jaxpto.console.status_line import StatusLine
 from jaxpto.errors import InputError
 from jaxpto.free_energy.switching.langevin import Switch, switching_langevin
 from jaxpto.integrators.state import Integrator
-from jaxpto.md.batch import Batch, Schedule, Start, steps_per_chunk
+from jaxpto.md.batch import Batch, Start, schedule_of
 from jaxpto.md.health import Limits
 from jaxpto.md.initial import nearest_distance
 from jaxpto.md.progress import duration
@@ -34,6 +34,7 @@ from jaxpto.system import defining_arrays, from_ase
 from jaxpto.units import BOLTZMANN
 
 CHECKPOINT_EVERY = 20.0  # seconds, what an interrupt can cost
+LOOK_EVERY = 20  # steps after which a replica may be found lost; short enough for a slow model to be followed
 OWN_NOISE = 2**31  # no number of a replica, so that the noise of the sweep before is not met again
 
 
@@ -155,7 +156,7 @@ def _batch(potential: Potential, atoms: ase.Atoms, lanes: Lanes, protocol: Proto
             crystal=crystal,
         ),
         method=protocol.integrator,
-        schedule=Schedule(steps, min(steps_per_chunk(number * len(atoms)), steps), 1),
+        schedule=schedule_of(steps, LOOK_EVERY, number * len(atoms)),
         limits=Limits(),
         observables=(),
         timestep=protocol.timestep,
