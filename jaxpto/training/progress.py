@@ -38,13 +38,14 @@ def describe_data(trajectories: Sequence[LabelledFrames]) -> list[str]:
     return lines
 
 
-def progress_line(done: int, total: int, state: TrainState, seconds: float, *, virials: bool) -> str:
+def progress_line(done: int, total: int, state: TrainState, seconds: float, left: float, *, virials: bool) -> str:
     """One line: where the training is, running errors of the frames just seen, speed and time left.
 
     Args:
         done, total: number of steps.
         state: state of the training.
         seconds: time per step, s.
+        left: time to the end, s.
         virials: whether any frame has a virial.
     """
     value, *squares = np.asarray(state.errors).tolist()
@@ -52,5 +53,5 @@ def progress_line(done: int, total: int, state: TrainState, seconds: float, *, v
     strain = f"{virial:.2f} meV/atom" if virials else "-"
     return (
         f"step {done}/{total}  loss {value:.3f}  E {energy:.2f} meV/atom  F {forces:.1f} meV/A  "
-        f"V {strain}  {1e3 * seconds:.3g} ms/step  {duration((total - done) * seconds)} left"
+        f"V {strain}  {1e3 * seconds:.3g} ms/step  {duration(left)} left"
     )

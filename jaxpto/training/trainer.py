@@ -129,6 +129,7 @@ def optimize(
     if not resumed:
         save()
     compiled, saved, said = began, time.monotonic(), time.monotonic()
+    every, aside, check = task.settled.validate_every, 0.0, 0.0  # seconds of all validations, and of the last one
     with interrupts_held() as interrupted:  # a step that is cut off takes the state with it
         for step in range(first, steps):
             if config.patience and progress["since_best"] >= config.patience:
@@ -138,10 +139,12 @@ def optimize(
             done, last = step + 1, step + 1 == steps
             compiled = time.time() if step == first else compiled  # the first step holds the compilation
             if last or (step > first and time.monotonic() - said > PLAIN_INTERVAL):
-                pace = (time.time() - compiled) / max(done - first - 1, 1)
-                print(progress_line(done, steps, state, pace, virials=has_virials), flush=True)
+                pace = (time.time() - compiled - aside) / max(done - first - 1, 1)
+                left = (steps - done) * pace + (-(-steps // every) - done // every) * check
+                print(progress_line(done, steps, state, pace, left, virials=has_virials), flush=True)
                 said = time.monotonic()
-            if done % task.settled.validate_every == 0 or last:
+            if done % every == 0 or last:
+                stopped = time.time()
                 params = decode(state.average, constants)
                 found = validate(params)
                 score = found.score
@@ -161,7 +164,8 @@ def optimize(
                 if better:
                     save_model(params, progress, found)
                 save()
-                saved = time.monotonic()
+                saved, check = time.monotonic(), time.time() - stopped
+                aside += check
             elif interrupted() or time.monotonic() - saved > config.checkpoint_every:
                 progress |= {"step": done, "seconds": already + time.time() - began}
                 save()
