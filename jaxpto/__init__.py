@@ -22,6 +22,8 @@ from jaxpto._version import __version__
 if TYPE_CHECKING:
     from jaxpto.calculator import JaxptoCalculator
     from jaxpto.devices.sharding import atom_mesh, sharded
+    from jaxpto.distil import run as run_distil
+    from jaxpto.distillation.config import DistilConfig
     from jaxpto.errors import InputError
     from jaxpto.evaluate import EvaluateConfig, evaluate_frames
     from jaxpto.evaluate import run as run_evaluate
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 
 # where each name is: module:attribute, or a module
 _PLACES = {
+    "DistilConfig": "jaxpto.distillation.config:DistilConfig",
     "EnthalpySamples": "jaxpto.free_energy.estimators.samples:EnthalpySamples",
     "EvaluateConfig": "jaxpto.evaluate:EvaluateConfig",
     "FreeEnergyConfig": "jaxpto.free_energy.config:FreeEnergyConfig",
@@ -118,6 +121,7 @@ _PLACES = {
     "refresh": "jaxpto.neighbors:refresh",
     "relax_batched": "jaxpto.relaxation.batched:relax_batched",
     "relax_with_ase": "jaxpto.relaxation.with_ase:relax_with_ase",
+    "run_distil": "jaxpto.distil:run",
     "run_evaluate": "jaxpto.evaluate:run",
     "run_free_energy": "jaxpto.free_energy.command:run",
     "run_phonons": "jaxpto.phonons:run",

@@ -18,6 +18,7 @@ COMMANDS = {
     "phonons": "force constants, bands, density of states and thermal properties of a crystal",
     "free_energy": "free energy, entropy and heat capacity against temperature",
     "train": "train a model on DFT data",
+    "distil": "a fast student of any model for given structures and temperatures",
     "export": "convert stored trajectories to any ASE format",
     "report": "tables and figures from stored results; report pto-0k: the paper's table at 0 K",
 }
