@@ -37,6 +37,7 @@ ROUND_FILE = "round.json"
 LABELS_FILE = "labels.extxyz"
 INDEPENDENT = "independent"  # beginning of the names of labels that no student is trained on
 TEACHER_FRAMES = 12  # taken from each short run of the teacher
+BATCH = 2  # frames of a training step: a processor computes them side by side
 DEAREST = 0.5  # share of the labels that displacements for phonons may take
 
 
@@ -170,6 +171,7 @@ def train_settings(config: DistilConfig, labelled: list[ase.Atoms], out: Path, s
         hyperparameters=config.hyperparameters,
         committee=config.members,
         steps=steps,
+        batch=BATCH,
         validate_every=max(1, steps // 4),
         checkpoint_every=config.checkpoint_every,
         resume=True,
