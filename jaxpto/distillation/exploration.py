@@ -21,7 +21,7 @@ from jaxpto.reporting.stored_sweep import read_summary
 from jaxpto.storage.trajectory import read_trajectory, trajectory_origin
 
 SAMPLES = 100  # of a ladder
-HIGHEST = 10.0  # times the agreement wanted: beyond it a student is lost, and what follows is no crystal's way
+HIGHEST = 3.0  # times the agreement wanted: beyond it a student is lost, and what follows is no crystal's way
 QUANTILE = 0.95
 SIGNIFICANT = 2.0  # standard errors that two rounds may differ by
 
