@@ -44,7 +44,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         str(place / "teacher"), (str(place / "argon.cif"),), str(place / "student"), temperatures=(20.0,), members=2,
         hyperparameters=("hidden=4", "channels=2", "radial=4", "quartic=1", "cutoff=6"), seeds=20, thermal=2,
         teacher_steps=0, rounds=1, labels_per_round=6, steps=20, final_steps=30, explore_steps=40, proof_frames=6,
-        teacher_ladder=40, hours=10.0, disagreement=0.003,
+        teacher_ladder=40, hours=10.0, disagreement=0.01,
     )  # fmt: skip
     calls: list[str] = []
     said: list[str] = []
