@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from jaxpto.distillation.exploration import Rung
 from jaxpto.distillation.proof import Agreement
@@ -21,8 +21,8 @@ DISAGREEMENT_CAPTION = (
 )
 LATTICE_CAPTION = (
     "Longest axis over the mean of the two others, and volume of the unit cell, against temperature: the student's "
-    "ladder (filled), the teacher's own in the same cell (open) where it ran, and the student's averages reweighted to "
-    "the teacher's ensemble (crosses, instantaneous longest axis, small above the transition only in large cells)."
+    "ladder (filled), the teacher's own in the same cell (open) where it ran, and the student's volume reweighted to "
+    "the teacher's ensemble (crosses) where enough structures carry it."
 )
 
 
@@ -48,6 +48,7 @@ def disagreement_figure(rounds: Sequence[Round], final: Sequence[Rung], agreemen
         axes.axhline(agreement, color=GREY, ls=DASHED, lw=0.8)
         axes.set_title(name)
         axes.set_xlabel("temperature (K)")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -87,6 +88,7 @@ def lattice_figure(student: Sequence[Rung], teacher: Sequence[Rung], agreements:
                     color=COLORS[k], label=f"reweighted from {name}",
                 )  # fmt: skip
         axes.set_xlabel("temperature (K)")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_ylabel(label)
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
