@@ -41,6 +41,8 @@ CASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("jaxpto.report", ("{out}",)),
     ("jaxpto.export", ("{file}", "{out}.extxyz")),
     ("jaxpto.train", ("--data", "{bad}", "--out", "{out}")),
+    ("jaxpto.distil", ("perovskite", "{bad}", "--out", "{out}")),
+    ("jaxpto.distil", ("no-such-model", "PbTiO3-cubic", "--out", "{out}")),
 )
 
 
