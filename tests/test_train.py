@@ -31,6 +31,7 @@ from jaxpto.training.groups import share_of
 from jaxpto.training.loss import LossWeights, deviations, robust_square
 from jaxpto.training.recipe import Rates
 from jaxpto.training.reference_energies import reference_energies
+from jaxpto.training.setup import set_up
 from jaxpto.training.shortest_distances import shortest_distances
 
 pytestmark = pytest.mark.simulation
@@ -344,6 +345,38 @@ def test_blocks_are_contiguous_and_disjoint(folder: Path) -> None:
     assert where == [12, 13, 26, 27]
 
 
+def test_rows_of_fewer_frames_are_among_those_of_more() -> None:
+    counts = [40, 90, 20]
+    everything = data.training_rows(counts)
+    assert [len(rows) for rows in everything] == [36, 81, 18]
+    before = [np.zeros(0, int)] * 3
+    for limit in (3, 15, 60, 135):
+        rows = data.training_rows(counts, limit)
+        assert sum(map(len, rows)) == limit
+        for some, fewer, whole in zip(rows, before, everything, strict=True):
+            assert set(fewer) <= set(some) <= set(whole)
+            assert 0 < len(some) <= np.ceil(len(whole) * limit / 135)
+            assert len(set(some)) == len(some)
+        before = rows
+    assert list(map(list, before)) == list(map(list, everything))
+    assert data.training_rows([200], 10)[0].tolist() != list(range(10))
+    for limit in (2, 136):
+        with pytest.raises(InputError, match=f"frames = {limit}: give between 3, one of each trajectory, and 135, all"):
+            data.training_rows(counts, limit)
+
+
+def test_fewer_frames_are_validated_on_the_same(folder: Path, tmp_path: Path) -> None:
+    """Nothing of the frames that are left out reaches the model: the reference energy is that of the others."""
+    (whole,), (few,) = (set_up(config(folder, tmp_path, frames=limit)).groups for limit in (0, 5))
+    assert (len(whole.train), len(few.train)) == (36, 5)
+    np.testing.assert_array_equal(few.held_out.totals, whole.held_out.totals)
+    np.testing.assert_array_equal(few.held_out_index, whole.held_out_index)
+    assert set(few.train.totals) < set(whole.train.totals)
+    np.testing.assert_allclose(few.probability, 0.2)
+    np.testing.assert_allclose(few.train.frames.labels.energy.mean(), 0.0, atol=1e-4)
+    assert abs(whole.train.totals.mean() - few.train.totals.mean()) > 2e-3
+
+
 def test_reference_energies_fit_the_means() -> None:
     images = [_as_frames(frames(4)), _as_frames(frames(4, "MgOOO", seed=1))]
     found = reference_energies(images, (8, 12))
@@ -379,6 +412,8 @@ BAD = {
     "fast decay": {"decay": 101.0},
     "ema": {"ema": 1.0},
     "checkpoint": {"checkpoint_every": 0.0},
+    "frames": {"frames": -1},
+    "too many frames": {"frames": 37},
 }
 
 
@@ -449,7 +484,8 @@ def test_trusted_distances_and_walls() -> None:
     """Of many distances a hundred are shorter than the trusted one, of few one in a thousand; never met: from radii."""
     made = [dataclasses.replace(_as_frames(frames(count, seed=count)), name=str(count)) for count in (10, 400)]
     for some in made:
-        (found,) = groups.group([some], np.ones(1), Potential({}, Perovskite((8, 12, 20), cutoff=5.0), ""))
+        rows = data.training_rows([len(some)])
+        (found,) = groups.group([some], rows, np.ones(1), Potential({}, Perovskite((8, 12, 20), cutoff=5.0), ""))
         trusted, wall = shortest_distances(found.batches, (8, 12, 20), 5.0)
         lengths = []
         for positions, cell in zip(some.positions, some.cells, strict=True):

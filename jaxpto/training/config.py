@@ -35,6 +35,8 @@ class TrainConfig:
         hyperparameters: its hyperparameters, as NAME=VALUE.
         committee: train this many models side by side, which differ by their first weights and by how much each frame
             counts for them; where they disagree, the model (the first of them) is not to be trusted.
+        frames: train on so many frames only, drawn at random from all trajectories; fewer ones are among more, and
+            held-out frames stay the same (0: on all).
         shares: how often trajectories are drawn, as GLOB=FRACTION of their names; those without a match share the rest.
         steps: optimization steps.
         batch: frames of each step, drawn at random from all compositions.
@@ -66,6 +68,7 @@ class TrainConfig:
     architecture: str | None = None
     hyperparameters: tuple[str, ...] = ()
     committee: int = 1
+    frames: int = 0
     shares: tuple[str, ...] = ()
     steps: int | None = None
     batch: int | None = None
@@ -117,7 +120,7 @@ def check(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} = {value}: it must be positive")
-    for name in ("warmup", "patience", "lora", "decay", "clip"):
+    for name in ("frames", "warmup", "patience", "lora", "decay", "clip"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise InputError(f"{name} = {value}: it must not be negative")
@@ -170,9 +173,10 @@ def settle(config: TrainConfig, recipe: Recipe) -> Settled:
 
 
 def describe_settings(config: TrainConfig, settled: Settled) -> dict[str, Any]:
-    """The settings without the places of files; those of `match` and of a committee only where there is one."""
+    """The settings without the places of files; those of `match`, `frames` and a committee only where they are used."""
     places = ("data", "out", "initial", "resume", "source", "replay")
     unused = () if config.match else ("match", "matching")
+    unused += () if config.frames else ("frames",)
     unused += () if config.committee > 1 else ("committee",)
     settings = dataclasses.asdict(config) | dataclasses.asdict(settled.rates)
     settings |= {"batch": settled.batch, "validate_every": settled.validate_every}

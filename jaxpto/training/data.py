@@ -16,6 +16,7 @@ from jaxpto.training.frames import (
     group_by_composition,
     hold_out_blocks,
     join,
+    training_rows,
     usable,
 )
 from jaxpto.training.labelled_files import read_ase
@@ -31,6 +32,7 @@ __all__ = [
     "hold_out_blocks",
     "join",
     "read",
+    "training_rows",
     "usable",
 ]
 

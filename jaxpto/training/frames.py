@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import ase
 import numpy as np
 
+from jaxpto.errors import InputError
 from jaxpto.storage.identity import digest_of
 
 COLUMNS = ("positions", "cells", "energies", "forces", "virials", "moments")
@@ -143,6 +144,32 @@ def held_out_rows(count: int, blocks: int = 20, held_out: tuple[int, ...] = (6, 
     """Indices of the training and validation frames of `hold_out_blocks`, out of `count` frames."""
     out = np.isin(np.arange(count) * blocks // max(1, count), held_out)
     return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def training_rows(counts: Sequence[int], limit: int = 0, seed: int = 0) -> list[np.ndarray]:
+    """Rows of the frames of each trajectory that are trained on: all that are not held out, or some of them at random.
+
+    Each trajectory gives its share. The rows of a smaller limit are among those of a larger one.
+
+    Args:
+        counts: frames of each trajectory, held-out ones included.
+        limit: how many rows in all; 0 for all.
+        seed: seed of the choice.
+
+    Raises:
+        InputError: more rows than there are, or fewer than trajectories.
+    """
+    rows = [held_out_rows(count)[0] for count in counts]
+    total = sum(map(len, rows))
+    if not limit:
+        return rows
+    if not len(rows) <= limit <= total:
+        raise InputError(f"frames = {limit}: give between {len(rows)}, one of each trajectory, and {total}, all")
+    mixed = [np.random.default_rng([seed, place]).permutation(own) for place, own in enumerate(rows)]
+    # frames in the order in which they are taken: one of every trajectory, then in proportion
+    order = [(k > 0, (k + 0.5) / len(own), place) for place, own in enumerate(mixed) for k in range(len(own))]
+    taken = [place for *_, place in sorted(order)[:limit]]
+    return [np.sort(own[: taken.count(place)]) for place, own in enumerate(mixed)]
 
 
 def hold_out_blocks(

@@ -51,11 +51,17 @@ class FrameGroup:
         return dataclasses.replace(self, train=one(self.train, self.train_names), held_out=held_out)
 
 
-def group(trajectories: Sequence[LabelledFrames], probability: np.ndarray, potential: Potential) -> list[FrameGroup]:
+def group(
+    trajectories: Sequence[LabelledFrames],
+    training: Sequence[np.ndarray],
+    probability: np.ndarray,
+    potential: Potential,
+) -> list[FrameGroup]:
     """Hold out blocks of every trajectory, and put together what can share a program.
 
     Args:
         trajectories: labelled frames.
+        training: rows of each trajectory that are trained on; see `training_rows`.
         probability: [t] probability of drawing from each trajectory.
         potential: the model whose neighbour lists are built; its parameters are not used.
 
@@ -70,7 +76,7 @@ def group(trajectories: Sequence[LabelledFrames], probability: np.ndarray, poten
     groups = []
     for indices in gathered.values():
         members = [trajectories[i] for i in indices]
-        rows = [held_out_rows(len(frames)) for frames in members]
+        rows = [(training[i], held_out_rows(len(trajectories[i]))[1]) for i in indices]
         both = [frames[row[part]] for part in (0, 1) for frames, row in zip(members, rows, strict=True)]
         batch = make_batch([frames for frames in both if len(frames)], potential)
         counts = [len(kept) for kept, _ in rows]

@@ -75,6 +75,7 @@ def set_up(config: TrainConfig) -> Task:
         InputError: data, shares, model, settings or patterns are refused.
     """
     trajectories = load_frames(config.data)
+    training = data.training_rows([len(frames) for frames in trajectories], config.frames)
     probability = share_of(trajectories, config.shares)
     elements = tuple(sorted({int(z) for t in trajectories for z in t.numbers}))
     initial = None if config.initial is None else initial_potential(config.initial, elements)
@@ -95,9 +96,11 @@ def set_up(config: TrainConfig) -> Task:
             [(1.0 - config.replay_share) * probability, np.full(len(replayed), config.replay_share / len(replayed))]
         )
     everything = trajectories + replayed
-    groups = group(everything, probability, Potential({}, model, "") if initial is None else initial)
+    rows = training + data.training_rows([len(frames) for frames in replayed])
+    groups = group(everything, rows, probability, Potential({}, model, "") if initial is None else initial)
     if initial is None:
-        reference = dict(zip(elements, reference_energies(trajectories, elements).tolist(), strict=True))
+        known = [frames[kept] for frames, kept in zip(trajectories, training, strict=True)]
+        reference = dict(zip(elements, reference_energies(known, elements).tolist(), strict=True))
     else:
         names = [t.name for t in trajectories]
         missing = missing_energies(initial, groups, names, elements)
@@ -116,11 +119,13 @@ def set_up(config: TrainConfig) -> Task:
     energies = ", ".join(f"{chemical_symbols[z]} {reference[z]:.4f}" for z in elements)
     fitted = "fitted to the data" if initial is None else "what the data have beyond the initial model"
     frames = f"{settled.batch} frame{'s' if settled.batch > 1 else ''}"
+    fewer = f"trained on {config.frames} frames, drawn at random; all that are held out are validated on"
     remarks = (
         f"{type(model).__name__}: {trained:,} of {total:,} numbers are trained, "
         f"{settled.rates.steps} steps of {frames}",
         f"energies count from {energies} eV ({fitted})",
         *whole,
+        *((fewer,) if config.frames else ()),
     )
     weight_of = {t.name: float(p) for t, p in zip(everything, probability, strict=True)}
     return Task(
