@@ -88,23 +88,29 @@ class ScalingLaw:
 def run(config: ScalingLaw) -> dict[str, Any]:
     """Train and measure what is missing, store it, and draw."""
     stored = json.loads(config.result.read_text()) if config.result.exists() else {"rows": {}, "step_625_atoms_ms": {}}
+
+    def store() -> None:
+        config.result.write_text(json.dumps(stored, indent=1) + "\n")
+        draw(stored, config.result.with_suffix(".png"))
+
     for variant, frames in wanted(config.only, config.frames):
         folder = config.out / f"{variant}-{frames}".replace(" ", "-")
         key, training = f"{variant}, {frames} frames", VARIANTS[variant].training(folder, frames)
-        row = stored["rows"].get(key, {})
-        if row.get("command") != training.spelled:
+        if stored["rows"].get(key, {}).get("command") != training.spelled:
             train(training)
             row = {"variant": variant, "frames": frames, "command": training.spelled} | _measured(training)
-            row["provenance"] = provenance()
+            stored["rows"][key] = row | {"provenance": provenance()}
+            store()
+        row = stored["rows"][key]
         if "zero_kelvin" not in row:
             row["zero_kelvin"] = _zero_kelvin(folder)
+            store()
         if config.kelvin_300_steps and row.get("at_300_K", {}).get("steps") != config.kelvin_300_steps:
             row["at_300_K"] = _at_300_kelvin(folder, config.kelvin_300_steps)
-        stored["rows"][key] = row
+            store()
         if variant not in stored["step_625_atoms_ms"]:
             stored["step_625_atoms_ms"][variant] = _step_milliseconds(folder)
-        config.result.write_text(json.dumps(stored, indent=1) + "\n")
-        draw(stored, config.result.with_suffix(".png"))
+            store()
     _show(stored)
     return stored
 
@@ -192,18 +198,21 @@ def _run(*words: str) -> None:
 
 
 def _show(stored: dict[str, Any]) -> None:
-    table = Table(
-        "variant", "frames", "forces, meV/A", "c/a at 0 K", "dE, meV", "c/a at 300 K", "processor h", "ms/step"
-    )
+    table = Table("variant", "frames", "F, meV/A", "c/a, 0 K", "dE, meV", "c/a, 300 K", "hours", "ms/step")
+    table.columns[0].no_wrap = True
     for row in sorted(stored["rows"].values(), key=lambda row: (list(VARIANTS).index(row["variant"]), row["frames"])):
-        warm, crystal = row.get("at_300_K"), row["zero_kelvin"]
-        at_300 = f"{warm['c_over_a']:.3f}" if warm and warm["c_over_a"] else "-"
+        warm, crystal = row.get("at_300_K", {}), row.get("zero_kelvin", {})
+        energy, step = crystal.get("dE_eV"), stored["step_625_atoms_ms"].get(row["variant"], {})
         table.add_row(
-            row["variant"], str(row["frames"]), f"{row['forces_meV_per_A']:.1f}", f"{crystal['c_over_a']:.3f}",
-            f"{1e3 * crystal['dE_eV']:.0f}", at_300, f"{row['processor_hours']:.3f}",
-            f"{stored['step_625_atoms_ms'][row['variant']]['processor']:.1f}",
+            row["variant"], str(row["frames"]), f"{row['forces_meV_per_A']:.1f}", _spell(crystal.get("c_over_a"), 3),
+            _spell(energy and 1e3 * energy, 0), _spell(warm.get("c_over_a"), 3), f"{row['processor_hours']:.3f}",
+            _spell(step.get("processor"), 1),
         )  # fmt: skip
     Console().print(table)
+
+
+def _spell(value: float | str | None, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float) else "-"
 
 
 if __name__ == "__main__":
