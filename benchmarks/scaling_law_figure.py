@@ -55,7 +55,9 @@ def draw(stored: dict[str, Any], path: Path) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     left.set_xlim(0.75 * min(every), 12.0 * max(every))  # room for the labels
     left.set_xticks(every, [str(count) for count in every])
-    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    low, high = left.get_ylim()
+    few, many = (1.0, 2.0, 5.0), (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    left.yaxis.set_major_locator(LogLocator(subs=few if high > 20.0 * low else many))
     right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     left.set_xlabel("DFT frames trained on")
     left.set_ylabel("force error on held-out blocks (meV/$\\mathrm{\\AA}$, rms)")
