@@ -73,8 +73,8 @@ def test_what_was_done_is_not_done_again(story: Story) -> None:
     assert story.calls[:before] == ["rounds/01/student"]
     # the training is there: its command only looks
     assert story.calls[before + 1 :] == [
-        "rounds/01/student", "rounds/01/ladder-argon", "rounds/final-29-labels/student",
-        "proof/29-labels/ladder-argon", "proof/teacher-argon",
+        "rounds/01/student", "rounds/01/ladder-argon", "rounds/final-29-labels-30-steps/student",
+        "proof/final-29-labels-30-steps/ladder-argon", "proof/teacher-argon",
     ]  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_labels_are_counted(story: Story) -> None:
     assert [(one.labels, one.chosen) for one in found.rounds] == [(23, 6)]
     assert found.reason == "`rounds=1` are done"
     independent = {atoms.positions.tobytes() for one in found.independent for atoms in one.teacher}
-    trained = Path(story.config.out, "rounds/final-29-labels/labels.extxyz").read_text()
+    trained = Path(story.config.out, "rounds/final-29-labels-30-steps/labels.extxyz").read_text()
     assert len(independent) == 6
     assert trained.count("Lattice") == 29
 

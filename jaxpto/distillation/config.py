@@ -12,7 +12,10 @@ from jaxpto import bounds
 from jaxpto.errors import InputError
 from jaxpto.md.config import DEFAULT_TEMPERATURES
 
-FREE = ("out", "resume", "hours", "labels", "rounds", "checkpoint_every", "proof_frames", "teacher_ladder")
+FREE = (
+    "out", "resume", "hours", "labels", "rounds", "labels_per_round", "final_steps", "proof_frames", "teacher_ladder",
+    "checkpoint_every",
+)  # fmt: skip
 """Settings that a resumed distillation may change: how far it goes, not what it does on the way."""
 EDGE = 7.5  # Angstrom, shortest lattice vector of the supercells, unless they are given
 
@@ -66,7 +69,7 @@ class DistilConfig:
     thermal: int = 3
     teacher_steps: int = 200
     rounds: int = 6
-    labels_per_round: int = 80
+    labels_per_round: int = 150
     steps: int = 3_000
     final_steps: int = 12_000
     explore_steps: int = 5_000

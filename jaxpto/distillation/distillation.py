@@ -99,9 +99,9 @@ def distil(config: DistilConfig, tools: Tools, say: Callable[[str], None]) -> Di
         "labels_digest": digest_of(np.array([key_of(atoms) for atoms in labelled])),
         "steps": config.final_steps,
     }
+    final = out / "rounds" / f"final-{len(labelled)}-labels-{config.final_steps}-steps" / "student"
     if not is_published(out, facts):
         say(f"last training: {len(labelled)} labels, {config.final_steps} steps")
-        final = out / "rounds" / f"final-{len(labelled)}-labels" / "student"
         tools.train(train_settings(config, labelled, final, config.final_steps))
         publish(final, out, facts)
         spent.save()
@@ -111,7 +111,7 @@ def distil(config: DistilConfig, tools: Tools, say: Callable[[str], None]) -> Di
     teacher_rungs: list[Rung] = []
     student = load_teacher(out)
     for crystal in crystals:
-        ladder = out / "proof" / f"{len(labelled)}-labels" / f"ladder-{crystal.name}"
+        ladder = out / "proof" / final.parent.name / f"ladder-{crystal.name}"
         settings = ladder_settings(
             config, crystal, str(out), ladder, steps=config.explore_steps, seed=config.seed + PROOF_SEED
         )
