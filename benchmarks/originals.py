@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.environments import FOLDER, ORIGINALS, family, python_of
+from benchmarks.environments import FOLDER
 from benchmarks.stand_ins import checkpoints_of
+from benchmarks.turns import compare
 from jaxpto.reporting.provenance import provenance
 
 REPEATS = {5: (1, 1, 1), 40: (2, 2, 2), 135: (3, 3, 3), 625: (5, 5, 5)}
@@ -58,52 +56,6 @@ class Config:
     out: Path = Path("benchmarks/results/originals.json")
 
 
-def time_once(python: Path, factory: str, model: str, checkpoint: str, size: int, config: Config) -> dict[str, Any]:
-    """One process of one program."""
-    command = [str(python), str(TIMING), factory, "--model", model, "--calls", str(config.calls)]
-    command += ["--core", str(config.core), "--repeats", *map(str, REPEATS[size])]
-    command += ["--checkpoint", checkpoint, "--source", str(config.gptff_source or "")]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode:
-        raise SystemExit(f"{factory} with {model} failed:\n{answer.stderr[-2000:]}")
-    return json.loads(answer.stdout.splitlines()[-1])
-
-
-def compare(model: str, checkpoint: str, size: int, config: Config) -> dict[str, Any]:
-    """jaxpto and the original in turns; ratios above 1 say that jaxpto is faster, or smaller."""
-    original = ORIGINALS[family(model)]
-    programs = {
-        "jaxpto": (Path(sys.executable), "jaxpto"),
-        "original": (python_of(original, config.environments), original.factory),
-    }
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
-    for _ in range(config.rounds):
-        for name, (python, factory) in programs.items():
-            rounds[name].append(time_once(python, factory, model, checkpoint, size, config))
-    medians = {
-        name: {
-            "wall_s": statistics.median(value for one in ones for value in one["wall_s"]),
-            "processor_s": statistics.median(value for one in ones for value in one["processor_s"]),
-            "first_call_s": statistics.median(one["first_call_s"] for one in ones),
-            "peak_memory_MiB": statistics.median(one["peak_memory_MiB"] for one in ones),
-        }
-        for name, ones in rounds.items()
-    }
-    pairs = [
-        statistics.median(b["processor_s"]) / statistics.median(a["processor_s"])
-        for a, b in zip(*rounds.values(), strict=True)
-    ]
-    memory = medians["original"]["peak_memory_MiB"] / medians["jaxpto"]["peak_memory_MiB"]
-    return {
-        "atoms": size,
-        "medians": medians,
-        "times_faster": statistics.median(pairs),
-        "times_faster_of_each_pair": pairs,
-        "times_less_memory": memory,
-        "rounds": rounds,
-    }
-
-
 def run(config: Config) -> None:
     """Measure, print a table and store everything."""
     document = json.loads(config.out.read_text()) if config.out.exists() else {}
@@ -115,7 +67,10 @@ def run(config: Config) -> None:
         command = {"command": f"python -m benchmarks.originals {model} {options}"}  # without the paths of this machine
         entry: dict[str, Any] = {"provenance": origin | command, "dtype": "float32", "cores": 1, "sizes": []}
         for size in config.sizes:
-            one = compare(model, checkpoints.get(model, ""), size, config)
+            arguments = ["--calls", str(config.calls), "--core", str(config.core)]
+            arguments += ["--repeats", *map(str, REPEATS[size]), "--checkpoint", checkpoints.get(model, "")]
+            arguments += ["--source", str(config.gptff_source or "")]
+            one = {"atoms": size} | compare(model, TIMING, arguments, config.rounds, config.environments)
             entry["sizes"].append(one)
             theirs, ours = one["medians"]["original"], one["medians"]["jaxpto"]
             print(

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import tyro
 
-from benchmarks.environments import FOLDER, ORIGINALS, family, python_of
+from benchmarks.environments import FOLDER
 from benchmarks.stand_ins import checkpoints_of
+from benchmarks.turns import compare
 from jaxpto.reporting.provenance import provenance
 
 TIMING = Path(__file__).with_name("training_step_timing.py")
@@ -52,50 +49,6 @@ class Config:
     out: Path = Path("benchmarks/results/training_speed.json")
 
 
-def time_once(python: Path, factory: str, model: str, checkpoint: str, config: Config) -> dict[str, Any]:
-    """One process of one program."""
-    command = [str(python), str(TIMING), factory, "--model", model, "--checkpoint", checkpoint]
-    command += ["--steps", str(config.steps), "--core", str(config.core)]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode:
-        raise SystemExit(f"{factory} with {model} failed:\n{answer.stderr[-2000:]}")
-    return json.loads(answer.stdout.splitlines()[-1])
-
-
-def compare(model: str, checkpoint: str, config: Config) -> dict[str, Any]:
-    """jaxpto and the original in turns; ratios above 1 say that jaxpto is faster, or smaller."""
-    original = ORIGINALS[family(model)]
-    programs = {
-        "jaxpto": (Path(sys.executable), "jaxpto"),
-        "original": (python_of(original, config.environments), original.factory),
-    }
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
-    for _ in range(config.rounds):
-        for name, (python, factory) in programs.items():
-            rounds[name].append(time_once(python, factory, model, checkpoint, config))
-    medians = {
-        name: {
-            "wall_s": statistics.median(value for one in ones for value in one["wall_s"]),
-            "processor_s": statistics.median(value for one in ones for value in one["processor_s"]),
-            "first_step_s": statistics.median(one["first_step_s"] for one in ones),
-            "peak_memory_MiB": statistics.median(one["peak_memory_MiB"] for one in ones),
-        }
-        for name, ones in rounds.items()
-    }
-    pairs = [
-        statistics.median(theirs["processor_s"]) / statistics.median(ours["processor_s"])
-        for ours, theirs in zip(*rounds.values(), strict=True)
-    ]
-    return {
-        "atoms": rounds["jaxpto"][0]["atoms"],
-        "medians": medians,
-        "times_faster": statistics.median(pairs),
-        "times_faster_of_each_pair": pairs,
-        "times_less_memory": medians["original"]["peak_memory_MiB"] / medians["jaxpto"]["peak_memory_MiB"],
-        "rounds": rounds,
-    }
-
-
 def run(config: Config) -> None:
     """Measure, print a table and store everything."""
     document = json.loads(config.out.read_text()) if config.out.exists() else {}
@@ -103,7 +56,10 @@ def run(config: Config) -> None:
     checkpoints = checkpoints_of(config.models, config.checkpoints, config.environments)
     print(f"{'model':35s} atoms   original s   jaxpto s   faster   original MiB   jaxpto MiB")
     for model in config.models:
-        one = compare(model, checkpoints.get(model, ""), config)
+        arguments = ["--checkpoint", checkpoints.get(model, "")]
+        arguments += ["--core", str(config.core), "--steps", str(config.steps)]
+        one = compare(model, TIMING, arguments, config.rounds, config.environments)
+        one["atoms"] = one["rounds"]["jaxpto"][0]["atoms"]
         theirs, ours = one["medians"]["original"], one["medians"]["jaxpto"]
         print(
             f"{model:35s} {one['atoms']:5d} {theirs['processor_s']:12.3f} {ours['processor_s']:10.3f}"

@@ -47,7 +47,8 @@ def jaxpto(arguments: argparse.Namespace, atoms: ase.Atoms) -> Step:
 
     set_up_jax("float32")
     potential, system = load_potential(arguments.model), from_ase(atoms)
-    found = neighbors.build(system, potential.allocate([system], 0.0))
+    # without empty places in the list, as the trainer makes it
+    found = neighbors.build(system, potential.allocate([system], 0.0, headroom=1.0))
     energy, forces, stress = (jnp.asarray(label, jnp.float32) for label in labels(atoms))
     optimizer = optax.adam(LEARNING_RATE)
 
