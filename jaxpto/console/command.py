@@ -23,6 +23,7 @@ import tyro
 
 from jaxpto.console.options import as_typed
 from jaxpto.devices.compilation_cache import use_compilation_cache
+from jaxpto.devices.host_memory import keep_freed_memory
 from jaxpto.devices.processes import OtherProcessError
 from jaxpto.errors import InputError, is_interrupt
 from jaxpto.storage.files import StorageError
@@ -216,7 +217,7 @@ def _output_may_end() -> Generator[None]:
 
 
 def set_up_jax(dtype: str) -> None:
-    """Set JAX up for a command: precision, persistent compilation cache, no chatter, few garbage collections.
+    """Set JAX up for a command: precision, compilation cache, no chatter, few garbage collections, memory kept.
 
     The cache lies where JAX_COMPILATION_CACHE_DIR says, else in ~/.cache/jaxpto/xla.
 
@@ -225,6 +226,7 @@ def set_up_jax(dtype: str) -> None:
     """
     # tracing makes many objects and no garbage; looking for some took a twentieth of the time to the first step
     gc.set_threshold(50_000)
+    keep_freed_memory()
     for chatty in ("absl", "orbax"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if "JAX_LOGGING_LEVEL" not in os.environ:
