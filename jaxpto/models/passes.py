@@ -10,9 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxpto.models.sliced_pass import RowCount, sliced_pass
+from jaxpto.models.sliced_pass import RowCount, sliced_pass, whole_pass
 
 SLICE = 512  # rows; the features of a block and their derivatives fit a second-level cache
+FEW = 6144  # rows that go at once: the results of a layer fit the last cache of a processor
 SLICE_ACCELERATOR = 1 << 17  # an accelerator wants all rows at once, as far as its memory goes
 
 Function = Callable[[Any, dict[str, Any], Any], tuple[Any, Any]]
@@ -44,7 +45,8 @@ def row_pass(
 ) -> tuple[Any, Any]:
     """Apply a function to every row, keep a part of its results, and sum the other part by owner.
 
-    It can be differentiated backwards any number of times, but not forwards (`jax.jvp`); see `sliced_pass`.
+    It can be differentiated backwards any number of times, but not forwards (`jax.jvp`); see `sliced_pass` and, for at
+    most `FEW` rows, `whole_pass`.
 
     Args:
         function: (params, rows of the tables, rows of the streams) -> (kept, summed), each a pytree of arrays with one
@@ -56,12 +58,16 @@ def row_pass(
             beyond the end (padding) looks up the last row, so that what is kept of padding means nothing.
         index: indices [s] into the tables and into the owners; s must be a whole number of slices.
         streams: pytree of arrays with one entry per row.
-        count: number of rows before the padding. Whole slices of padding are skipped, with results zero.
+        count: number of rows before the padding. Of many rows whole slices of padding are skipped.
 
     Returns:
         kept, with one entry per row, and the sums, with one entry per owner.
     """
-    kept, _, sums = sliced_pass(_Rows(function, sum_at), ((sum_at, size),), params, tables, {}, index, streams, count)
+    one, sizes = _Rows(function, sum_at), ((sum_at, size),)
+    if index[sum_at].shape[0] <= FEW:
+        kept, _, sums = whole_pass(one, sizes, params, tables, {}, index, streams)
+    else:
+        kept, _, sums = sliced_pass(one, sizes, params, tables, {}, index, streams, count)
     return kept, sums[sum_at]
 
 
