@@ -278,6 +278,12 @@ def test_the_ladder_goes_beyond_the_highest_temperature() -> None:
     assert ladder_of(config(temperatures=(300.0,), beyond=1.0)) == (300.0,)
 
 
+def test_calculators_of_ase_run_only_if_asked() -> None:
+    assert config().teacher_run == 200
+    assert config(teacher="ase:package:factory").teacher_run == 0
+    assert config(teacher="ase:package:factory", teacher_steps=30).teacher_run == 30
+
+
 def test_supercells_have_edges_of_7_angstrom_and_a_half(tmp_path: Path) -> None:
     argon(1).write(tmp_path / "argon.cif")
     found = read_crystal(str(tmp_path / "argon.cif"), config(), print)

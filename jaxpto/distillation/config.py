@@ -11,6 +11,7 @@ import tyro
 from jaxpto import bounds
 from jaxpto.errors import InputError
 from jaxpto.md.config import DEFAULT_TEMPERATURES
+from jaxpto.models.ase_calculator import PREFIX
 
 FREE = (
     "out", "resume", "hours", "labels", "rounds", "labels_per_round", "final_steps", "proof_frames", "teacher_ladder",
@@ -37,7 +38,8 @@ class DistilConfig:
         members: students of the committee.
         seeds: random structures (strained and rattled) for each given one, at the beginning.
         thermal: structures displaced along the teacher's phonons, for each given one and each temperature.
-        teacher_steps: steps of short runs of the teacher at the lowest, middle and highest temperature (0: none).
+        teacher_steps: steps of short runs of the teacher at the lowest, middle and highest temperature; by default 200,
+            and none for a calculator of ASE, where each step may cost minutes.
         rounds: most rounds of training and exploring.
         labels_per_round: structures labelled after each.
         steps: training steps of a round.
@@ -67,7 +69,7 @@ class DistilConfig:
     members: int = 4
     seeds: int = 24
     thermal: int = 3
-    teacher_steps: int = 200
+    teacher_steps: int | None = None
     rounds: int = 6
     labels_per_round: int = 150
     steps: int = 3_000
@@ -82,6 +84,13 @@ class DistilConfig:
     seed: int = 0
     resume: bool = False
     checkpoint_every: float = 60.0
+
+    @property
+    def teacher_run(self) -> int:
+        """Steps of the teacher's short runs, the default settled."""
+        if self.teacher_steps is not None:
+            return self.teacher_steps
+        return 0 if self.teacher.startswith(PREFIX) else 200
 
 
 def check(config: DistilConfig) -> None:
@@ -110,7 +119,8 @@ def check(config: DistilConfig) -> None:
     for name in ("seeds", "labels_per_round", "steps", "final_steps", "explore_steps", "rounds", "proof_frames"):
         require(getattr(config, name) >= 1, name, "it must be at least 1")
     for name in ("thermal", "teacher_steps", "teacher_ladder"):
-        require(getattr(config, name) >= 0, name, "it must not be negative")
+        value = getattr(config, name)
+        require(value is None or value >= 0, name, "it must not be negative")
     for name in ("disagreement", "hours", "timestep", "checkpoint_every"):
         value = getattr(config, name)
         require(math.isfinite(value) and value > 0, name, "it must be positive")

@@ -104,7 +104,7 @@ def first_labels(
             labelled = store.label(displaced, f"phonons-{crystal.name}")
             thermal = thermal_structures(phonon, labelled, config.temperatures, config.thermal, config.seed)
             store.label(thermal, f"thermal-{crystal.name}")
-        if config.teacher_steps:
+        if config.teacher_run:
             store.label(_teacher_run(config, crystal, tools), f"teacher-{crystal.name}")
 
 
@@ -123,8 +123,8 @@ def _teacher_run(config: DistilConfig, crystal: Crystal, tools: Tools) -> list[a
     folder = Path(config.out) / "teacher-runs" / crystal.name
     ordered = sorted(config.temperatures)
     some = dict.fromkeys((ordered[0], ordered[len(ordered) // 2], ordered[-1]))
-    settings = ladder_settings(config, crystal, config.teacher, folder, steps=config.teacher_steps, seed=config.seed)
-    every = max(1, config.teacher_steps // TEACHER_FRAMES)
+    settings = ladder_settings(config, crystal, config.teacher, folder, steps=config.teacher_run, seed=config.seed)
+    every = max(1, config.teacher_run // TEACHER_FRAMES)
     tools.sweep(dataclasses.replace(settings, temperatures=tuple(some), sample_every=every))
     found = []
     for path in sorted((folder / "trajectories").glob("*.h5md")):
