@@ -135,7 +135,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
     import numpy as np
 
     from jaxpto.devices.compiled import WIDE
-    from jaxpto.models import perovskite, perovskite_moments
+    from jaxpto.models import perovskite
     from jaxpto.models.catalogue import load_potential
     from jaxpto.neighbors import build, in_whole_vectors
     from jaxpto.structures import builtin_structure
@@ -154,8 +154,7 @@ def measure(model: str, config: Config) -> dict[str, Any]:
         return evaluate.lower(potential, system, neighbors).compile()
 
     compiled = compile_evaluate()
-    at_once = mock.patch.object(perovskite, "SLICE", len(atoms))
-    with at_once, mock.patch.object(perovskite_moments, "by_slices", lambda layout, function, *rows: function(*rows)):
+    with mock.patch.object(perovskite, "SLICE", len(atoms)):
         counted = compile_evaluate()
     if " while(" in counted.as_text():
         exact = build(system, potential.allocate([system], skin=0.0, headroom=1.0))

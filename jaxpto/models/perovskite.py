@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -200,30 +201,35 @@ def select(params: Params, known: list[int]) -> Params:
     return {k: v[index[:, None], index[None, :]] if k in PAIRWISE else v[index] for k, v in params.items()}
 
 
-@jax.custom_vjp
 def products(left: Float[Array, "m p n"], right: Float[Array, "m q n"]) -> Float[Array, "pq n"]:
-    """All products sum_m left[m, p] right[m, q] of each atom, [p * q, n].
-
-    The derivative is written as sums of whole rows; the reductions that JAX derives run element by element on a CPU.
-    """
-    rows = sum(a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True))
-    return rows.reshape(-1, left.shape[2])
+    """All products sum_m left[m, p] right[m, q] of each atom, [p * q, n]."""
+    return _outer(left, right).reshape(-1, left.shape[2])
 
 
-def _products_forward(left, right):
-    return products(left, right), (left, right)
+# Three sums of products of each atom, each of which has the other two as derivatives: forces, and derivatives of forces
+# in training, are sums of whole rows too. The reductions that JAX derives run element by element on a CPU.
+@jax.custom_vjp
+def _outer(left: Float[Array, "m p n"], right: Float[Array, "m q n"]) -> Float[Array, "p q n"]:
+    return sum(a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True))
 
 
-def _products_backward(saved, cotangent):
-    left, right = saved
-    p, q, n = left.shape[1], right.shape[1], left.shape[2]
-    d = cotangent.reshape(p, q, n)
-    dleft = sum(d[None, :, b] * right[:, b, None] for b in range(q))
-    dright = sum(d[None, a] * left[:, a, None] for a in range(p))
-    return dleft, dright
+@jax.custom_vjp
+def _over_right(table: Float[Array, "p q n"], right: Float[Array, "m q n"]) -> Float[Array, "m p n"]:
+    return sum(table[None, :, b] * right[:, b, None] for b in range(right.shape[1]))
 
 
-products.defvjp(_products_forward, _products_backward)
+@jax.custom_vjp
+def _over_left(table: Float[Array, "p q n"], left: Float[Array, "m p n"]) -> Float[Array, "m q n"]:
+    return sum(table[None, a] * left[:, a, None] for a in range(left.shape[1]))
+
+
+def _keep(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], tuple[Array, tuple[Array, Array]]]:
+    return lambda first, second: (function(first, second), (first, second))
+
+
+_outer.defvjp(_keep(_outer), lambda saved, d: (_over_right(d, saved[1]), _over_left(d, saved[0])))
+_over_right.defvjp(_keep(_over_right), lambda saved, d: (_outer(d, saved[1]), _over_left(saved[0], d)))
+_over_left.defvjp(_keep(_over_left), lambda saved, d: (_outer(saved[1], d), _over_right(saved[0], d)))
 
 
 def couple_vectors(left: Float[Array, "3 p n"], right: Float[Array, "3 p n"]) -> list[Array]:

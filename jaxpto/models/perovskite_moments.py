@@ -89,20 +89,13 @@ def _column(numbers: np.ndarray, like: Array) -> Array:
     return jnp.asarray(numbers, like.dtype)[None, :, None]
 
 
-def by_slices(layout: Layout, function: Callable[..., Any], *rows: Array) -> Any:
-    """A function of rows of atoms, on a CPU in a few slices: what a loop gives is written down.
+def once(layout: Layout, function: Callable[..., Any], *rows: Array) -> Any:
+    """A function of rows of atoms whose results a CPU writes down.
 
-    XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows. Where the
-    atoms do not divide into slices it does, and where they are dealt out over devices, which a loop would gather.
+    XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows.
     """
-    n = rows[0].shape[0]
-    number = next((d for d in (4, 5, 3, 7, 2) if n % d == 0), 1)
-    if number == 1 or layout.platform != "cpu" or layout.devices > 1:
-        return function(*rows)
-    # looked up: slices that the loop is handed XLA cuts out anew for each row, without the vector units
-    index = jnp.arange(n, dtype=jnp.int32).reshape(number, -1)
-    results = jax.lax.map(lambda own: function(*(x.at[own].get(mode="promise_in_bounds") for x in rows)), index)
-    return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
+    results = function(*rows)
+    return jax.lax.optimization_barrier(results) if layout.platform == "cpu" else results
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -158,7 +151,7 @@ def _moments_forward(vectors, trusted, wall, cutoff, radial, layout):
     scaled = vectors * (1.0 / cutoff)
     for t, block in enumerate(_blocks(layout.slots)):
         v = scaled[:, :, block]
-        u, q, w, slope, dwall, energy = by_slices(
+        u, q, w, slope, dwall, energy = once(
             layout, _radial_variables, v, trusted[:, t] * (1.0 / cutoff), wall[:, t] * (1.0 / cutoff)
         )
         gap = 1.0 - u
@@ -240,8 +233,8 @@ def _moments_backward(cutoff, radial, layout, saved, cotangents):
     gradients = []
     for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
-        # a loop, so that blocks are joined after they are computed: together that goes element by element
-        gradients.append(by_slices(layout, _gradient, c, v, u, q, w, slope, dwall, denergy))
+        # written down before blocks are joined: together that goes element by element
+        gradients.append(once(layout, _gradient, c, v, u, q, w, slope, dwall, denergy))
     return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), *ddistances
 
 

@@ -35,7 +35,7 @@ from jaxpto.training.loss import LossWeights
 from jaxpto.training.matching_options import MatchOptions
 from jaxpto.training.parametrization import Parametrization
 from jaxpto.training.recipe import Recipe
-from jaxpto.training.steps import make_gradient, make_sum
+from jaxpto.training.steps import make_gradient, make_sum, no_gradient
 from jaxpto.training.targets import MeasuredAverage
 
 Params = Any  # what is trained, a pytree
@@ -266,7 +266,7 @@ def make_dft_gradient(problem: Problem) -> Callable[[Params, int], tuple[float, 
 
     def gradient_of(raw: Params, iteration: int) -> tuple[float, Params]:
         generator = np.random.default_rng([problem.seed, iteration])
-        value, total = 0.0, jax.tree.map(jnp.zeros_like, raw)
+        value, total = 0.0, no_gradient(raw)
         for pick in generator.choice(len(draw), count, p=draw / draw.sum()):
             frame = problem.groups[which[pick]].train.frame(int(row[pick]))
             slope, seen = gradient(raw, constants, frame)

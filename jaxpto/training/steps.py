@@ -108,6 +108,12 @@ def make_gradient(
     return jax.jit(gradient if members == 1 else of_each)
 
 
+@jax.jit
+def no_gradient(raw: Any) -> Any:
+    """The sum of no gradients: one program, for array by array takes longer than a step of a small model."""
+    return jax.tree.map(jnp.zeros_like, raw)
+
+
 def make_sum(model: Model, recipe: Recipe) -> Callable[[Any, Any, Array | None, tuple[int, ...]], Any]:
     """Compiled (sum, gradient of a frame, how much it counts for each member, its species) -> sum.
 
@@ -131,7 +137,7 @@ def make_sum(model: Model, recipe: Recipe) -> Callable[[Any, Any, Array | None, 
 
 def make_update(
     model: Model, recipe: Recipe, optimizer: optax.GradientTransformation, ema: float, *, members: int = 1
-) -> Callable[[TrainState, Any, Float[Array, "b *m 5"], tuple[int, ...]], TrainState]:
+) -> Callable[[TrainState, Any, list[Float[Array, "*m 5"]], tuple[int, ...]], TrainState]:
     """Compiled (state, sum of gradients, [loss, errors^2] of each frame, all their species) -> state.
 
     Of more than one member each has its own norm of the gradient, state of the optimizer and average.
@@ -157,9 +163,9 @@ def make_update(
         )  # fmt: skip
 
     @functools.partial(jax.jit, static_argnames="species", donate_argnums=0)
-    def update(state: TrainState, total: Any, errors: Array, species: tuple[int, ...]) -> TrainState:
+    def update(state: TrainState, total: Any, errors: list[Array], species: tuple[int, ...]) -> TrainState:
         change = functools.partial(one, species)
-        return (change if members == 1 else jax.vmap(change, in_axes=(0, 0, 1)))(state, total, errors)
+        return (change if members == 1 else jax.vmap(change, in_axes=(0, 0, 1)))(state, total, jnp.stack(errors))
 
     return update
 

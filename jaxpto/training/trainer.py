@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpto.console.interrupts import interrupts_held
@@ -17,7 +16,15 @@ from jaxpto.training.checkpoint import checkpoint, restore
 from jaxpto.training.config import TrainConfig
 from jaxpto.training.progress import progress_line
 from jaxpto.training.setup import Task
-from jaxpto.training.steps import TrainState, begin, make_gradient, make_sum, make_update, predicts_moments
+from jaxpto.training.steps import (
+    TrainState,
+    begin,
+    make_gradient,
+    make_sum,
+    make_update,
+    no_gradient,
+    predicts_moments,
+)
 from jaxpto.training.validation import Validation, make_validation
 
 CHECKPOINT = "training.npz"
@@ -68,13 +75,13 @@ def make_step(config: TrainConfig, task: Task, devices: list[jax.Device]) -> Cal
         results, species = [], []
         for k, (group, row) in enumerate(picks):
             frame, d = task.groups[group].train.frame(row), k % len(devices)
-            results.append(gradient(copies[d], constants[d], jax.device_put(frame, devices[d])))
+            results.append(gradient(copies[d], constants[d], frame))  # whose arrays go where the weights are
             species.append(frame.neighbors.layout.species)
-        total = jax.tree.map(jnp.zeros_like, state.raw)
+        total = no_gradient(state.raw)
         for (slope, _), some, (group, row) in zip(results, species, picks, strict=True):
-            counts = None if task.counts is None else jnp.asarray(task.counts[group][row])
+            counts = None if task.counts is None else task.counts[group][row]
             total = add(total, jax.device_put(slope, devices[0]), counts, some)
-        errors = jnp.stack([jax.device_put(seen, devices[0]) for _, seen in results])
+        errors = [jax.device_put(seen, devices[0]) for _, seen in results]
         touched = tuple(sorted({z for some in species for z in some}))
         # else the host would run ahead by any number of steps, whose frames all lie in memory
         return jax.block_until_ready(update(state, total, errors, touched))
