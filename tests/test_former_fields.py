@@ -69,3 +69,11 @@ class Later:
 
 def test_later_models_are_spelled_as_python_does() -> None:
     assert text_of(Later((1, 8), 5.0)) == repr(Later((1, 8), 5.0))
+
+
+def test_another_envelope_is_another_model() -> None:
+    """Folders without the setting have the power 3, the only one of their time."""
+    smoother = Perovskite(PTO, envelope=5, strangers=((8, 22),))
+    assert fingerprint(Potential({}, smoother, "any")) != "7b2d318c4c9d21a1"
+    assert "envelope" not in text_of(Perovskite(PTO))
+    assert "envelope=5" in text_of(smoother)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ase
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,7 @@ def naive_energy(potential: Potential, atoms: ase.Atoms) -> jax.Array:
         u = jnp.maximum(u, least) - perovskite_moments.FADE * least * (v - v**3 + v**4 / 2)
         q = 1.0 / (u + perovskite_moments.WARP)
         w = (1.0 + perovskite_moments.WARP) * u * q
-        f = jnp.stack([jnp.cos(k * jnp.arccos(2 * w - 1)) for k in range(model.radial)]) * (1 - u) ** 3
+        f = jnp.stack([jnp.cos(k * jnp.arccos(2 * w - 1)) for k in range(model.radial)]) * (1 - u) ** model.envelope
         x, y, z = r * q / model.cutoff
         tensor = np.sqrt(3.0) * jnp.stack(
             [x * y, y * z, (3 * z * z - (x * x + y * y + z * z)) / np.sqrt(12.0), x * z, (x * x - y * y) / 2]
@@ -125,21 +127,25 @@ def tensor_basis() -> np.ndarray:
 COUPLING = (1.5, 4.5)
 
 
-def test_against_naive_formula_and_its_autodiff(random_potential: Potential, crystal: ase.Atoms) -> None:
+@pytest.mark.parametrize("envelope", [3, 5])
+def test_against_naive_formula_and_its_autodiff(random_potential: Potential, crystal: ase.Atoms, envelope: int) -> None:
+    model = dataclasses.replace(random_potential.model, envelope=envelope)
+    random_potential = random_potential.replace(model=model)
     energy, gradient = naive_energy(random_potential, crystal[[0, 2, 4]])
     found = contract.predict(random_potential, crystal[[0, 2, 4]])
     np.testing.assert_allclose(found.energy, energy, rtol=1e-10)
     np.testing.assert_allclose(found.forces, -gradient, rtol=1e-8, atol=1e-8)
 
 
-def test_second_derivatives_of_the_moments() -> None:
+@pytest.mark.parametrize("envelope", [3, 5])
+def test_second_derivatives_of_the_moments(envelope: int) -> None:
     """The written-out first derivative can itself be differentiated, forwards and backwards (Hessians, training)."""
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)) * 2.0)
     wall, trusted = jnp.full((2, 2), 2.5), jnp.full((2, 2), 3.0)
     layout = neighbors.Layout(6.0, 0.0, (1, 1, 1), (1, 1, 1), (32, 32), (8, 22), (1, 3))
 
     def scalar(v: jax.Array) -> jax.Array:
-        moment, energy = moments(v, trusted, wall, 6.0, 5, layout)
+        moment, energy = moments(v, trusted, wall, 6.0, 5, envelope, layout)
         return jnp.sum(jnp.sin(moment)) + jnp.sum(energy)
 
     slope = jax.jit(jax.grad(scalar))
@@ -149,6 +155,20 @@ def test_second_derivatives_of_the_moments() -> None:
     numeric = (slope(vectors + 1e-5 * direction) - slope(vectors - 1e-5 * direction)) / 2e-5
     np.testing.assert_allclose(forward, numeric, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(backward, numeric, rtol=1e-6, atol=1e-6)
+
+
+def test_the_envelope_ends_smoothly() -> None:
+    """The first p - 1 derivatives of a radial function vanish at the cutoff; the p-th jumps."""
+    layout = neighbors.Layout(6.0, 0.0, (1, 1, 1), (1, 1, 1), (32,), (22,), (1,))
+    near = jnp.full((1, 1), 1.0)
+
+    def density(distance: jax.Array, envelope: int) -> jax.Array:
+        vectors = jnp.zeros((1, 3, 1)).at[0, 0, 0].set(distance)
+        return moments(vectors, near, near, 6.0, 4, envelope, layout)[0][0, 0, 0, 3]
+
+    for envelope in (3, 5):
+        values = [density(jnp.asarray(6.0 - h), envelope) for h in (0.01, 0.02)]
+        assert float(jnp.log2(values[1] / values[0])) == pytest.approx(envelope, abs=0.05)
 
 
 @pytest.mark.parametrize("pair", ["PbO", "TiO", "OO", "PbPb", "PbTi", "TiTi"])

@@ -21,6 +21,10 @@ FORMER_FIELDS: dict[str, dict[str, Any]] = {
 def text_of(model: Any) -> str:
     """What `repr` gave for a model when the former fields were fields, for fingerprints; `repr` for later models."""
     shown = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.repr}
-    after = {"strangers": shown.pop("strangers")} if type(model).__name__ == "Perovskite" else {}
+    after: dict[str, Any] = {}
+    if type(model).__name__ == "Perovskite":
+        after = {"strangers": shown.pop("strangers")}
+        if shown["envelope"] == 3:  # the only one of that time
+            del shown["envelope"]
     every = shown | FORMER_FIELDS.get(type(model).__name__, {}) | after
     return f"{type(model).__qualname__}({', '.join(f'{name}={value!r}' for name, value in every.items())})"

@@ -3,7 +3,7 @@
 Per atom i and species t of neighbours, type-agnostic moments (Shapeev, Multiscale Model. Simul. 14, 1153 (2016);
 Drautz, Phys. Rev. B 99, 014104 (2019))
 
-    M[i, t, lm, k] = sum_{j in t} f_k(r_ij) Y_lm(r_ij),   f_k = T_k(2 w - 1) (1 - u)^3,   u = (r / cutoff)^2,
+    M[i, t, lm, k] = sum_{j in t} f_k(r_ij) Y_lm(r_ij),   f_k = T_k(2 w - 1) (1 - u)^p,   u = (r / cutoff)^2,
 
 are mixed per atom, with coefficients of the element pair, into a few channels A[i, n, lm] (l <= 2). Rotational
 invariants of these (two- and three-body: A_n00 and sum_m A_nlm A_n'lm; four-body: couplings of two channels to l = 2
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -49,6 +50,7 @@ class Perovskite:
         channels: number of mixed channels.
         quartic: how many channels enter the four-body invariants.
         hidden: width of the two layers of each element's net.
+        envelope: power p of the envelope (1 - u)^p, whose first p - 1 derivatives vanish at the cutoff.
         strangers: pairs of atomic numbers that no data held together, so that nothing was learned of their bonds.
     """
 
@@ -63,6 +65,7 @@ class Perovskite:
     channels: int = 12
     quartic: int = 4
     hidden: int = 32
+    envelope: int = 3
     strangers: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -134,7 +137,7 @@ class Perovskite:
         """
         n, species = own.shape
         trusted, start = matmul(own, params["trusted"]), matmul(own, params["wall"])
-        moment, wall = moments(vectors, trusted, start, self.cutoff, self.radial, layout)
+        moment, wall = moments(vectors, trusted, start, self.cutoff, self.radial, self.envelope, layout)
         # Mix with every species' coefficients, then pick the atom's own: one dense product beats a gather of matrices.
         # From here on atoms come last, where the vector units want them; the barrier keeps XLA from reading transposed.
         table = jnp.swapaxes(params["mix"], 1, 2).reshape(species * self.channels, -1)
@@ -210,17 +213,17 @@ def products(left: Float[Array, "m p n"], right: Float[Array, "m q n"]) -> Float
 # in training, are sums of whole rows too. The reductions that JAX derives run element by element on a CPU.
 @jax.custom_vjp
 def _outer(left: Float[Array, "m p n"], right: Float[Array, "m q n"]) -> Float[Array, "p q n"]:
-    return sum(a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True))
+    return functools.reduce(operator.add, (a[:, None, :] * b[None, :, :] for a, b in zip(left, right, strict=True)))
 
 
 @jax.custom_vjp
 def _over_right(table: Float[Array, "p q n"], right: Float[Array, "m q n"]) -> Float[Array, "m p n"]:
-    return sum(table[None, :, b] * right[:, b, None] for b in range(right.shape[1]))
+    return functools.reduce(operator.add, (table[None, :, b] * right[:, b, None] for b in range(right.shape[1])))
 
 
 @jax.custom_vjp
 def _over_left(table: Float[Array, "p q n"], left: Float[Array, "m p n"]) -> Float[Array, "m q n"]:
-    return sum(table[None, a] * left[:, a, None] for a in range(left.shape[1]))
+    return functools.reduce(operator.add, (table[None, a] * left[:, a, None] for a in range(left.shape[1])))
 
 
 def _keep(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], tuple[Array, tuple[Array, Array]]]:

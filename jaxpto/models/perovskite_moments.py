@@ -98,13 +98,14 @@ def once(layout: Layout, function: Callable[..., Any], *rows: Array) -> Any:
     return jax.lax.optimization_barrier(results) if layout.platform == "cpu" else results
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def moments(
     vectors: Float[Array, "n 3 s"],
     trusted: Float[Array, "n t"],
     wall: Float[Array, "n t"],
     cutoff: float,
     radial: int,
+    envelope: int,
     layout: Layout,
 ) -> tuple[Float[Array, "n t 9 k"], Float[Array, "n"]]:
     """Moments M[i, t, lm, k] and wall energy (eV) of each atom; the derivative is written out below for speed.
@@ -115,9 +116,10 @@ def moments(
         wall: distance below which the atom repels neighbours of each block, Angstrom.
         cutoff: Angstrom.
         radial: number of radial functions.
+        envelope: power p of the envelope (1 - u)^p, at least 2.
         layout: the layout of the neighbour list.
     """
-    return _moments_forward(vectors, trusted, wall, cutoff, radial, layout)[0]
+    return _moments_forward(vectors, trusted, wall, cutoff, radial, envelope, layout)[0]
 
 
 def _blocks(slots: tuple[int, ...]) -> list[slice]:
@@ -145,8 +147,8 @@ def _radial_variables(
     return u, q, v * q[:, None, :], slope, dwall, (0.5 * WALL_HEIGHT) * (depth * depth * depth).sum(axis=1)
 
 
-def _moments_forward(vectors, trusted, wall, cutoff, radial, layout):
-    """M = sum_j h_k (gap Y_lm) with h_k = T_k gap^2 and gap = 1 - u: the derivative needs no other radial function."""
+def _moments_forward(vectors, trusted, wall, cutoff, radial, envelope, layout):
+    """M = sum_j h_k (gap Y_lm), h_k = T_k gap^(p - 1), gap = 1 - u: the derivative needs no other radial function."""
     kept, moment, energies = [], [], []
     scaled = vectors * (1.0 / cutoff)
     for t, block in enumerate(_blocks(layout.slots)):
@@ -156,7 +158,7 @@ def _moments_forward(vectors, trusted, wall, cutoff, radial, layout):
         )
         gap = 1.0 - u
         t_of_u = ((2.0 * (1.0 + WARP)) * u * q - 1.0)[:, None, :]
-        h = (gap * gap)[:, None, :]
+        h = (gap ** (envelope - 1))[:, None, :]
         for a, b in zip(*chebyshev_factors(radial), strict=True):
             h = h * (_column(a, v) * t_of_u + _column(b, v))
         moment.append(jnp.einsum("nms,nks->nmk", harmonics(w) * gap[:, None, :], h, precision=EXACT))
@@ -180,6 +182,7 @@ def _second_order(c: Float[Array, "n _ s"], w: Float[Array, "n 3 s"]) -> Float[A
 
 
 def _gradient(
+    envelope: int,
     c: Float[Array, "n 18 s"],
     v: Float[Array, "n 3 s"],
     u: Float[Array, "n s"],
@@ -197,7 +200,7 @@ def _gradient(
     value = c[:, 0] + first + second
     dvalue = c[:, 9] + sum(c[:, 9 + a] * w[:, a - 1] for a in (1, 2, 3)) + _second_order(c[:, 9:], w)
     dt = (2.0 * (1.0 + WARP) * WARP) * q * q
-    du = dvalue * gap * dt - 3.0 * value  # of f = T gap^3 = h gap
+    du = dvalue * gap * dt - float(envelope) * value  # of f = T gap^p = h gap
     along = 2.0 * ((du - q * gap * (first + 2.0 * second)) * slope + dwall * denergy[:, None])
     along = jax.lax.optimization_barrier(along)
     dw = c[:, 1:4]
@@ -208,14 +211,14 @@ def _gradient(
     return dw * (q * gap)[:, None, :] + along[:, None, :] * v
 
 
-def _moments_save(vectors, trusted, wall, cutoff, radial, layout):
+def _moments_save(vectors, trusted, wall, cutoff, radial, envelope, layout):
     values = vectors.value, trusted.value, wall.value
-    results, kept = _moments_forward(*values, cutoff, radial, layout)
+    results, kept = _moments_forward(*values, cutoff, radial, envelope, layout)
     # a residual can only hold arrays; whether the distances are differentiated is told by its structure
     return results, (kept, {"values": values} if trusted.perturbed or wall.perturbed else {})
 
 
-def _moments_backward(cutoff, radial, layout, saved, cotangents):
+def _moments_backward(cutoff, radial, envelope, layout, saved, cotangents):
     """With c = dE/dM: dE/du = sum_mk c_mk Y_m df_k/du and dE/dY_m = sum_k c_mk f_k, then the chain rule to x, y, z.
 
     The derivatives in both distances, which no force needs, are JAX's.
@@ -225,7 +228,7 @@ def _moments_backward(cutoff, radial, layout, saved, cotangents):
     ddistances = (None, None)
     if given:
         vectors, *distances = given["values"]
-        forward = lambda *distances: _moments_forward(vectors, *distances, cutoff, radial, layout)[0]  # noqa: E731
+        forward = lambda *distances: _moments_forward(vectors, *distances, cutoff, radial, envelope, layout)[0]  # noqa: E731
         ddistances = jax.vjp(forward, *distances)[1]((dmoment, denergy))
     slopes = jnp.asarray(chebyshev_slopes(radial), dmoment.dtype)
     dslope = matmul(dmoment.reshape(-1, radial), slopes).reshape(dmoment.shape)
@@ -234,7 +237,7 @@ def _moments_backward(cutoff, radial, layout, saved, cotangents):
     for t, (v, u, q, w, slope, dwall, h) in enumerate(kept):
         c = jnp.einsum("nmk,nks->nms", both[:, t], h, precision=EXACT)
         # written down before blocks are joined: together that goes element by element
-        gradients.append(once(layout, _gradient, c, v, u, q, w, slope, dwall, denergy))
+        gradients.append(once(layout, functools.partial(_gradient, envelope), c, v, u, q, w, slope, dwall, denergy))
     return jnp.concatenate(gradients, axis=2) * (1.0 / cutoff), *ddistances
 
 

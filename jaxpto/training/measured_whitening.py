@@ -51,7 +51,9 @@ def measure_whitening(
         none = jnp.zeros((len(numbers), len(known)), dtype) + 1e-3
         vectors = jnp.swapaxes(vectors_of(batch, chosen).reshape(len(chosen), len(numbers), -1, 3), 2, 3)
         trusted = jnp.asarray(own) @ weights["trusted"][known][:, known]
-        sample = jax.vmap(lambda v, r=trusted, w=none, b=batch: moments(v, r, w, model.cutoff, k, b.layout)[0])(vectors)
+        sample = jax.vmap(
+            lambda v, r=trusted, w=none, b=batch: moments(v, r, w, model.cutoff, k, model.envelope, b.layout)[0]
+        )(vectors)
         sample = np.asarray(sample, np.float64)  # [f, n, t, 9, k]
         square = np.einsum("fntmk,fntml->ntkl", sample, sample, optimize=True) / (9 * len(chosen))
         for a, i in enumerate(known):
