@@ -11,7 +11,6 @@ import tyro
 from jaxpto import bounds
 from jaxpto.errors import InputError
 from jaxpto.md.config import DEFAULT_TEMPERATURES
-from jaxpto.models.ase_calculator import PREFIX
 
 FREE = (
     "out", "resume", "hours", "labels", "rounds", "labels_per_round", "final_steps", "proof_frames", "teacher_ladder",
@@ -38,8 +37,8 @@ class DistilConfig:
         members: students of the committee.
         seeds: random structures (strained and rattled) for each given one, at the beginning.
         thermal: structures displaced along the teacher's phonons, for each given one and each temperature.
-        teacher_steps: steps of short runs of the teacher at the lowest, middle and highest temperature; by default 200,
-            and none for a calculator of ASE, where each step may cost minutes.
+        teacher_steps: steps of short runs of the teacher at every temperature; by default as many as fit into a seventh
+            of `hours`, at most 500, and none for a calculator of ASE, where each step may cost minutes.
         rounds: most rounds of training and exploring.
         labels_per_round: structures labelled after each.
         steps: training steps of a round.
@@ -71,9 +70,9 @@ class DistilConfig:
     thermal: int = 3
     teacher_steps: int | None = None
     rounds: int = 6
-    labels_per_round: int = 150
-    steps: int = 3_000
-    final_steps: int = 12_000
+    labels_per_round: int = 200
+    steps: int = 6_000
+    final_steps: int = 40_000
     explore_steps: int = 5_000
     timestep: float = 2.0
     disagreement: float = 0.2
@@ -84,13 +83,6 @@ class DistilConfig:
     seed: int = 0
     resume: bool = False
     checkpoint_every: float = 60.0
-
-    @property
-    def teacher_run(self) -> int:
-        """Steps of the teacher's short runs, the default settled."""
-        if self.teacher_steps is not None:
-            return self.teacher_steps
-        return 0 if self.teacher.startswith(PREFIX) else 200
 
 
 def check(config: DistilConfig) -> None:

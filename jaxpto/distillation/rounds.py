@@ -11,7 +11,7 @@ from typing import Any
 import ase
 import numpy as np
 
-from jaxpto.distillation.config import DistilConfig
+from jaxpto.distillation.config import DistilConfig, ladder_of
 from jaxpto.distillation.exploration import (
     Rung,
     agree,
@@ -28,6 +28,7 @@ from jaxpto.distillation.selection import choose
 from jaxpto.distillation.spent_time import SpentTime
 from jaxpto.errors import InputError
 from jaxpto.md.config import SweepConfig
+from jaxpto.models.ase_calculator import PREFIX
 from jaxpto.storage.files import write_json_atomic
 from jaxpto.storage.trajectory import read_trajectory
 from jaxpto.structures.write import write_frames
@@ -37,6 +38,8 @@ ROUND_FILE = "round.json"
 LABELS_FILE = "labels.extxyz"
 INDEPENDENT = "independent"  # beginning of the names of labels that no student is trained on
 TEACHER_FRAMES = 12  # taken from each short run of the teacher
+TEACHER_SHARE = 1.0 / 7.0  # of the time, for these runs
+FEWEST_TEACHER_STEPS, MOST_TEACHER_STEPS = 50, 500  # fewer show nothing that displaced structures do not
 BATCH = 2  # frames of a training step: a processor computes them side by side
 DEAREST = 0.5  # share of the labels that displacements for phonons may take
 
@@ -104,8 +107,8 @@ def first_labels(
             labelled = store.label(displaced, f"phonons-{crystal.name}")
             thermal = thermal_structures(phonon, labelled, config.temperatures, config.thermal, config.seed)
             store.label(thermal, f"thermal-{crystal.name}")
-        if config.teacher_run:
-            store.label(_teacher_run(config, crystal, tools), f"teacher-{crystal.name}")
+        if steps := teacher_steps(config, len(crystals), store, say):
+            store.label(_teacher_run(config, crystal, steps, tools), f"teacher-{crystal.name}")
 
 
 def _check_time(config: DistilConfig, store: LabelStore) -> None:
@@ -118,14 +121,31 @@ def _check_time(config: DistilConfig, store: LabelStore) -> None:
         )
 
 
-def _teacher_run(config: DistilConfig, crystal: Crystal, tools: Tools) -> list[ase.Atoms]:
-    """Structures from short runs of the teacher at the lowest, the middle and the highest temperature."""
+def teacher_steps(config: DistilConfig, crystals: int, store: LabelStore, say: Callable[[str], None]) -> int:
+    """Steps of the teacher's runs: what was asked for, or what the time allows, noted for a resumed run."""
+    if config.teacher_steps is not None or config.teacher.startswith(PREFIX):
+        return config.teacher_steps or 0
+    path = Path(config.out) / "teacher-runs" / "steps.json"
+    if not path.exists():
+        runs = crystals * len(ladder_of(config))
+        seconds = (store.seconds_per_label or 0.0) * runs
+        affordable = int(TEACHER_SHARE * 3600.0 * config.hours / seconds) if seconds else MOST_TEACHER_STEPS
+        steps = min(affordable, MOST_TEACHER_STEPS) if affordable >= FEWEST_TEACHER_STEPS else 0
+        say(
+            f"runs of the teacher: {steps} steps at {len(ladder_of(config))} temperatures"
+            if steps
+            else f"no runs of the teacher: a step of all temperatures takes {seconds / crystals:.2g} s"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, {"steps": steps})
+    return int(json.loads(path.read_text())["steps"])
+
+
+def _teacher_run(config: DistilConfig, crystal: Crystal, steps: int, tools: Tools) -> list[ase.Atoms]:
+    """Structures from short runs of the teacher, a ladder of temperatures as the students will run."""
     folder = Path(config.out) / "teacher-runs" / crystal.name
-    ordered = sorted(config.temperatures)
-    some = dict.fromkeys((ordered[0], ordered[len(ordered) // 2], ordered[-1]))
-    settings = ladder_settings(config, crystal, config.teacher, folder, steps=config.teacher_run, seed=config.seed)
-    every = max(1, config.teacher_run // TEACHER_FRAMES)
-    tools.sweep(dataclasses.replace(settings, temperatures=tuple(some), sample_every=every))
+    settings = ladder_settings(config, crystal, config.teacher, folder, steps=steps, seed=config.seed)
+    tools.sweep(dataclasses.replace(settings, sample_every=max(1, steps // TEACHER_FRAMES)))
     found = []
     for path in sorted((folder / "trajectories").glob("*.h5md")):
         stored = read_trajectory(path)

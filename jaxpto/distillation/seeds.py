@@ -14,9 +14,9 @@ from jaxpto.lattice_dynamics.phonopy_bridge import from_phonopy, make_phonopy
 from jaxpto.structures import make_supercell
 
 DISPLACEMENT = 0.03  # Angstrom, of an atom in the supercells that phonons are derived from
-STRAIN = 0.015  # standard deviation of each component of a random strain
+STRAIN = 0.012  # standard deviation of each component of a random strain
 VOLUME = 0.01  # and of a third of the relative change of volume
-RATTLES = (0.02, 0.04, 0.06, 0.1)  # Angstrom, standard deviations of random displacements, in turn
+RATTLES = (0.01, 0.02, 0.04, 0.06)  # Angstrom, standard deviations of random displacements, in turn
 SOFTEST = 0.07  # of the highest frequency; modes below it are not displaced: they would go anywhere
 FARTHEST = 0.25  # Angstrom, limit of the displacement of an atom along phonons
 
