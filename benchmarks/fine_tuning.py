@@ -46,6 +46,10 @@ class FineTuning:
     """Its hyperparameters, as NAME=VALUE."""
     data: tuple[Path, ...] = PBTIO3
     """DeePMD folders."""
+    shares: tuple[str, ...] = ()
+    """How often trajectories are drawn, as GLOB=FRACTION."""
+    on: str = ""
+    """What the data are, in the names of rows and folders; PbTiO3 needs no word."""
     out: Path = Path("runs/fine-tuning")
     """Folder of the trained models."""
     steps: int = 800
@@ -54,6 +58,8 @@ class FineTuning:
     """Frames of a step."""
     rate: float = 1e-3
     """Peak learning rate."""
+    validations: int = 4
+    """How often held-out frames are looked at."""
 
 
 def run(config: FineTuning) -> dict[str, Any]:
@@ -61,7 +67,10 @@ def run(config: FineTuning) -> dict[str, Any]:
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name, start in starts_of(config).items():
         folder = config.out / name.replace(" ", "-")
-        training = Training(start, folder, config.steps, config.rate, config.batch, data=config.data)
+        training = Training(
+            start, folder, config.steps, config.rate, config.batch, data=config.data, shares=config.shares,
+            validations=config.validations,
+        )  # fmt: skip
         train(training)
         header, cost = json.loads((folder / "model.json").read_text()), cost_of(folder)
         stored[name] = {
@@ -81,10 +90,11 @@ def run(config: FineTuning) -> dict[str, Any]:
 
 def starts_of(config: FineTuning) -> dict[str, Start]:
     """What is trained, by the name of its row."""
-    starts = {model: Start(model) for model in config.models}
+    data = f" on {config.on}" if config.on else ""
+    starts = {model + data: Start(model) for model in config.models}
     if config.architecture:
         fresh = Start(architecture=config.architecture, hyperparameters=config.hyperparameters)
-        starts[f"{config.architecture} from nothing"] = fresh
+        starts[f"{config.architecture} from nothing{data}"] = fresh
     if not starts:
         raise SystemExit("nothing to train; name models, or an --architecture")
     return starts

@@ -58,7 +58,7 @@ class Variant:
 
 SMALL_SEVENNET = ("channels=32/32,16/32",)
 VARIANTS = {
-    "perovskite from nothing": Variant(Start(architecture="perovskite"), 4000, 1),
+    "perovskite from nothing": Variant(Start(architecture="perovskite"), 20_000, 1),
     "m3gnet fine-tuned": Variant(Start("m3gnet-mp-2021.2.8"), 200, 2, 1e-3),
     "m3gnet low-rank": Variant(Start("m3gnet-mp-2021.2.8"), 200, 2, 1e-3, lora=4),
     "sevennet from nothing": Variant(Start(architecture="sevennet", hyperparameters=SMALL_SEVENNET), 1500, 2),

@@ -40,7 +40,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One training; `frames`, `batch` and `lora` as `python -m jaxpto.train` has them, 0 for what it does by itself."""
+    """One training; the settings are those of `python -m jaxpto.train`, 0 for what it does by itself."""
 
     start: Start
     out: Path
@@ -50,15 +50,18 @@ class Training:
     lora: int = 0
     frames: int = 0
     data: tuple[Path, ...] = PBTIO3
+    shares: tuple[str, ...] = ()
+    validations: int = 4
 
     @property
     def command(self) -> list[str]:
         """Module and options."""
         given = {name: getattr(self, name) for name in ("rate", "batch", "lora", "frames") if getattr(self, name)}
+        shares = ("--shares", *self.shares) if self.shares else ()
         return [
             "jaxpto.train", "--data", *map(str, self.data), *self.start.words, "--out", str(self.out),
             "--steps", str(self.steps), *(word for name, value in given.items() for word in (f"--{name}", str(value))),
-            "--validate-every", str(max(1, self.steps // 4)), "--resume",
+            *shares, "--validate-every", str(max(1, self.steps // self.validations)), "--resume",
         ]  # fmt: skip
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def test_a_training_is_what_its_command_says() -> None:
         validate_every=75, resume=True,
     )  # fmt: skip
     assert tuned == expected
+    shares = config_of(Training(Start("7net-0"), Path("x"), 300, shares=("PT-*=0.4", "ST-*=0.1"), validations=2))
+    assert (shares.shares, shares.validate_every) == (("PT-*=0.4", "ST-*=0.1"), 150)
     fresh = config_of(Training(Start(architecture="mace", hyperparameters=("channels=8", "hidden=1,0")), Path("x"), 3))
     assert (fresh.initial, fresh.architecture, fresh.hyperparameters) == (None, "mace", ("channels=8", "hidden=1,0"))
     assert (fresh.batch, fresh.rate, fresh.frames, fresh.validate_every) == (None, None, 0, 1)
@@ -43,6 +46,8 @@ def test_rows_of_fine_tuning() -> None:
         "7net-0": Start("7net-0"),
         "mace from nothing": Start(architecture="mace", hyperparameters=("channels=8",)),
     }
+    wider = dataclasses.replace(config, on="ten compositions")
+    assert list(fine_tuning.starts_of(wider)) == ["7net-0 on ten compositions", "mace from nothing on ten compositions"]
     with pytest.raises(SystemExit, match="nothing to train"):
         fine_tuning.starts_of(fine_tuning.FineTuning())
 
