@@ -22,6 +22,7 @@ from jaxpto.distillation.distillation import read_crystal
 from jaxpto.distillation.exploration import Rung, agree, from_json, moved, to_json
 from jaxpto.distillation.label_store import LabelStore, key_of, rounded
 from jaxpto.distillation.proof import Independent, agreement
+from jaxpto.distillation.relaxed import relaxed
 from jaxpto.distillation.rounds import teacher_steps
 from jaxpto.distillation.seeds import Crystal, displaced_supercells, random_structures, thermal_structures
 from jaxpto.distillation.selection import CENTERS, REACH, Candidate, choose, descriptor, until_it_leaves
@@ -30,6 +31,8 @@ from jaxpto.errors import InputError
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.folder import save_potential
 from jaxpto.models.lennard_jones import lennard_jones
+from jaxpto.relaxation.target import Target
+from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.units import BOLTZMANN
 
 EPSILON, SIGMA, CUTOFF, ONSET = 0.0104, 3.4, 6.5, 5.0
@@ -157,6 +160,28 @@ def test_thermal_structures_have_the_mean_energy_of_equipartition(model: Path) -
     at_rest = teacher.label([crystal().supercell])[0].get_potential_energy()
     energies = np.array([atoms.get_potential_energy() for atoms in teacher.label(found)]) - at_rest
     assert energies.mean() == pytest.approx(0.5 * (3 * 32 - 3) * BOLTZMANN * kelvin, rel=0.06)
+
+
+def test_the_way_to_the_minimum_is_labelled_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with a relaxation of the unit cell itself; what is labelled are supercells."""
+    teacher, asked = counted(load_teacher(model))
+    start = Crystal("argon", "argon", argon(1, 5.0), (2, 2, 2))
+    said: list[str] = []
+    found = relaxed(start, LabelStore(tmp_path, teacher), 0.0, said.append)
+    alone = relax_with_ase(argon(1, 5.0), JaxptoCalculator(model, dtype="float64"), Target(1e-4))
+    np.testing.assert_allclose(found.atoms.cell.lengths(), alone.atoms.cell.lengths(), rtol=5e-3)
+    assert not np.allclose(found.atoms.cell.lengths(), 5.0, rtol=0.02)
+    a, b, c = found.atoms.cell.lengths()
+    assert said == [f"argon: the teacher's minimum has edges of {a:.3f}, {b:.3f} and {c:.3f} A"]
+    store = LabelStore(tmp_path, teacher)
+    assert {len(atoms) for atoms in store.structures("relaxation-argon")} == {32}
+    before = sum(asked)
+    assert before == len(store) > 3
+    relaxed(start, store, 0.0, said.append)
+    assert sum(asked) == before
+    monkeypatch.setattr("jaxpto.distillation.relaxed.STEPS", 1)
+    assert relaxed(start, store, 0.0, said.append) is start
+    assert "no minimum of the teacher nearby (1 steps done)" in said[-1]
 
 
 def test_descriptors_are_distributions_of_distances() -> None:

@@ -20,6 +20,7 @@ from jaxpto import train
 from jaxpto.console.options import as_typed
 from jaxpto.errors import InputError
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.perovskite import Perovskite, initialize
 from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
@@ -33,8 +34,6 @@ from jaxpto.training.recipe import Rates
 from jaxpto.training.reference_energies import reference_energies
 from jaxpto.training.setup import set_up
 from jaxpto.training.shortest_distances import shortest_distances
-
-pytestmark = pytest.mark.simulation
 
 ENERGY_OF = {11: -60.0, 12: -100.0, 8: -430.0}
 
@@ -290,24 +289,17 @@ def test_fine_tuning_starts_where_the_model_is(folder: Path, trained: Path, tmp_
 def test_elements_never_together_are_strangers(folder: Path, tmp_path: Path) -> None:
     """Oxides of Mg and Na teach nothing about Mg next to Na; data that hold both do."""
     write_deepmd(tmp_path / "Na2O", frames(8, "NaONaO"), {"O": 0, "Na": 1})
-    short = {"steps": 2, "validate_every": 2}
-    model = train.run(config(folder, tmp_path / "apart", data=(folder, tmp_path / "Na2O"), **short))
-    assert model.model.strangers == ((11, 12),)
-    check_supports(model, frames(1)[0])
+    task = set_up(config(folder, tmp_path / "apart", data=(folder, tmp_path / "Na2O")))
+    start = task.parametrization
+    apart = Potential(start.decode(start.raw, start.constants), task.model, "apart")
+    assert apart.model.strangers == ((11, 12),)
+    check_supports(apart, frames(1)[0])
     with pytest.raises(InputError, match="Na with Mg"):
-        check_supports(model, frames(1, "NaOMgO")[0])
+        check_supports(apart, frames(1, "NaOMgO")[0])
+    save_potential(apart, tmp_path / "apart")
     write_deepmd(tmp_path / "both", frames(8, "NaOMgO"), {"O": 0, "Na": 1, "Mg": 2})
-    taught = train.run(
-        config(
-            folder,
-            tmp_path / "together",
-            data=(tmp_path / "both",),
-            initial=tmp_path / "apart",
-            hyperparameters=(),
-            **short,
-        )
-    )
-    assert taught.model.strangers == ()
+    more = config(folder, tmp_path / "x", data=(tmp_path / "both",), initial=tmp_path / "apart", hyperparameters=())
+    assert set_up(more).model.strangers == ()
 
 
 def test_matrices_decay_and_nothing_else() -> None:

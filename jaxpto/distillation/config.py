@@ -35,8 +35,9 @@ class DistilConfig:
         architecture: the student's.
         hyperparameters: its hyperparameters, as NAME=VALUE.
         members: students of the committee.
-        seeds: random structures (strained and rattled) for each given one, at the beginning.
-        thermal: structures displaced along the teacher's phonons, for each given one and each temperature.
+        seeds: random structures (strained and rattled) for each given one at the beginning, half of them around it and
+            half around the minimum of the teacher next to it.
+        thermal: structures displaced from that minimum along the teacher's phonons, for each temperature.
         teacher_steps: steps of short runs of the teacher at every temperature; by default as many as fit into a seventh
             of `hours`, at most 500, and none for a calculator of ASE, where each step may cost minutes.
         rounds: most rounds of training and exploring.

@@ -95,7 +95,7 @@ class LabelStore:
             self.seconds_per_label = (now - began) / (done - before)
             if done <= AT_ONCE:  # the first ones held the compilation
                 began, before = now, done
-            if now - said > SAY_EVERY and done < len(todo):
+            if now - said > SAY_EVERY and AT_ONCE < done < len(todo):
                 left = (len(todo) - done) * self.seconds_per_label
                 self._say(f"labels {name}: {done} of {len(todo)}, about {left:.0f} s left")
                 said = now

@@ -23,6 +23,7 @@ from jaxpto.distillation.exploration import (
     to_json,
 )
 from jaxpto.distillation.label_store import LabelStore, key_of
+from jaxpto.distillation.relaxed import relaxed
 from jaxpto.distillation.seeds import Crystal, displaced_supercells, random_structures, thermal_structures
 from jaxpto.distillation.selection import choose
 from jaxpto.distillation.spent_time import SpentTime
@@ -85,19 +86,22 @@ class Round:
 def first_labels(
     config: DistilConfig, crystals: list[Crystal], store: LabelStore, tools: Tools, say: Callable[[str], None]
 ) -> None:
-    """Label what students begin with: random structures, phonon displacements, thermal ones, runs of the teacher.
+    """Label what students begin with: ways to the teacher's minima, structures around both ends, runs of the teacher.
+
+    Around the given crystals they are random, around the minima also displaced along the teacher's phonons.
 
     Raises:
         InputError: the teacher refuses a structure, or the time is too short for that many labels.
     """
     for number, crystal in enumerate(crystals):
         generator = np.random.default_rng([config.seed, number])
-        random = random_structures(crystal, config.seeds, generator)
+        random = random_structures(crystal, -(-config.seeds // 2), generator)
         store.label(random[:1], f"seeds-{crystal.name}")
         store.label(random[1:9], f"seeds-{crystal.name}")  # the first one took the compilation
         _check_time(config, store)
-        store.label(random, f"seeds-{crystal.name}")
-        phonon, displaced = displaced_supercells(crystal)
+        minimum = relaxed(crystal, store, config.pressure, say)
+        store.label(random + random_structures(minimum, config.seeds // 2, generator), f"seeds-{crystal.name}")
+        phonon, displaced = displaced_supercells(minimum)
         if config.thermal and len(displaced) > DEAREST * config.labels:
             say(
                 f"{crystal.name}: its phonons would take {len(displaced)} labels of {config.labels}; no structures are "
