@@ -35,6 +35,8 @@ from jaxpto.training.reference_energies import reference_energies
 from jaxpto.training.setup import set_up
 from jaxpto.training.shortest_distances import shortest_distances
 
+pytestmark = pytest.mark.simulation
+
 ENERGY_OF = {11: -60.0, 12: -100.0, 8: -430.0}
 
 
