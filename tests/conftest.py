@@ -36,10 +36,10 @@ LONGEST = (
     "models", "parallel", "dynamics", "notebooks", "ensembles", "perovskite", "chgnet", "orb", "mace", "deepmd",
     "parameter_gradients",
     "sevennet", "train_architectures", "harmonic", "loss_gradients", "landau", "train", "docs", "phonons", "m3gnet",
-    "switching", "matching", "gptff", "fresh",
+    "switching", "matching", "gptff", "fresh", "distil",
     "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
     "free_energy", "energy_function", "model_check", "relax", "thermodynamics", "reweighting", "switching_argon",
-    "programs", "checkpoint", "angles", "jax_md", "platform", "replicas",
+    "programs", "checkpoint", "angles", "jax_md", "platform", "replicas", "committee", "committee_sweep", "distillation",
 )  # fmt: skip
 """Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
 
