@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from jaxpto import sweep, train
@@ -24,7 +25,7 @@ def run(config: DistilConfig) -> Distilled:
     configure_devices()
     console = terminal.console(DistilConfig)
     with one_run(Path(config.out)):
-        found = distil(config, Tools(train.run, sweep.run), console.print)
+        found = distil(config, Tools(train.run, functools.partial(sweep.run, brief=True)), console.print)
         write_distillation(config, found, console)
     return found
 

@@ -13,15 +13,22 @@ from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.potential import Potential
 
 
-def run(config: SweepConfig, potential: Potential | None = None, observables: tuple[Observable, ...] = ()) -> Path:
+def run(
+    config: SweepConfig,
+    potential: Potential | None = None,
+    observables: tuple[Observable, ...] = (),
+    *,
+    brief: bool = False,
+) -> Path:
     """Run a sweep, or continue it, and write its output folder, which is returned; `md.sweep_run.run_sweep` says more.
 
     Args:
         config: the settings.
         potential: takes the place of the model that the settings name.
         observables: to be measured beside those that every sweep measures.
+        brief: leave the results to the report and print the progress alone.
     """
-    return run_sweep(config, crystal_measurements, potential, observables)
+    return run_sweep(config, crystal_measurements, potential, observables, brief=brief)
 
 
 def main() -> int:

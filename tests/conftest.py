@@ -39,7 +39,8 @@ LONGEST = (
     "switching", "matching", "gptff", "fresh", "distil",
     "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
     "free_energy", "energy_function", "model_check", "relax", "thermodynamics", "reweighting", "switching_argon",
-    "programs", "checkpoint", "angles", "jax_md", "platform", "replicas", "committee", "committee_sweep", "distillation",
+    "programs", "checkpoint", "angles", "jax_md", "platform", "replicas", "committee",
+    "committee_sweep", "distillation",
 )  # fmt: skip
 """Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
 

@@ -47,7 +47,12 @@ BYTES_OF_AN_ATOM = 80  # positions, velocities, forces, wraps and what the neigh
 
 
 def run_sweep(
-    config: SweepConfig, measure: Measure, potential: Potential | None = None, further: tuple[Observable, ...] = ()
+    config: SweepConfig,
+    measure: Measure,
+    potential: Potential | None = None,
+    further: tuple[Observable, ...] = (),
+    *,
+    brief: bool = False,
 ) -> Path:
     """Run a sweep, or continue it, and write its output folder.
 
@@ -56,6 +61,7 @@ def run_sweep(
         measure: gives what is measured in a crystal beside what every run measures.
         potential: takes the place of the model that the settings name.
         further: observables of the caller, measured after those.
+        brief: leave the results to the report and print the progress alone.
 
     Returns:
         The output folder: config.json, summary.csv and .json, thermo.csv, trajectories/, checkpoints/, figures and
@@ -85,7 +91,8 @@ def run_sweep(
             from jaxpto.reporting.stored_sweep import load_sweep
             from jaxpto.reporting.sweep_report import write_sweep_report
 
-            write_sweep_report(folder, load_sweep(folder), console, SweepConfig)
+            printed = terminal.console(SweepConfig, quiet=True) if brief else console
+            write_sweep_report(folder, load_sweep(folder), printed, SweepConfig)
     return folder
 
 
