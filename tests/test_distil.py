@@ -122,6 +122,7 @@ def test_what_is_reported_is_what_was_measured(story: Story) -> None:
         1e3 * (sum(e * e for e in errors) / len(errors)) ** 0.5 / len(teacher[0])
     )
     assert float(row["forces_meV_per_A"]) == one.forces
+    assert one.energy < 10.0  # of both with the energies of their elements; argon is bound by 80 meV
     assert [line["round"] for line in document["rounds"]] == [1]
     assert [line["teacher"] for line in document["ladders"]] == ["ok", ""]  # not beyond what is wanted
     assert (out / "report.html").read_text().count("<img") == 2

@@ -80,6 +80,18 @@ def test_labels_are_those_of_the_model(model: Path) -> None:
             np.testing.assert_allclose(labelled.get_stress(), given.get_stress(), atol=3e-7)
 
 
+def test_labels_have_the_energies_of_the_elements(model: Path, tmp_path: Path) -> None:
+    """A student is trained relative to them, and compared with its teacher by what `evaluate` says of both."""
+    save_potential(load_potential(model), tmp_path / "argon", {"reference_energies_eV": {"Ar": -2.0}})
+    frames = rattled(2)
+    plain, shifted = load_teacher(model), load_teacher(tmp_path / "argon")
+    assert plain.digest != shifted.digest
+    for one, other in zip(plain.label(frames), shifted.label(frames), strict=True):
+        difference = other.get_potential_energy() - one.get_potential_energy()
+        assert difference == pytest.approx(-2.0 * len(one), abs=1e-9)
+        np.testing.assert_array_equal(other.get_forces(), one.get_forces())
+
+
 def test_nothing_is_labelled_twice(model: Path, tmp_path: Path) -> None:
     teacher, asked = counted(load_teacher(model))
     store = LabelStore(tmp_path / "labels", teacher)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ase
+import ase.data
 import jax
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -17,11 +18,12 @@ from jaxtyping import Array
 from jaxpto.errors import InputError
 from jaxpto.model_interface import Prediction
 from jaxpto.models import ase_calculator
-from jaxpto.models.catalogue import load_potential
+from jaxpto.models.catalogue import load_potential, reference_energies_of
 from jaxpto.models.suitability import check_known
 from jaxpto.neighbors import Layout, NeighborOverflowError, build, grow, grow_until_it_fits
 from jaxpto.potential import Potential
 from jaxpto.reporting.provenance import fingerprint
+from jaxpto.storage.identity import digest_of
 from jaxpto.system import System, from_ase
 
 ENLARGEMENTS = 10  # of the neighbour list
@@ -34,7 +36,7 @@ class Teacher:
     Attributes:
         potential: a model, or an ASE calculator as one.
         name: as the user named it.
-        digest: digest of its architecture and parameters; of an ASE calculator, its name.
+        digest: digest of its architecture, parameters and reference energies; of an ASE calculator, its name.
         label: structures of equal atoms in equal order -> the same with energy, forces and stress.
     """
 
@@ -45,13 +47,16 @@ class Teacher:
 
 
 def load_teacher(name: str | Path) -> Teacher:
-    """A teacher by what `load_potential` takes; it labels in single precision.
+    """A teacher by what `load_potential` takes; it labels in single precision, with the reference energies it has.
 
     Raises:
         InputError: `load_potential` refuses it.
     """
     potential = load_potential(name)
+    references = {ase.data.atomic_numbers[symbol]: energy for symbol, energy in reference_energies_of(name).items()}
     digest = str(name) if str(name).startswith(ase_calculator.PREFIX) else fingerprint(potential)
+    if references:
+        digest = f"{digest}-{digest_of(np.array(sorted(references.items())))}"
     layouts: dict[tuple[int, ...], Layout] = {}
 
     def label(frames: Sequence[ase.Atoms]) -> list[ase.Atoms]:
@@ -79,7 +84,8 @@ def load_teacher(name: str | Path) -> Teacher:
                 "with other structures, or lower `beyond`"
             ) from None
         layouts[kind] = fitted.layout
-        return [_labelled(atoms, one) for atoms, (one, _) in zip(frames, fitted.result, strict=True)]
+        offset = sum(references.get(z, 0.0) for z in kind)
+        return [_labelled(atoms, one, offset) for atoms, (one, _) in zip(frames, fitted.result, strict=True)]
 
     return Teacher(potential, str(name), digest, label)
 
@@ -91,11 +97,11 @@ def _evaluate(potential: Potential, system: System, layout: Layout) -> tuple[Pre
     return potential.evaluate(system, neighbors), neighbors.overflow
 
 
-def _labelled(atoms: ase.Atoms, found: Prediction) -> ase.Atoms:
+def _labelled(atoms: ase.Atoms, found: Prediction, offset: float) -> ase.Atoms:
     labelled = bare(atoms)
     labelled.calc = SinglePointCalculator(
         labelled,
-        energy=float(found.energy),
+        energy=float(found.energy) + offset,
         forces=np.asarray(found.forces, np.float64),
         stress=full_3x3_to_voigt_6_stress(np.asarray(found.stress, np.float64)),
     )
