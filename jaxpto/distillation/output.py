@@ -79,7 +79,7 @@ def write_distillation(config: DistilConfig, found: Distilled, console: Console)
     trained = sum(count for name, count in found.labels.items() if not name.startswith("independent"))
     remarks = [
         f"{trained} labels in training, {len(found.rounds)} round{'s' if len(found.rounds) > 1 else ''}, "
-        f"{found.seconds / 60.0:.0f} min in all; the last round was the last: {found.reason}.",
+        f"{found.seconds / 60.0:.0f} min in all. No further round: {found.reason}.",
         f"Reweighted averages are those of the teacher's ensemble, where at least {FEWEST:g} effective structures "
         "carry them; a dash where they do not.",
     ]
