@@ -64,12 +64,13 @@ def run(config: Students) -> dict[str, Any]:
         "times_faster_of_each_pair": pairs,
         "provenance": origin,
     }
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)  # an earlier student of this name
+    out.mkdir(parents=True)
+    (out / "speed.json").write_text(json.dumps(stored, indent=1) + "\n")
     for pattern in KEPT:
         for path in sorted(config.student.glob(pattern)):
             copy = shutil.copytree if path.is_dir() else shutil.copy
             copy(path, out / path.name)
-    (out / "speed.json").write_text(json.dumps(stored, indent=1) + "\n")
     print(f"{stored['times_faster']} times as fast as {config.teacher}; {out}")
     return stored
 
