@@ -45,8 +45,14 @@ class Students:
 
 
 def run(config: Students) -> dict[str, Any]:
-    """Time, copy and store."""
+    """Time, copy and store.
+
+    Raises:
+        SystemExit: a name that is no folder of its own, or that of the student's own folder.
+    """
     out = RESULTS / config.name
+    if out.parent != RESULTS or out.resolve() == config.student.resolve():
+        raise SystemExit(f"--name {config.name!r}: give the name of a new folder in {RESULTS}")
     origin = provenance()  # before results are written, which would count as changes
     models = {"student": str(config.student), "teacher": config.teacher}
     times: dict[str, list[float]] = {who: [] for who in models}
