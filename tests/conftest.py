@@ -45,6 +45,21 @@ LONGEST = (
 """Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
 
 
+# What XLA spends on a program: its older emitters of kernels take two thirds of the time, one piece has no overhead.
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def _are_quick(config: pytest.Config) -> bool:
+    """Whether programs are compiled quickly: unless the slow tests run too, which see what users see."""
+    return "not slow" in config.option.markexpr
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """XLA reads its flags once, when the first array is made."""
+    if _are_quick(config) and QUICKLY not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{QUICKLY} {os.environ.get('XLA_FLAGS', '')}"
+
+
 def _rank(item: pytest.Item) -> int:
     name = item.path.stem.removeprefix("test_")
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
@@ -66,7 +81,7 @@ def _programs_of_one_file(request: pytest.FixtureRequest) -> Iterator[None]:
     tests all programs are compiled as users compile them. Each takes many memory maps, of which a process may have
     65,530.
     """
-    quickly = "not slow" in request.config.option.markexpr and not request.node.get_closest_marker("simulation")
+    quickly = _are_quick(request.config) and not request.node.get_closest_marker("simulation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(quickly))  # for the processes that tests start
         jax.config.update("jax_disable_most_optimizations", quickly)

@@ -157,7 +157,7 @@ def test_types_that_are_absent_count_as_empty(deeppot: Potential) -> None:
     np.testing.assert_allclose(contract.predict(deeppot, lone).energy, x[0] + params["shift"][1], rtol=1e-13)
 
 
-@pytest.mark.parametrize("model", ["unipero", "deeppot", "compressed"])
+@pytest.mark.parametrize("model", ["unipero", "deeppot", pytest.param("compressed", marks=pytest.mark.slow)])
 def test_hessians(model: str, request) -> None:
     """A product with the Hessian, twice backwards through the slices, against a difference of gradients."""
     potential = request.getfixturevalue(model)

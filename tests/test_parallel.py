@@ -40,7 +40,7 @@ HERE = pathlib.Path(__file__).parent
 def environment(devices: int) -> dict[str, str]:
     """Environment of a child process with so many virtual CPU devices."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"PYTHONPATH": paths, "XLA_FLAGS": flags}
 
 

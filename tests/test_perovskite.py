@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import model_contract as contract
 import numpy as np
 import pytest
+from crystals import titanate
 from model_cases import random_perovskite
 
 from jaxpto import neighbors
@@ -18,7 +19,6 @@ from jaxpto.models.catalogue import load_potential
 from jaxpto.models.folder import save_potential
 from jaxpto.models.perovskite_moments import moments
 from jaxpto.potential import Potential
-from jaxpto.structures import builtin_structure
 from jaxpto.system import from_ase
 
 
@@ -239,9 +239,8 @@ def test_shipped_weights_are_small_and_know_pbtio3(shipped: Potential) -> None:
 
 def test_slices_of_atoms_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Energy, forces, stress, and derivatives of the energy in parameters and of a force, with slices and without."""
-    potential = load_potential("perovskite", np.dtype(np.float64))
-    atoms = builtin_structure("PbTiO3-tetragonal").repeat(2)
-    atoms.rattle(0.05, seed=0)
+    potential = random_perovskite()
+    atoms = titanate().repeat(2)
     system = from_ase(atoms, np.float64)
     found = neighbors.build(system, potential.allocate([system], 0.1))
 
