@@ -83,7 +83,13 @@ def deepmd(arguments: argparse.Namespace) -> Any:
     return DP(model=arguments.checkpoint)
 
 
-FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, orb, deepmd)}
+def nep(arguments: argparse.Namespace) -> Any:
+    from calorine.calculators import CPUNEP
+
+    return CPUNEP(arguments.checkpoint)
+
+
+FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, orb, deepmd, nep)}
 
 
 def lead_titanate(repeats: tuple[int, int, int]) -> ase.Atoms:

@@ -35,6 +35,7 @@ ORIGINALS = {
     "7net": Original("sevennet", (TORCH, "sevenn==0.13.0")),
     "mace": Original("mace", (TORCH, "mace-torch==0.3.16")),
     "orb": Original("orb", (TORCH, "orb-models==0.5.5")),
+    "nep89": Original("nep", ("calorine==4.1", "ase")),
     "deepmd": DEEPMD_KIT,
     "unipero": DEEPMD_KIT,
 }

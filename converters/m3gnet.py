@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ase.data
 import jax
@@ -24,6 +24,7 @@ from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder
 
 NAME = "m3gnet-mp-2021.2.8"
+Version = Literal["mp-2021.2.8", "matpes-pbe", "matpes-r2scan"]
 # what jaxpto.models.m3gnet does; a checkpoint that wants anything else is refused
 _SUPPORTED = {
     "max_n": RADIAL,
@@ -31,7 +32,6 @@ _SUPPORTED = {
     "rbf_type": "SphericalBessel",
     "is_intensive": False,
     "readout_type": "weighted_atom",
-    "use_smooth": False,
     "use_phi": False,
     "include_state": False,
     "activation_type": "swish",
@@ -40,12 +40,15 @@ _SUPPORTED = {
 
 @dataclasses.dataclass(frozen=True)
 class M3gnetConfig:
-    """Convert the published M3GNet weights into a jaxpto model, which --model m3gnet-mp-2021.2.8 then finds."""
+    """Convert the published M3GNet weights into a jaxpto model, which --model m3gnet-VERSION then finds."""
 
+    version: Version = "mp-2021.2.8"
+    """Which published model: trained on the relaxations of the Materials Project, or on MatPES with PBE or r2SCAN."""
     checkpoint: Path | None = None
-    """Folder with state.pt and model.json of M3GNet-MP-2021.2.8-PES. Default: found or downloaded."""
+    """Folder with state.pt and model.json of M3GNet-MP-2021.2.8-PES, or of M3GNet-MatPES-PBE-v2025.1-PES or its r2SCAN
+    sibling. Default: found or downloaded."""
     out: Path | None = None
-    """Model folder to write. Default: m3gnet-mp-2021.2.8 in the folder of the user's models."""
+    """Model folder to write. Default: m3gnet-VERSION in the folder of the user's models."""
 
 
 def run(config: M3gnetConfig) -> Path:
@@ -55,9 +58,10 @@ def run(config: M3gnetConfig) -> Path:
         CheckpointError: no checkpoint, or one that is damaged or no such M3GNet.
         StorageError: the disk refuses the write.
     """
-    folder = config.out or user_folder() / NAME
+    name = f"m3gnet-{config.version}"
+    folder = config.out or user_folder() / name
     check_output_folder(folder, resume=True)
-    checkpoint = find_checkpoint(NAME, config.checkpoint)
+    checkpoint = find_checkpoint(name, config.checkpoint)
     save_potential(convert(checkpoint, folder.name), folder, checkpoint.header())
     return folder
 
@@ -69,7 +73,7 @@ def convert(checkpoint: Checkpoint, name: str) -> Potential:
         CheckpointError: it is damaged, no M3GNet, or of a kind that is not supported.
     """
     state, description = checkpoint.paths["state.pt"], checkpoint.paths["model.json"]
-    remedy = "give the folder of M3GNet-MP-2021.2.8-PES"
+    remedy = "give the folder of M3GNet-MP-2021.2.8-PES, or of an M3GNet-MatPES"
     try:
         arguments = json.loads(description.read_text())["kwargs"]["model"]["init_args"]
         _check_arguments(description, arguments)
@@ -77,9 +81,10 @@ def convert(checkpoint: Checkpoint, name: str) -> Potential:
             elements=tuple(ase.data.atomic_numbers[symbol] for symbol in arguments["element_types"]),
             cutoff=float(arguments["cutoff"]),
             three_body_cutoff=float(arguments["threebody_cutoff"]),
+            smooth=bool(arguments["use_smooth"]),
         )
         params = parameters(read_checkpoint(state), int(arguments["nblocks"]))
-        _check_shapes(params, len(model.elements))
+        _check_shapes(params, model)
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -138,13 +143,13 @@ def _check_arguments(path: Path, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _check_shapes(params: dict[str, Any], elements: int) -> None:
-    width = params["atom_embedding"].shape[1]
+def _check_shapes(params: dict[str, Any], model: M3GNet) -> None:
+    elements, width, edge = len(model.elements), params["atom_embedding"].shape[1], params["blocks"]["edge"]
     wanted = {
         "atom embedding": (params["atom_embedding"], (elements, width)),
         "offsets": (params["offset"], (elements,)),
-        "edge embedding": (params["edge_embedding"]["weight"], (width, BASIS)),
-        "first layer": (params["blocks"]["edge"]["value"]["0"]["weight"][0], (width, 3 * width)),
+        "edge embedding": (params["edge_embedding"]["weight"], (width, RADIAL if model.smooth else BASIS)),
+        "first layer": (edge["value"]["0"]["weight"][0], (edge["value"]["1"]["weight"].shape[-1], 3 * width)),
     }
     for what, (array, shape) in wanted.items():
         if array.shape != shape:

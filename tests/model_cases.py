@@ -138,6 +138,13 @@ CASES = {
         four_species,
         slow=TINY_CELLS | LARGER | {"smooth_at_cutoff"},
     ),
+    "nep": ModelCase(
+        _fresh("nep"),
+        four_species,
+        pair=(82, 8),
+        slow=LARGER - {"capacity"},
+        broken={"smooth_at_cutoff": "second derivatives jump where the cosine ends"},
+    ),
     "orb_conservative": ModelCase(
         _orb("orb_v3_conservative_reduced.ckpt", "v3-conservative-inf-omat"),
         four_species,
@@ -159,6 +166,10 @@ CASES = {
         },
     ),
     "perovskite": ModelCase(random_perovskite, four_species, pair=(82, 8)),
+    "tensornet": ModelCase(
+        _fresh("tensornet"), four_species, pair=(82, 8), slow=TINY_CELLS | LARGER - {"capacity"},
+        broken={"smooth_at_cutoff": "second derivatives jump where the cosine ends"},
+    ),
     "sevennet": ModelCase(
         random_sevennet, four_species, pair=(82, 8), slow=TINY_CELLS | LARGER - {"capacity"}
     ),

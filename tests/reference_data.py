@@ -77,8 +77,12 @@ def load_reference(shared: Path, name: str, block: str = "") -> list[Case]:
         block: variant of the original ("parent_indexed", "no_self_images") in place of the default one; structures
             without such a block are those where the variants agree. Rounding is always that of the default variant.
     """
-    content = json.loads((shared / "reference" / f"{name}.json").read_text())
-    return [_case(entry, block) for entry in content["structures"]]
+    return read_cases(shared / "reference" / f"{name}.json", block)
+
+
+def read_cases(path: Path, block: str = "") -> list[Case]:
+    """Every structure of a file; see `load_reference`."""
+    return [_case(entry, block) for entry in json.loads(path.read_text())["structures"]]
 
 
 def _case(entry: dict[str, Any], block: str) -> Case:

@@ -23,8 +23,13 @@ SETTINGS: dict[str, dict[str, str]] = {
     "gptff": {"cutoff": "4.0", "angle_cutoff": "2.5", "features": "6", "blocks": "1", "attention": "true"},
     "sevennet": {"cutoff": "4.0", "channels": "6/6,4/6"},
     "mace": {"cutoff": "4.0", "channels": "4", "highest_edge": "2"},
+    "nep": {
+        "cutoff": "4.5", "angular_cutoff": "4.0", "radial": "4", "angular": "3", "radial_basis": "5",
+        "angular_basis": "4", "hidden": "6",
+    },
+    "tensornet": {"cutoff": "4.0", "features": "6", "blocks": "1"},
     "deeppot_se": {"cutoff": "4.0", "axis": "3", "embedding_widths": "4,8", "fitting_widths": "6,6"},
-}
+}  # fmt: skip
 
 
 def rattled(atoms: ase.Atoms, number: int, amplitude: float = 0.05) -> list[ase.Atoms]:

@@ -185,7 +185,7 @@ def test_settings_are_read() -> None:
 def test_defaults_make_a_model(name: str) -> None:
     model = fresh_model(name, ELEMENTS, {}, SYSTEMS)
     params = model.initialize(jax.random.key(0), (), 1.0)
-    assert 30_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 500_000
+    assert 5_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 500_000
     assert model.elements == ELEMENTS
 
 

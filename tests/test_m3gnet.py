@@ -15,7 +15,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.special
-from reference_data import Case, load_reference
+from reference_data import Case, load_reference, read_cases
 
 from converters import m3gnet as converter
 from converters.pickles import CheckpointError
@@ -56,6 +56,28 @@ def test_agrees_with_the_original(converted: Potential, shared: pathlib.Path) ->
 @pytest.mark.slow
 def test_agrees_with_the_original_on_all_structures(converted: Potential, shared: pathlib.Path) -> None:
     contract.agreement(converted, _cases(shared))
+
+
+def _matpes(shared: pathlib.Path, functional: str) -> tuple[Potential, list[Case]]:
+    """A model and what `benchmarks/m3gnet_reference.py` computed with it, by triplets numbered as they were meant."""
+    name = f"m3gnet-matpes-{functional.lower()}"
+    checkpoint = find_checkpoint(name, shared / f"weights/M3GNet-MatPES-{functional}-v2025.1-PES")
+    cases = read_cases(pathlib.Path(__file__).parent / "references" / f"m3gnet_matpes_{functional.lower()}.json")
+    return contract.cast(converter.convert(checkpoint, name), np.float64), cases
+
+
+def test_smooth_models_agree_with_the_original(shared: pathlib.Path) -> None:
+    potential, cases = _matpes(shared, "r2SCAN")
+    case = next(case for case in cases if case.name == "LiFePO4_rattle005")
+    case.assert_exact(contract.predict(potential, case.atoms))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("functional", ["PBE", "r2SCAN"])
+def test_smooth_models_agree_with_the_original_on_all_structures(shared: pathlib.Path, functional: str) -> None:
+    potential, cases = _matpes(shared, functional)
+    for case in cases:
+        case.assert_exact(contract.predict(potential, case.atoms))
 
 
 def test_every_element_alone(published: Potential) -> None:
@@ -170,9 +192,13 @@ def test_other_checkpoints_are_refused(tmp_path: pathlib.Path, shared: pathlib.P
     for name in ("state.pt", "model.json"):
         shutil.copyfile(shared / WEIGHTS / name, tmp_path / name)
     content = json.loads((tmp_path / "model.json").read_text())
-    content["kwargs"]["model"]["init_args"]["use_smooth"] = True
+    content["kwargs"]["model"]["init_args"]["use_phi"] = True
     (tmp_path / "model.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="use_smooth"):
+    with pytest.raises(CheckpointError, match="use_phi"):
+        converter.run(converter.M3gnetConfig(checkpoint=tmp_path, out=tmp_path / "model"))
+    content["kwargs"]["model"]["init_args"] |= {"use_phi": False, "use_smooth": True}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="edge embedding has shape"):
         converter.run(converter.M3gnetConfig(checkpoint=tmp_path, out=tmp_path / "model"))
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no M3GNet"):

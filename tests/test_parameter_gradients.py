@@ -19,7 +19,7 @@ from jaxpto.models.manifest import architectures
 from jaxpto.system import from_ase
 
 CONSERVATIVE = [name for name in CASES if not issubclass(architectures()[name].kind, DirectModel)]
-QUICK = {"lennard_jones", "m3gnet", "perovskite", "sevennet"}  # the others take more than 20 s
+QUICK = {"lennard_jones", "m3gnet", "nep", "perovskite", "sevennet"}  # the others take more than 20 s
 AWAY, STEP, DIRECTIONS = 0.002, 1e-6, 2
 
 

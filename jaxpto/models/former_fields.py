@@ -16,15 +16,17 @@ FORMER_FIELDS: dict[str, dict[str, Any]] = {
     "M3GNet": {"by_species": False, "angle_cutoff": 0.0},
 }
 """Class -> its former fields, each with the only value it had."""
+LATER_FIELDS: dict[str, dict[str, Any]] = {"Perovskite": {"envelope": 3}, "M3GNet": {"smooth": False}}
+"""Class -> fields that came later, each with what all models did before."""
 
 
 def text_of(model: Any) -> str:
     """What `repr` gave for a model when the former fields were fields, for fingerprints; `repr` for later models."""
     shown = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.repr}
-    after: dict[str, Any] = {}
-    if type(model).__name__ == "Perovskite":
-        after = {"strangers": shown.pop("strangers")}
-        if shown["envelope"] == 3:  # the only one of that time
-            del shown["envelope"]
-    every = shown | FORMER_FIELDS.get(type(model).__name__, {}) | after
+    name = type(model).__name__
+    for field, value in LATER_FIELDS.get(name, {}).items():
+        if shown[field] == value:
+            del shown[field]
+    after = {"strangers": shown.pop("strangers")} if name == "Perovskite" else {}
+    every = shown | FORMER_FIELDS.get(name, {}) | after
     return f"{type(model).__qualname__}({', '.join(f'{name}={value!r}' for name, value in every.items())})"

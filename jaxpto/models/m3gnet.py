@@ -1,4 +1,4 @@
-"""M3GNet (Chen & Ong, Nat. Comput. Sci. 2, 718 (2022)) as in the weights M3GNet-MP-2021.2.8-PES.
+"""M3GNet (Chen & Ong, Nat. Comput. Sci. 2, 718 (2022)) as in the weights M3GNet-MP-2021.2.8-PES and M3GNet-MatPES.
 
 These weights belong to the original layout of messages: they are summed at the end d of an edge s -> d, while the sum
 over third atoms is around s, from where the edge is seen. In this program's lists d is an edge's receiver and s its
@@ -29,6 +29,7 @@ from jaxpto.models.initial_weights import Samples, generator_of, require_sizes
 from jaxpto.models.layers import add_up, linear, linear_term, species_of
 from jaxpto.models.m3gnet_initial import initial_parameters
 from jaxpto.models.passes import row_pass, select_rows
+from jaxpto.models.smooth_bessel import smooth_bessel
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
 
@@ -53,6 +54,7 @@ class M3GNet:
         elements: atomic numbers, in the order of the parameters.
         cutoff: longest edge, Angstrom.
         three_body_cutoff: longest edge that sees a third atom, Angstrom.
+        smooth: whether radial functions are flat at the cutoff, and edges see the first three of them alone (MatPES).
         features, blocks: number of features and of blocks that `initialize` makes; 0 where the parameters decide.
     """
 
@@ -64,6 +66,7 @@ class M3GNet:
     elements: tuple[int, ...] = (*range(1, 84), *range(89, 95))
     cutoff: float = 5.0
     three_body_cutoff: float = 4.0
+    smooth: bool = False
     features: int = dataclasses.field(default=0, repr=False)  # changes no energy
     blocks: int = dataclasses.field(default=0, repr=False)
 
@@ -76,7 +79,12 @@ class M3GNet:
         """Random parameters to be trained; see `TrainableModel`."""
         require_sizes(self, "features", "blocks")
         generator, elements = generator_of(key), len(self.elements)
-        return initial_parameters(generator, elements, self.features, self.blocks, BASIS, force_scale)
+        radial = RADIAL if self.smooth else BASIS
+        return initial_parameters(generator, elements, self.features, self.blocks, BASIS, radial, force_scale)
+
+    def radial(self, distance: Float[Array, " e"]) -> Float[Array, "e 9"]:
+        """Radial functions of distances up to the cutoff, Angstrom."""
+        return smooth_bessel(distance, self.cutoff, BASIS) if self.smooth else radial_basis(distance, self.cutoff)
 
     def energy(
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
@@ -94,7 +102,7 @@ class M3GNet:
         vectors = vectors.at[selected].get(mode="fill", fill_value=2.0 * self.cutoff)
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))  # padding is long, so no zero reaches the root
         geometry = {
-            "radial": radial_basis(distance, self.cutoff),
+            "radial": self.radial(distance),
             "spherical": harmonics(vectors / distance[:, None]),
             "envelope": polynomial_envelope(distance / self.three_body_cutoff, 3)[:, None],
         }
@@ -179,7 +187,7 @@ def embed_edges(
     layer: dict[str, Array], rows: dict[str, Any], edge: dict[str, Array]
 ) -> tuple[Float[Array, "e d"], None]:
     """First features of each edge, from its length (a function for `row_pass`)."""
-    return jax.nn.silu(linear(layer, edge["radial"])), None
+    return jax.nn.silu(of_radial(layer, edge["radial"])), None
 
 
 def edge_moments(params: Any, rows: dict[str, Any], edge: dict[str, Array]) -> tuple[None, Float[Array, "e 27"]]:
@@ -245,7 +253,7 @@ def update_edges(
 
 def gated(
     params: dict[str, Any],
-    from_atoms: dict[str, Float[Array, "e d"]],
+    from_atoms: dict[str, Float[Array, "e h"]],
     edges: Float[Array, "e d"],
     radial: Float[Array, "e 9"],
 ) -> Float[Array, "e d"]:
@@ -260,7 +268,12 @@ def gated(
     first = {kind: from_atoms[kind] + linear_term(params[kind]["0"], edges, 2) for kind in ("value", "gate")}
     value = jax.nn.silu(chain(params["value"], first["value"]))
     gate = jax.nn.sigmoid(chain(params["gate"], first["gate"]))
-    return value * gate * linear(params["weight"], radial)
+    return value * gate * of_radial(params["weight"], radial)
+
+
+def of_radial(layer: dict[str, Array], radial: Float[Array, "e 9"]) -> Float[Array, "e d"]:
+    """A linear map of as many radial functions as it has inputs: all of them, or the first three."""
+    return linear(layer, radial[:, : layer["weight"].shape[1]])
 
 
 def chain(layers: dict[str, Any], first: Float[Array, "*batch d"]) -> Float[Array, "*batch out"]:

@@ -14,7 +14,7 @@ READOUT_DEPTH, CHAIN_DEPTH = 4, 3  # linear layers of the readout and of the net
 
 
 def initial_parameters(
-    generator: np.random.Generator, elements: int, features: int, blocks: int, basis: int, scale: float
+    generator: np.random.Generator, elements: int, features: int, blocks: int, basis: int, radial: int, scale: float
 ) -> dict[str, Any]:
     """Parameters as matgl begins (Chen & Ong, Nat. Comput. Sci. 2, 718 (2022)): those of PyTorch's layers.
 
@@ -25,7 +25,8 @@ def initial_parameters(
         elements: number of elements.
         features: width of the features of atoms and edges.
         blocks: number of blocks.
-        basis: number of radial functions.
+        basis: number of functions of a third atom.
+        radial: number of radial functions of edges.
         scale: root mean square of the forces, eV/Angstrom.
     """
 
@@ -37,16 +38,20 @@ def initial_parameters(
 
     def block() -> dict[str, Any]:
         ends = (3 * features, *[features] * CHAIN_DEPTH)
-        weight = lambda: uniform_linear(generator, features, basis, bias=False)  # noqa: E731
+        weight = lambda inputs: uniform_linear(generator, features, inputs, bias=False)  # noqa: E731
         return {
-            "three_body": {"atom": uniform_linear(generator, basis, features), "value": weight(), "gate": weight()},
-            "edge": gated(ends) | {"weight": weight()},
-            "node": gated(ends) | {"weight": weight()},
+            "three_body": {
+                "atom": uniform_linear(generator, basis, features),
+                "value": weight(basis),
+                "gate": weight(basis),
+            },
+            "edge": gated(ends) | {"weight": weight(radial)},
+            "node": gated(ends) | {"weight": weight(radial)},
         }
 
     return {
         "atom_embedding": normal(generator, elements, features),
-        "edge_embedding": uniform_linear(generator, features, basis),
+        "edge_embedding": uniform_linear(generator, features, radial),
         "blocks": stacked([block() for _ in range(blocks)]),
         "readout": gated((*[features] * READOUT_DEPTH, 1)),
         "scale": np.asarray(scale, np.float32),

@@ -89,7 +89,7 @@ def _column(numbers: np.ndarray, like: Array) -> Array:
     return jnp.asarray(numbers, like.dtype)[None, :, None]
 
 
-def once(layout: Layout, function: Callable[..., Any], *rows: Array) -> Any:
+def once(layout: Layout, function: Callable[..., Any], *rows: Any) -> Any:
     """A function of rows of atoms whose results a CPU writes down.
 
     XLA would otherwise fuse it into all that uses its results, and compute it again for each of their rows.
