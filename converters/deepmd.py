@@ -18,7 +18,7 @@ from converters.deepmd_tables import compress
 from converters.deepmd_trees import from_modules, from_tree, read_tree
 from converters.pickles import CheckpointError
 from converters.protobuf import read_graph
-from converters.sources import sha256_of
+from converters.sources import refuse_stand_in, sha256_of
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
 from jaxpto.models.deepmd import DPA1, DeepPotSE
@@ -131,6 +131,7 @@ def read_model(path: Path) -> DeepmdFile:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}; {REMEDY}") from None
     if not content:
         raise CheckpointError(f"checkpoint {path} is empty; download or copy it again")
+    refuse_stand_in(path)
     try:
         if content.startswith(_HDF5):
             return from_tree(path, read_tree(path, content))

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from converters.pickles import CheckpointError
-from converters.sources import find_checkpoint, sha256_of
+from converters.sources import find_checkpoint, refuse_stand_in, sha256_of
 from jaxpto.console.command import run_command
 from jaxpto.models.catalogue import user_folder
 from jaxpto.models.folder import save_potential
@@ -57,6 +57,8 @@ def run(config: NepConfig) -> Path:
         folder = config.out or user_folder() / PUBLISHED
     else:
         path, folder = config.file, config.out or user_folder() / config.file.stem
+        if path.is_file():
+            refuse_stand_in(path)
         header = {"source": f"NEP file {path.name} given by the user", "published": False}
         if folder.name == PUBLISHED and path.is_file():
             raise CheckpointError(f"{path} is not the published {PUBLISHED}; name the model by --out")

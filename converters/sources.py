@@ -102,6 +102,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def refuse_stand_in(path: Path) -> None:
+    """Refuse what a download leaves in place of a file.
+
+    Raises:
+        CheckpointError: it is a web page, or a pointer of Git LFS.
+    """
+    with path.open("rb") as stream:
+        beginning = stream.read(256).lstrip().lower()
+    if beginning.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`, or download the file")
+    if beginning.startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not the file; download the file itself (on GitHub: the raw one)")
+
+
 def _chosen(model: PublishedModel, chosen: Path) -> Checkpoint:
     if not chosen.exists():
         raise CheckpointError(f"checkpoint {chosen} does not exist; give another path")
@@ -113,16 +127,31 @@ def _chosen(model: PublishedModel, chosen: Path) -> Checkpoint:
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {chosen}: no file {', '.join(missing)}; {model.name} needs it")
+    for path in paths.values():
+        refuse_stand_in(path)
     digests = {name: sha256_of(path) for name, path in paths.items()}
+    _refuse_another_model(model, paths, digests)
     changed = [file.name for file in model.files if file.sha256 and digests[file.name] != file.sha256]
     for file in model.files:
         if not file.sha256:
             print(f"note: {paths[file.name]} is taken as it is: the digest of the published file is not known here")
     for name in changed:
         print(
-            f"note: {paths[name]} is not the published {name} (SHA-256 {digests[name][:12]}...); converted all the same"
+            f"note: {paths[name]} is not the published {name} (SHA-256 {digests[name][:12]}...); it is taken as it is"
         )
     return Checkpoint(model, paths, digests, official=not changed and all(file.sha256 for file in model.files))
+
+
+def _refuse_another_model(model: PublishedModel, paths: dict[str, Path], digests: dict[str, str]) -> None:
+    """Refuse a published file of another model, which would be converted under the wrong name."""
+    own = {file.sha256 for file in model.files}
+    for other in published_models().values():
+        theirs = {file.sha256 for file in other.files if file.sha256} - own
+        for name, digest in digests.items():
+            if digest in theirs:
+                raise CheckpointError(
+                    f"{paths[name]} is the published {other.name}, not {model.name}; run: {other.command}"
+                )
 
 
 def _in_weights_folders(model: PublishedModel) -> dict[str, Path] | None:

@@ -21,7 +21,8 @@ from converters.pickles import MOST_PICKLED, CheckpointError, Constructor, Refer
 
 __all__ = ["CheckpointError", "Reference", "StandIn", "read_checkpoint"]
 
-_MOST_BYTES = 8 * 2**30  # in one checkpoint; a small zip file can claim any size
+_MOST_BYTES = 8 * 2**30  # in one checkpoint
+_MOST_TIMES = 100  # what a file may unpack to, in its own size; PyTorch itself does not compress
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _BFLOAT16 = "bfloat16"
@@ -97,7 +98,11 @@ def _read_zip(content: bytes) -> Any:
         if len(pickles) != 1:
             raise ValueError(f"zip file with {len(pickles)} records data.pkl, not one")
         prefix = pickles[0].removesuffix("data.pkl")
-        budget = [_MOST_BYTES]
+        budget = [min(_MOST_BYTES, _MOST_TIMES * len(content))]
+        if (size := sum(info.file_size for info in records.values())) > budget[0]:
+            raise ValueError(
+                f"its {len(content):,} bytes would unpack to {size:,}, more than {_MOST_TIMES} times as many"
+            )
 
         def read(name: str, most: int) -> bytes:
             size = records[name].file_size

@@ -200,6 +200,16 @@ def test_each_capacity_raises_the_overflow_flag_alone(kind: str) -> None:
         assert build(system, small).overflow, small
 
 
+def test_atoms_of_a_species_without_slots_raise_the_overflow_flag() -> None:
+    """A layout of another composition would lose their edges, and a model give a wrong energy."""
+    atoms = random_atoms(0, 6)
+    atoms.numbers = [82, 22, 8, 8, 82, 22]
+    layout = dataclasses.replace(roomy_layout(6, "by_species"), species=(82, 22, 8))
+    assert not build(from_ase(atoms), layout).overflow
+    atoms.numbers[1] = 38
+    assert build(from_ase(atoms), layout).overflow
+
+
 def test_grown_layout_serves_again() -> None:
     atoms = random_atoms(6, 120, size=12.0)
     system = from_ase(atoms, np.float64)

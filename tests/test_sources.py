@@ -111,6 +111,32 @@ def test_chosen_checkpoint(model: PublishedModel, tmp_path, capsys) -> None:
         find_checkpoint("tiny-1", tmp_path / "own")
 
 
+@pytest.mark.parametrize(
+    ("asked", "file", "command"),
+    [
+        ("gptff-v2", "gptff_v1.pth", r"gptff-v1, not gptff-v2; run: python -m converters\.gptff --version v1$"),
+        ("tensornet-matpes-pbe", "TensorNet-MatPES-r2SCAN-v2025.1-PES", r"tensornet --version matpes-r2scan$"),
+        ("m3gnet-mp-2021.2.8", "M3GNet-MatPES-PBE-v2025.1-PES", r"converters\.m3gnet --version matpes-pbe$"),
+        ("chgnet-0.3.0", "gptff_v2.pth", r"converters\.gptff --version v2$"),
+    ],
+)  # fmt: skip
+def test_another_published_model_is_not_taken_under_this_name(shared, asked: str, file: str, command: str) -> None:
+    with pytest.raises(CheckpointError, match=command):
+        find_checkpoint(asked, shared / "weights" / file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html></html>", "web page"),
+    ],
+)
+def test_what_a_download_leaves_in_place_of_a_file(model: PublishedModel, tmp_path, content: bytes, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        find_checkpoint("tiny-1", _write(tmp_path / "tiny.pth", content))
+
+
 def test_checkpoint_of_several_files(model: PublishedModel, tmp_path, monkeypatch) -> None:
     """Any of its files, or their folder, names it."""
     other = dataclasses.replace(model.files[0], name="settings.json")

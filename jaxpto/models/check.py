@@ -26,7 +26,7 @@ from jaxpto.system import System
 LONGEST_CUTOFF = 20.0  # Angstrom
 HIGHEST = 118
 # Hyperparameters that are distances within the cutoff, wherever an architecture has them.
-INNER_LENGTHS = ("angle_cutoff", "three_body_cutoff", "onset", "smooth_start")
+INNER_LENGTHS = ("angle_cutoff", "angular_cutoff", "three_body_cutoff", "onset", "smooth_start")
 _LARGEST_COUNT = 1_000_000
 _ATOMS, _EDGES, _SLOTS, _BONDS, _ANGLES = 2, 16, 8, 8, 16  # of the system on which the energy is evaluated abstractly
 

@@ -100,6 +100,8 @@ def adjacency(
     reach = layout.cutoff + layout.skin
     spacing = 1.0 / jnp.linalg.norm(inverse(system.cell), axis=0) / jnp.asarray(layout.bins, dtype)
     overflow = jnp.any(spacing * jnp.asarray(layout.stencil, dtype) < reach)
+    if layout.species:  # atoms of other species have no block: their neighbours would be silently lost
+        overflow |= jnp.sum(number) < n
     codes, coordinates = [], []
     for capacity, block_first, block_number in zip(layout.candidates, first, number, strict=True):
         code, position, total = _join_runs(
