@@ -34,8 +34,15 @@ _SUPPORTED: dict[str, tuple[Any, Any]] = {
     "use_bias_in_linear": (False, False),
     "readout_as_fcn": (False, False),
     "optimize_by_reduce": (True, True),
-    "use_modality": (False, False),
     "_normalize_sph": (True, False),
+}
+MODALITIES = {"mf-0-pbe": "PBE", "mf-0-r2scan": "R2SCAN"}
+# setting of a checkpoint with several modalities, and the end of the names of the layers that then know them
+MODAL_LAYERS = {
+    "use_modal_node_embedding": "onehot_to_feature_x",
+    "use_modal_self_inter_intro": "self_interaction_1",
+    "use_modal_self_inter_outro": "self_interaction_2",
+    "use_modal_output_block": "reduce_input_to_hidden",
 }
 _SORTED_SINCE = (0, 11)  # version whose checkpoints have the weights of convolutions ordered by their result
 
@@ -44,8 +51,11 @@ _SORTED_SINCE = (0, 11)  # version whose checkpoints have the weights of convolu
 class SevennetConfig:
     """Convert the published SevenNet weights into a jaxpto model, which --model 7net-VERSION then finds."""
 
-    version: Literal["l3i5", "0"] = "l3i5"
-    """Which published model; of a fine-tuned one, the model it started from."""
+    version: Literal["l3i5", "0", "mf-0-pbe", "mf-0-r2scan"] = "l3i5"
+    """Which published model; of a fine-tuned one, the model it started from. SevenNet-MF-0 is a model for each of its
+    two modalities (functionals)."""
+    modality: str = ""
+    """Modality of a checkpoint that has several. Default: that of the version."""
     checkpoint: Path | None = None
     """Checkpoint of the sevenn package (.pth). Default: found or downloaded."""
     out: Path | None = None
@@ -63,15 +73,22 @@ def run(config: SevennetConfig) -> Path:
     folder = config.out or user_folder() / name
     check_output_folder(folder, resume=True)
     checkpoint = find_checkpoint(name, config.checkpoint)
-    save_potential(convert(checkpoint, folder.name), folder, checkpoint.header())
+    modality = config.modality or MODALITIES.get(config.version, "")
+    header = checkpoint.header() | ({"modality": modality} if modality else {})
+    save_potential(convert(checkpoint, folder.name, modality), folder, header)
     return folder
 
 
-def convert(checkpoint: Checkpoint, name: str) -> Potential:
+def convert(checkpoint: Checkpoint, name: str, modality: str = "") -> Potential:
     """The potential in a checkpoint, its parameters in float64.
 
+    Args:
+        checkpoint: its file.
+        name: what to call it.
+        modality: which of its modalities, where it has several.
+
     Raises:
-        CheckpointError: it is damaged, no SevenNet, or of a kind that is not supported.
+        CheckpointError: it is damaged, no SevenNet, of a kind that is not supported, or of other modalities.
     """
     (path,) = checkpoint.paths.values()
     content = read_checkpoint(path)
@@ -80,7 +97,7 @@ def convert(checkpoint: Checkpoint, name: str) -> Potential:
         _check_config(path, config)
         model = architecture(path, config)
         by_result = tuple(int(part) for part in config["version"].split(".")[:2]) >= _SORTED_SINCE
-        params = parameters(state, model, by_result=by_result)
+        params = parameters(state, model, by_result=by_result, modal=_modal(path, config, modality))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -120,7 +137,34 @@ def architecture(path: Path, config: Mapping[str, Any]) -> SevenNet:
     )
 
 
-def parameters(state: Mapping[str, np.ndarray], model: SevenNet, *, by_result: bool) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Modal:
+    """One of several modalities.
+
+    Attributes:
+        index: its number.
+        count: how many there are.
+        layers: ends of the names of the layers that know it.
+    """
+
+    index: int
+    count: int
+    layers: tuple[str, ...]
+
+
+def _modal(path: Path, config: Mapping[str, Any], modality: str) -> Modal | None:
+    """The modality that was asked for, or None where the checkpoint has none."""
+    known = dict(config.get("_modal_map") or {}) if config.get("use_modality", False) else {}
+    if modality not in (known or [""]):
+        available = f"it has {' and '.join(known)}" if known else "it has none"
+        raise CheckpointError(f"checkpoint {path}: modality '{modality}': {available}; give one by --modality")
+    layers = tuple(end for key, end in MODAL_LAYERS.items() if config.get(key, False))
+    return Modal(known[modality], len(known), layers) if known else None
+
+
+def parameters(
+    state: Mapping[str, np.ndarray], model: SevenNet, *, by_result: bool, modal: Modal | None = None
+) -> dict[str, Any]:
     """Parameters of `jaxpto.models.sevennet.SevenNet` from the state dict of the sevenn package.
 
     The factors that e3nn applies to weights (one over the root of the number of inputs), the denominator of the sums
@@ -131,6 +175,7 @@ def parameters(state: Mapping[str, np.ndarray], model: SevenNet, *, by_result: b
         model: hyperparameters.
         by_result: whether the weights of a convolution's paths are ordered by (l of the result, of the features, of the
             harmonics), as versions from 0.11 on write them, or by (features, harmonics, result).
+        modal: the modality, whose weights become biases.
 
     Raises:
         KeyError: an entry is missing.
@@ -147,16 +192,20 @@ def parameters(state: Mapping[str, np.ndarray], model: SevenNet, *, by_result: b
 
     def linear(key: str, inputs: Sequence[int], outputs: Sequence[int]) -> dict[str, np.ndarray]:
         """Weights [out, in] for each l; e3nn stores [in, out] of one l after another."""
-        flat = left.pop(f"{key}.linear.weight")
+        flat = np.asarray(left.pop(f"{key}.linear.weight"), np.float64)
         widths = list(zip(inputs, outputs, strict=False))
-        if flat.size != sum(a * b for a, b in widths):
-            raise ValueError(f"{key} has {flat.size} weights, not {sum(a * b for a, b in widths)}")
-        ends = np.cumsum([a * b for a, b in widths])[:-1]
-        parts = np.split(np.asarray(flat, np.float64), ends)
-        return {
-            str(order): part.reshape(a, b).T / math.sqrt(a)
+        # a modality is one more kind of scalar, 1 for the chosen one and 0 for the others, behind all features
+        more = modal.count if modal is not None and key.endswith(modal.layers) else 0
+        if flat.size != sum(a * b for a, b in widths) + more * outputs[0]:
+            raise ValueError(f"{key} has {flat.size} weights, not {sum(a * b for a, b in widths) + more * outputs[0]}")
+        *parts, last = np.split(flat, np.cumsum([a * b for a, b in widths]))
+        found = {
+            str(order): part.reshape(a, b).T / math.sqrt(a + (0 if order else more))
             for order, (part, (a, b)) in enumerate(zip(parts, widths, strict=True))
         }
+        if modal is not None and more:
+            found["bias"] = last.reshape(more, outputs[0])[modal.index] / math.sqrt(inputs[0] + more)
+        return found
 
     def signs(t: int, paths: Sequence[CouplingPath]) -> dict[CouplingPath, float]:
         """Sign of the stored 3j tensor of each path against ours, with which the weights were trained."""
@@ -187,17 +236,21 @@ def parameters(state: Mapping[str, np.ndarray], model: SevenNet, *, by_result: b
             "connection": linear(f"{t}_self_connection_intro", inputs, gated),
             "before": linear(f"{t}_self_interaction_1", inputs, inputs),
             "radial": radial,
-            "after": {order: weight / denominator for order, weight in after.items()},
+            "after": {name: array if name == "bias" else array / denominator for name, array in after.items()},
         }
     n, width = len(model.elements), model.channels[-1][0]
-    hidden = linear("reduce_input_to_hidden", (width,), (width // 2,))["0"]
+    hidden = linear("reduce_input_to_hidden", (width,), (width // 2,))
+    last = linear("reduce_hidden_to_energy", (width // 2,), (1,))["0"]
+    embedding = linear("onehot_to_feature_x", (n,), model.channels[0])
+    scale, shift = (np.asarray(left.pop(f"rescale_atomic_energy.{name}"), np.float64) for name in ("scale", "shift"))
+    scale, shift = (one[modal.index] if modal is not None and one.ndim == 2 else one for one in (scale, shift))
     params = {
-        "embedding": linear("onehot_to_feature_x", (n,), model.channels[0])["0"].T,
+        "embedding": embedding["0"].T + embedding.get("bias", 0.0),
         "frequencies": take("edge_embedding.basis_function.coeffs", left["edge_embedding.basis_function.coeffs"].size),
         "layers": layers,
-        "readout": (linear("reduce_hidden_to_energy", (width // 2,), (1,))["0"] @ hidden)[0],
-        "scale": np.broadcast_to(left.pop("rescale_atomic_energy.scale").astype(np.float64), n),
-        "shift": np.broadcast_to(left.pop("rescale_atomic_energy.shift").astype(np.float64), n),
+        "readout": (last @ hidden["0"])[0],
+        "scale": np.broadcast_to(scale, n),
+        "shift": np.broadcast_to(shift + scale * (last @ hidden.get("bias", np.zeros(width // 2)))[0], n),
     }
     if left:
         raise ValueError(f"unknown parameters {', '.join(sorted(left)[:3])}")

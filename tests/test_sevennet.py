@@ -17,7 +17,7 @@ import mpmath
 import numpy as np
 import pytest
 from model_cases import random_sevennet
-from reference_data import load_reference
+from reference_data import load_reference, read_cases
 from small_sevennet import CONFIG, SMALL, stored_state
 
 from converters import sevennet as converter
@@ -46,7 +46,7 @@ def _published(version: str) -> Potential:
         checkpoint = find_checkpoint(f"7net-{version}")
     except CheckpointError as error:
         pytest.skip(f"no published weights: {error}")
-    return converter.convert(checkpoint, f"7net-{version}")
+    return converter.convert(checkpoint, f"7net-{version}", converter.MODALITIES.get(version, ""))
 
 
 def test_agrees_with_the_original(shared: pathlib.Path) -> None:
@@ -57,6 +57,31 @@ def test_agrees_with_the_original(shared: pathlib.Path) -> None:
 @pytest.mark.parametrize("version", ["l3i5", "0"])
 def test_agrees_with_the_original_on_all_structures(version: str, shared: pathlib.Path) -> None:
     contract.agreement(_published(version), load_reference(shared, f"7net-{version}"))
+
+
+@pytest.mark.parametrize(
+    ("modality", "names"),
+    [
+        ("r2scan", ("NaCl_prim_rattle010",)),
+        pytest.param("pbe", ("PTO_T", "PTO_T_221_strain3_rattle008", "NaCl_prim_rattle010"), marks=pytest.mark.slow),
+    ],
+)
+def test_each_modality_agrees_with_the_original(modality: str, names: tuple[str, ...]) -> None:
+    """References are those of `benchmarks/sevennet_reference.py`."""
+    potential = contract.cast(_published(f"mf-0-{modality}"), np.float64)
+    cases = read_cases(pathlib.Path(__file__).parent / "references" / f"7net_mf_0_{modality}.json")
+    for case in [case for case in cases if case.name in names]:
+        case.assert_exact(contract.predict(potential, case.atoms))
+
+
+def test_a_modality_that_is_not_there_is_refused(monkeypatch) -> None:
+    try:
+        checkpoint = find_checkpoint("7net-mf-0-pbe")
+    except CheckpointError as error:
+        pytest.skip(f"no published weights: {error}")
+    for modality in ("", "PBEsol"):
+        with pytest.raises(CheckpointError, match="it has R2SCAN and PBE; give one by --modality"):
+            converter.convert(checkpoint, "x", modality)
 
 
 PUBLISHED_LAWS = [
@@ -209,7 +234,7 @@ def test_configuration(tmp_path: pathlib.Path, monkeypatch) -> None:
     [
         ({"is_parity": True}, "is_parity = True is not supported"),
         ({"self_connection_type": ["linear", "nequip", "linear"]}, "self_connection_type"),
-        ({"use_modality": True}, "use_modality"),
+        ({"use_modality": True, "_modal_map": {"A": 0, "B": 1}}, "it has A and B; give one by --modality"),
         ({"readout_as_fcn": True}, "readout_as_fcn"),
         ({"act_radial": "ssp"}, "act_radial"),
         ({"act_gate": {"e": "ssp", "o": "tanh"}}, "act_gate"),

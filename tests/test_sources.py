@@ -55,7 +55,7 @@ def test_manifest_is_complete() -> None:
     published = {"chgnet-0.3.0", "chgnet-0.2.0", "chgnet-r2scan", "m3gnet-mp-2021.2.8", "gptff-v1", "gptff-v2"}
     given_by_users = {"mace-mp-0b-medium", "orb-v2"}  # files whose digest could not be taken
     given_by_users |= {f"orb-v3-conservative-{n}-{data}" for n in ("20", "inf") for data in ("omat", "mpa")}
-    published |= {"7net-l3i5", "7net-0", "nep89"}
+    published |= {"7net-l3i5", "7net-0", "7net-mf-0-pbe", "7net-mf-0-r2scan", "nep89"}
     published |= {f"{kind}-matpes-{functional}" for kind in ("m3gnet", "tensornet") for functional in ("pbe", "r2scan")}
     assert published | given_by_users <= set(models)
     for name, model in models.items():

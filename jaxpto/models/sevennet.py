@@ -13,7 +13,7 @@ from jaxpto.models.convolution import Convolution, arrange, convolve
 from jaxpto.models.couplings import coupling_paths
 from jaxpto.models.equivariant import normalized_silu, polynomial_envelope, spherical_harmonics
 from jaxpto.models.initial_weights import Samples, generator_of, mean_neighbors
-from jaxpto.models.layers import add_up, product, species_of
+from jaxpto.models.layers import add_up, product, row, species_of
 from jaxpto.models.sevennet_initial import initial_parameters
 from jaxpto.neighbors import Neighbors
 from jaxpto.system import System
@@ -115,8 +115,12 @@ def radial_weights(radial: dict[str, Any], edge: dict[str, Array]) -> Float[Arra
 
 
 def map_channels(layer: dict[str, Array], features: Any) -> Features:
-    """Maps of each l's channels, weights [out, in] by l; without those l that the layer lacks."""
-    return [product(x, layer[str(order)]) for order, x in enumerate(features) if str(order) in layer]
+    """Maps of each l's channels, weights [out, in] by l; without those l that the layer lacks.
+
+    Models of several modalities (functionals) have a bias on the scalars, that of the modality that was converted.
+    """
+    mapped = [product(x, layer[str(order)]) for order, x in enumerate(features) if str(order) in layer]
+    return [mapped[0] + row(layer["bias"], mapped[0]), *mapped[1:]] if "bias" in layer else mapped
 
 
 def gate(features: Features, channels: tuple[int, ...]) -> Features:
