@@ -20,6 +20,7 @@ from jaxpto.models.catalogue import user_folder
 from jaxpto.models.folder import save_potential
 from jaxpto.models.manifest import published_models
 from jaxpto.models.nep import NEP
+from jaxpto.models.nep_file import parameters_of
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder
 
@@ -97,35 +98,7 @@ def convert(path: Path, name: str) -> Potential:
         raise CheckpointError(f"{path} has {len(numbers)} parameters, not the {wanted} of its header; it is damaged")
     if not np.isfinite(numbers).all():
         raise CheckpointError(f"{path} has parameters that are not finite; it is damaged")
-    return Potential(parameters(model, numbers), model, name)
-
-
-def parameters(model: NEP, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """Parameters in the order of the file: nets, coefficients of the descriptors, scales of the descriptors.
-
-    Args:
-        model: hyperparameters.
-        numbers: all numbers after the header.
-    """
-    shapes, place = model.shapes, 0
-
-    def take(*shape: int) -> np.ndarray:
-        nonlocal place
-        size = int(np.prod(shape))
-        part, place = numbers[place : place + size].reshape(shape), place + size
-        return part
-
-    each, hidden, d = shapes["weight0"]
-    nets = [(take(hidden, d), take(hidden), take(hidden)) for _ in range(each)]
-    found = {
-        name: np.stack(parts)
-        for name, parts in zip(("weight0", "bias0", "weight1"), zip(*nets, strict=True), strict=True)
-    }
-    found["bias1"] = take()
-    for name in ("radial", "angular"):  # first descriptor, function, element of the atom, that of the neighbour
-        n, _, channels, functions = shapes[name]
-        found[name] = np.transpose(take(channels, functions, n, n), (2, 3, 0, 1))
-    return found | {"scaler": take(d)}
+    return Potential(parameters_of(model, numbers), model, name)
 
 
 def _read_header(path: Path, lines: list[list[str]]) -> tuple[NEP, list[list[str]]]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a model on DFT data",
     "distil": "a fast student of any model for given structures and temperatures",
     "export": "convert stored trajectories to any ASE format",
+    "export_model": "a model for other programs: nep.txt, or a program that needs JAX alone",
     "report": "tables and figures from stored results; report pto-0k: the paper's table at 0 K",
 }
 
