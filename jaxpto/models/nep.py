@@ -32,7 +32,7 @@ from jaxpto.neighbors import Layout, Neighbors, edge_vectors
 from jaxpto.system import System
 
 Params = dict[str, Any]
-SLICE = 128  # atoms that go through at once on a processor
+SLICE = 80  # atoms that go through at once on a processor
 SMALLEST_SPREAD = 1e-3  # of a descriptor in the data, so that one that never varies is not blown up
 # C_lm of the sums of squares, l = 1 to 4, rounded as in NEP_CPU; m in the order of `harmonics`
 # fmt: off
