@@ -36,10 +36,10 @@ class ExportModelConfig:
     Attributes:
         model: model name or model folder.
         out: file to write: NAME.txt for a NEP model, NAME.stablehlo for any.
-        structure: of a program: a structure of the atoms that it shall evaluate, in their order; the cell may change
-            as long as the neighbours fit, which the program says.
-        platform: of a program: what it runs on.
-        headroom: of a program: factor on the numbers of neighbours in the structure.
+        structure: file or built-in structure with the atoms that a program shall evaluate, in their order; positions
+            and cell may change as long as the neighbours fit, which the program says.
+        platform: what a program runs on.
+        headroom: room for neighbours in a program, as a factor on the numbers in the structure.
         dtype: precision of a program.
     """
 

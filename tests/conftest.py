@@ -33,14 +33,12 @@ SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).par
 
 
 LONGEST = (
-    "models", "parallel", "dynamics", "notebooks", "ensembles", "perovskite", "chgnet", "orb", "mace", "deepmd",
-    "parameter_gradients",
-    "sevennet", "train_architectures", "harmonic", "loss_gradients", "landau", "train", "docs", "phonons", "m3gnet",
-    "switching", "matching", "gptff", "fresh", "distil",
-    "relaxation", "integrators", "lattice_dynamics", "neighbors", "sweep", "fused_convolution", "calculator",
-    "free_energy", "energy_function", "model_check", "relax", "thermodynamics", "reweighting", "switching_argon",
-    "programs", "checkpoint", "angles", "jax_md", "platform", "replicas", "committee",
-    "committee_sweep", "distillation",
+    "notebooks", "reweighting", "landau", "train", "neighbors", "parallel", "matching", "sweep",
+    "train_architectures", "models", "perovskite", "dynamics", "docs", "integrators", "jax_md", "ensembles",
+    "relaxation", "distil", "switching", "harmonic", "deepmd", "committee", "phonons", "free_energy",
+    "thermodynamics", "fresh", "parameter_gradients", "loss_gradients", "gptff", "chgnet", "orb", "energy_function",
+    "committee_sweep", "programs", "relax", "m3gnet", "lattice_dynamics", "distillation", "mace", "nep", "tensornet",
+    "export_model",
 )  # fmt: skip
 """Test files of more than 20 processor seconds, longest first. They start in this order; `make test-fast` has none."""
 

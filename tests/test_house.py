@@ -16,6 +16,7 @@ from jaxpto.console.options import as_typed
 from jaxpto.distillation.config import DistilConfig
 from jaxpto.evaluate import EvaluateConfig
 from jaxpto.export import ExportConfig
+from jaxpto.export_model import ExportModelConfig
 from jaxpto.free_energy.config import FreeEnergyConfig
 from jaxpto.md.config import SweepConfig
 from jaxpto.phonons import PhononsConfig
@@ -30,7 +31,7 @@ PACKAGE = ROOT / "jaxpto"
 
 # what a user types belongs to the commands; the two others start git, and are a program of their own
 DOORS = re.compile(
-    r"(sweep|relax|phonons|evaluate|train|distil|report|export)\.py|(.*/)?(__main__|command)\.py|(pto|console)/.*"
+    r"(sweep|relax|phonons|evaluate|train|distil|report|export|export_model)\.py|(.*/)?(__main__|command)\.py|(pto|console)/.*"
     r"|reporting/provenance\.py|devices/abort_filter\.py"
 )
 
@@ -98,7 +99,7 @@ def test_only_commands_know_their_options() -> None:
 def test_settings_that_messages_name_are_those_of_a_command() -> None:
     commands = (
         *(SweepConfig, RelaxConfig, PhononsConfig, EvaluateConfig, TrainConfig),
-        *(ReportConfig, ExportConfig, FreeEnergyConfig, ZeroKelvinConfig, DistilConfig),
+        *(ReportConfig, ExportConfig, ExportModelConfig, FreeEnergyConfig, ZeroKelvinConfig, DistilConfig),
     )
     named = {(name, found) for name, text in library_texts() for found in re.findall(r"`([a-z][\w.]*)[=`]", text)}
     assert len(named) > 50

@@ -106,7 +106,14 @@ def test_what_is_not_supported_is_refused_by_name(shared: pathlib.Path, tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_another_family_s_folder_is_refused(shared: pathlib.Path) -> None:
-    other = find_checkpoint("tensornet-matpes-pbe", shared / "weights/M3GNet-MP-2021.2.8-PES")
-    with pytest.raises(CheckpointError, match="give the folder of TensorNet-MatPES-PBE"):
-        converter.convert(other, "x")
+def test_another_family_s_folder_is_refused(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A published one by its name, any other by what it lacks."""
+    source = shared / "weights/M3GNet-MP-2021.2.8-PES"
+    with pytest.raises(CheckpointError, match=r"m3gnet-mp-2021\.2\.8, not tensornet-matpes-pbe; run: python"):
+        find_checkpoint("tensornet-matpes-pbe", source)
+    shutil.copytree(source, tmp_path / "other", copy_function=shutil.copyfile)
+    (tmp_path / "other").chmod(0o755)
+    for name in ("state.pt", "model.json"):
+        (tmp_path / "other" / name).write_bytes((source / name).read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"use_smooth = False|give the folder of TensorNet-MatPES-PBE"):
+        converter.convert(find_checkpoint("tensornet-matpes-pbe", tmp_path / "other"), "x")

@@ -55,8 +55,8 @@ class NEP:
 
     Attributes:
         elements: atomic numbers the model knows, in the order of its file.
-        cutoff: of the radial descriptors, Angstrom.
-        angular_cutoff: of the angular descriptors, Angstrom, at most `cutoff`.
+        cutoff: reach of the radial descriptors, Angstrom.
+        angular_cutoff: reach of the angular descriptors, Angstrom, at most `cutoff`.
         radial: number of radial descriptors.
         angular: number of angular descriptors of each l.
         radial_basis: number of functions f_k that the radial ones are made of.
