@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxpto.errors import InputError
 from jaxpto.models import ase_calculator
 from jaxpto.models.folder import HEADER, check_parameters_exist, read_folder, read_header
-from jaxpto.models.manifest import published_models
+from jaxpto.models.manifest import plugins, published_models
 from jaxpto.potential import Potential
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -44,20 +44,21 @@ def user_folder() -> Path:
 
 
 def list_models() -> list[ModelInfo]:
-    """Every shipped model and every one in `user_folder`, sorted by name; damaged ones carry a problem.
+    """Every shipped model, those of installed packages and those in `user_folder`, sorted by name.
+
+    Damaged ones carry a problem.
 
     The parameters themselves are not read here: see `examined`.
     """
     found: dict[str, ModelInfo] = {}
-    for parent in (SHIPPED, user_folder()):
-        for header_file in sorted(parent.glob(f"*/{HEADER}")):
-            folder = header_file.parent
-            try:
-                info = ModelInfo(folder.name, folder, read_header(folder))
-                check_parameters_exist(folder, info.header)
-            except InputError as error:
-                info = ModelInfo(folder.name, folder, {}, str(error))
-            found.setdefault(folder.name, info)
+    shipped, users = (sorted(file.parent for file in parent.glob(f"*/{HEADER}")) for parent in (SHIPPED, user_folder()))
+    for folder in (*shipped, *_folders_of_plugins(), *users):
+        try:
+            info = ModelInfo(folder.name, folder, read_header(folder))
+            check_parameters_exist(folder, info.header)
+        except InputError as error:
+            info = ModelInfo(folder.name, folder, {}, str(error))
+        found.setdefault(folder.name, info)
     return sorted(found.values(), key=lambda info: info.name)
 
 
@@ -99,6 +100,10 @@ def reference_energies_of(name: str | Path) -> dict[str, float]:
     return read_header(find_model(name)).get("reference_energies_eV", {})
 
 
+def _folders_of_plugins() -> list[Path]:
+    return [folder for plugin in plugins() for folder in plugin.folders]
+
+
 def examined(info: ModelInfo) -> ModelInfo:
     """The same, with the problem that shows only once the parameters are read, if there is one."""
     try:
@@ -115,7 +120,8 @@ def find_model(name: str | Path) -> Path:
     Raises:
         InputError: there is none; the message lists the known ones, or is the command that converts a published one.
     """
-    for folder in (Path(name), SHIPPED / name, user_folder() / name):
+    brought = (folder for folder in _folders_of_plugins() if folder.name == str(name))
+    for folder in (Path(name), SHIPPED / name, *brought, user_folder() / name):
         if (folder / HEADER).is_file():
             return folder.absolute()
     if Path(name).is_dir() and str(name) not in ("", "."):

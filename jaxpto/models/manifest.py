@@ -1,11 +1,17 @@
-"""What manifest.toml registers: the architectures, and the published models with sources, digests and licences."""
+"""What manifest.toml and installed packages register: architectures, and published models with their sources.
+
+A package brings models of its own by an entry point of the group `jaxpto.models` whose object is a `Plugin`;
+examples/jaxpto-buckingham is a complete one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +116,54 @@ class Architecture:
         return getattr(importlib.import_module(module), name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """What an installed package brings.
+
+    Attributes:
+        architectures: their names are found in `model.json`, and in training where they have `fresh`.
+        published: models whose converters the package has.
+        folders: model folders in the package; --model takes their names.
+    """
+
+    architectures: tuple[Architecture, ...] = ()
+    published: tuple[PublishedModel, ...] = ()
+    folders: tuple[Path, ...] = ()
+
+
+GROUP = "jaxpto.models"
+
+
+@functools.cache
+def plugins() -> tuple[Plugin, ...]:
+    """What the installed packages bring; one that cannot be used is left out with a warning."""
+    found = []
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            plugin = entry.load()
+            if not isinstance(plugin, Plugin):
+                raise TypeError(f"{entry.value} is a {type(plugin).__name__}, not a Plugin")
+            taken = {one.name for one in plugin.architectures} & _content()["architectures"].keys()
+            taken |= {one.name for one in plugin.published} & _content()["models"].keys()
+            if taken:
+                raise ValueError(f"jaxpto itself has {', '.join(sorted(taken))}; give it another name")
+        except Exception as error:  # another's package: whatever it raises
+            package = entry.dist.name if entry.dist is not None else entry.value
+            warnings.warn(f"models of the package {package} are left out: {error}", stacklevel=2)
+        else:
+            found.append(plugin)
+    return tuple(found)
+
+
 @functools.cache
 def architectures() -> dict[str, Architecture]:
     """Every architecture, by its name in `model.json`."""
     entries = _content()["architectures"]
-    return {
+    own = {
         name: Architecture(name, entry["class"], entry.get("table", {}), entry.get("fresh"), entry.get("settings", {}))
         for name, entry in entries.items()
     }
+    return own | {one.name: one for plugin in plugins() for one in plugin.architectures}
 
 
 def architecture_of(model: Any) -> str:
@@ -152,7 +198,7 @@ def published_models() -> dict[str, PublishedModel]:
             for file in entry["files"]
         )
         models[name] = PublishedModel(**entry | {"name": name, "files": files})
-    return models
+    return models | {one.name: one for plugin in plugins() for one in plugin.published}
 
 
 @functools.cache
