@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import zipfile
 
 import ase
 import jax
@@ -126,7 +127,13 @@ def test_conversion_and_back(tmp_path: pathlib.Path, shared: pathlib.Path) -> No
 
 
 def test_other_checkpoints_are_refused(tmp_path: pathlib.Path, shared: pathlib.Path) -> None:
-    """Another model's checkpoint, in the same format."""
+    """Another model's checkpoint, in the same format, as published and changed."""
     other = shared / "weights" / "M3GNet-MP-2021.2.8-PES" / "state.pt"
-    with pytest.raises(CheckpointError, match="holds no GPTFF"):
+    with pytest.raises(CheckpointError, match=r"is the published m3gnet-mp-2021\.2\.8, not gptff-v2"):
         converter.run(converter.GptffConfig(checkpoint=other, out=tmp_path / "model"))
+    own = tmp_path / "state.pt"
+    with zipfile.ZipFile(other) as source, zipfile.ZipFile(own, "w", zipfile.ZIP_DEFLATED) as copy:
+        for name in source.namelist():
+            copy.writestr(name, source.read(name))
+    with pytest.raises(CheckpointError, match="holds no GPTFF"):
+        converter.run(converter.GptffConfig(checkpoint=own, out=tmp_path / "model"))

@@ -68,6 +68,10 @@ def test_a_table_without_a_row_for_each_element_is_refused(potential: Potential)
     """JAX would take the last row there is, without a word."""
     model = potential.model
     tables = model.shapes if isinstance(model, ShapedModel) else model.tables
+    # of a model whose shapes are all known, those that count elements
+    tables = [
+        name for name, shape in tables.items() if not isinstance(model, ShapedModel) or len(model.elements) in shape
+    ]
     assert tables
     for pattern in tables:
         name = names(potential.params, pattern)[0]

@@ -128,7 +128,8 @@ def test_files_that_are_no_orb(shared: pathlib.Path, tmp_path: pathlib.Path, cap
     attempts = [
         (["--version", "v3-conservative-20-mpa", "--checkpoint", str(_checkpoint(shared, V2))], "holds ORB v2, not v3"),
         (["--checkpoint", str(_checkpoint(shared, V3))], "holds ORB v3-conservative, not v2"),
-        (["--checkpoint", str(other)], "holds no ORB"),
+        (["--checkpoint", str(other)], "is the published gptff-v1, not orb-v2"),
+        (["--checkpoint", str(shared / "weights" / "fixtures" / "mace_mp0b_reduced.model")], "holds no ORB"),
         (["--checkpoint", str(tmp_path / "half.ckpt")], "half.ckpt is damaged"),
         ([], "orb-v2-20241011.ckpt and give it by --checkpoint"),
     ]
