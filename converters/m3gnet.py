@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import ase.data
 import jax
 import numpy as np
 
+from converters.matgl_files import architecture_arguments
 from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
@@ -75,8 +75,7 @@ def convert(checkpoint: Checkpoint, name: str) -> Potential:
     state, description = checkpoint.paths["state.pt"], checkpoint.paths["model.json"]
     remedy = "give the folder of M3GNet-MP-2021.2.8-PES, or of an M3GNet-MatPES"
     try:
-        arguments = json.loads(description.read_text())["kwargs"]["model"]["init_args"]
-        _check_arguments(description, arguments)
+        arguments = architecture_arguments(description, _SUPPORTED)
         model = M3GNet(
             elements=tuple(ase.data.atomic_numbers[symbol] for symbol in arguments["element_types"]),
             cutoff=float(arguments["cutoff"]),
@@ -132,15 +131,6 @@ def parameters(state: Mapping[str, np.ndarray], n_blocks: int = 3) -> dict[str, 
         "shift": np.asarray(state["data_mean"]),
         "offset": np.asarray(state["element_refs.property_offset"]),
     }
-
-
-def _check_arguments(path: Path, arguments: Mapping[str, Any]) -> None:
-    for key, value in _SUPPORTED.items():
-        if key in arguments and arguments[key] != value:
-            raise CheckpointError(
-                f"checkpoint {path}: {key} = {arguments[key]!r} is not supported (only {value!r}); "
-                "give a checkpoint of the published architecture"
-            )
 
 
 def _check_shapes(params: dict[str, Any], model: M3GNet) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import ase.data
 import numpy as np
 
+from converters.matgl_files import architecture_arguments
 from converters.pickles import CheckpointError
 from converters.sources import Checkpoint, find_checkpoint
 from converters.torch_files import read_checkpoint
@@ -74,14 +74,15 @@ def convert(checkpoint: Checkpoint, name: str) -> Potential:
     """
     state, description = checkpoint.paths["state.pt"], checkpoint.paths["model.json"]
     try:
-        arguments = json.loads(description.read_text())["kwargs"]["model"]["init_args"]
-        _check_arguments(description, arguments)
+        arguments = architecture_arguments(description, SUPPORTED)
         model = TensorNet(
             elements=tuple(ase.data.atomic_numbers[symbol] for symbol in arguments["element_types"]),
             cutoff=float(arguments["cutoff"]),
         )
         params = parameters(read_checkpoint(state), int(arguments["nblocks"]))
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             f"checkpoint {state} holds no TensorNet: {type(error).__name__} {error}; give the folder of "
             "TensorNet-MatPES-PBE-v2025.1-PES or of its r2SCAN sibling"
@@ -150,15 +151,6 @@ def parameters(state: Mapping[str, np.ndarray], blocks: int) -> dict[str, Any]:
         "shift": np.asarray(state["data_mean"]),
         "offset": np.asarray(state["element_refs.property_offset"]),
     }
-
-
-def _check_arguments(path: Path, arguments: Mapping[str, Any]) -> None:
-    for key, value in SUPPORTED.items():
-        if key in arguments and arguments[key] != value:
-            raise CheckpointError(
-                f"checkpoint {path}: {key} = {arguments[key]!r} is not supported (only {value!r}); "
-                "give a checkpoint of the published architecture"
-            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

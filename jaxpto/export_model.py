@@ -59,6 +59,8 @@ def run(config: ExportModelConfig) -> Path:
         StorageError: the disk refuses the write.
     """
     check_output_file(config.out)
+    if not config.out.absolute().parent.is_dir():
+        raise InputError(f"{config.out}: its folder does not exist; make it first")
     if config.out.suffix not in (".txt", ".stablehlo"):
         raise InputError(f"{config.out}: unknown kind of file; give NAME.txt for a NEP model, or NAME.stablehlo")
     potential = load_potential(config.model, np.dtype(config.dtype))
@@ -94,6 +96,7 @@ def _program(config: ExportModelConfig, potential: Potential) -> bytes:
         return found.energy, found.forces, found.stress, ~neighbors.overflow
 
     program = export.export(jax.jit(evaluate), platforms=[config.platform])(system.positions, system.cell)
+    content = bytes(program.serialize())
     facts: dict[str, Any] = {
         "model": potential.name,
         "digest": fingerprint(potential),
@@ -105,7 +108,7 @@ def _program(config: ExportModelConfig, potential: Potential) -> bytes:
         "platform": config.platform,
     }  # fmt: skip
     write_json_atomic(config.out.with_name(f"{config.out.name}.json"), facts)
-    return bytes(program.serialize())
+    return content
 
 
 def main() -> int:

@@ -102,6 +102,7 @@ def ran(out: pathlib.Path, atoms: ase.Atoms, dtype: str, folder: pathlib.Path) -
         (["perovskite", "a.stablehlo", "--structure", "PbTiO3-cubic", "--headroom", "0"], "0: give a factor"),
         (["perovskite", "a.stablehlo", "--structure", "nowhere.cif"], "does not exist"),
         (["nothing", "nep.txt"], "nothing"),
+        (["perovskite", "nowhere/nep.txt"], "its folder does not exist"),
     ],
 )  # fmt: skip
 def test_refuses_in_one_line(words: list[str], message: str, tmp_path, capsys, monkeypatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import model_contract as contract
 import nep_files
 import numpy as np
@@ -14,10 +16,12 @@ from reference_data import load_reference
 
 from converters import nep as converter
 from converters.pickles import CheckpointError
+from jaxpto import neighbors
 from jaxpto.errors import InputError
 from jaxpto.models import nep
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.folder import read_header
+from jaxpto.system import from_ase
 
 # energy (eV), force on the first atom (eV/A) and first row of the stress (eV/A^3) of `titanate` with the files of
 # `nep_files`, by NEP_CPU through calorine 3.1; 4.1, which reads NEP4 only, gives the same for these
@@ -147,3 +151,19 @@ def test_angular_cutoff_within_the_radial_one(tmp_path: pathlib.Path) -> None:
     ))  # fmt: skip
     with pytest.raises((CheckpointError, InputError), match="cutoff"):
         converter.convert(path, "x")
+
+
+def test_hessian_of_more_atoms_than_go_at_once(tmp_path: pathlib.Path) -> None:
+    """Forward derivatives of the gradient, which phonons take, against differences of the gradient."""
+    path = nep_files.write(tmp_path / "nep.txt", nep_files.HEADERS["nep4_zbl"])
+    potential = contract.cast(converter.convert(path, "x"), np.float64)
+    atoms = titanate().repeat((3, 3, 2))
+    assert len(atoms) > nep.SLICE
+    system = from_ase(atoms, np.float64)
+    found = neighbors.build(system, potential.allocate([system], 0.1))
+    gradient = jax.jit(jax.grad(lambda x: potential.energy(system.replace(positions=x), found)))
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=system.positions.shape))
+    product = jax.jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(system.positions)
+    step = 1e-5
+    ahead, behind = (gradient(system.positions + sign * step * direction) for sign in (1, -1))
+    np.testing.assert_allclose(product, (ahead - behind) / (2 * step), atol=1e-5 * float(jnp.abs(product).max()))

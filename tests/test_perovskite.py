@@ -14,7 +14,7 @@ from crystals import titanate
 from model_cases import random_perovskite
 
 from jaxpto import neighbors
-from jaxpto.models import perovskite, perovskite_moments
+from jaxpto.models import atom_slices, perovskite, perovskite_moments
 from jaxpto.models.catalogue import load_potential
 from jaxpto.models.folder import save_potential
 from jaxpto.models.perovskite_moments import moments
@@ -253,7 +253,7 @@ def test_slices_of_atoms_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         return prediction, trained, jax.grad(force)(system.positions)
 
     whole = jax.jit(everything)(potential, system, found)
-    monkeypatch.setattr(perovskite, "CROWD", 30)
+    monkeypatch.setattr(atom_slices, "CROWD", 30)
     monkeypatch.setattr(perovskite, "SLICE", 12)  # four slices, the last one not full
     jax.clear_caches()
     assert "scan" in str(jax.make_jaxpr(lambda: potential.energy(system, found))())

@@ -104,6 +104,7 @@ def test_what_is_not_supported_is_refused_by_name(shared: pathlib.Path, tmp_path
     with pytest.raises(CheckpointError, match=f"{key} = ") as caught:
         converter.convert(find_checkpoint("tensornet-matpes-pbe", folder), "x")
     assert "\n" not in str(caught.value)
+    assert "holds no TensorNet" not in str(caught.value)  # one message, not one within another
 
 
 def test_another_family_s_folder_is_refused(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:

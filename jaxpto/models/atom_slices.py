@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
+
+from jaxpto.neighbors import Layout
 
 
 def slices_of(n: int, longest: int) -> Int32[Array, "i m"]:
@@ -23,6 +25,43 @@ def slices_of(n: int, longest: int) -> Int32[Array, "i m"]:
     # a multiple of 4, for the loops over a quarter of the rows that models have within
     length = min(longest, 4 * math.ceil(n / slices / 4))
     return jnp.arange(slices * length, dtype=jnp.int32).reshape(slices, length)
+
+
+CROWD = 1024  # atoms whose energy alone goes in slices; of fewer it can be differentiated forwards too
+
+
+def atoms_at_a_time(n: int, longest: int, layout: Layout) -> Int32[Array, "i m"] | None:
+    """Slices of n atoms where a processor has more than fit its caches; None: all at once.
+
+    Slices of atoms that are dealt out over devices would be gathered.
+    """
+    at_once = n <= longest or layout.platform != "cpu" or layout.devices > 1
+    return None if at_once else slices_of(n, longest)
+
+
+def total_energy(
+    some: Callable[[Any, Array, Array], Array],
+    longest: int,
+    layout: Layout,
+    params: Any,
+    vectors: Float[Array, "e 3"],
+    numbers: Int[Array, " n"],
+) -> Float[Array, ""]:
+    """Energy of all atoms, eV, as a sum over atoms that depend on their own rows alone.
+
+    Args:
+        some: (params, rows of vectors [m, s, 3], their atomic numbers) -> energies of these atoms [m], eV.
+        longest: atoms that go through at once.
+        layout: layout of the dense neighbour list.
+        params: parameters.
+        vectors: edge vectors of all atoms, Angstrom.
+        numbers: atomic numbers.
+    """
+    n = numbers.shape[0]
+    rows = vectors.reshape(n, -1, 3)
+    if n <= CROWD or atoms_at_a_time(n, longest, layout) is None:
+        return some(params, rows, numbers).sum()
+    return local_energies(lambda p, v, others: some(p, v, *others), longest, params, rows, (numbers,)).sum()
 
 
 def in_slices(function: Callable[..., Any], longest: int, *arrays: Array) -> Any:

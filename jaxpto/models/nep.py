@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.atom_slices import local_energies, slices_of
+from jaxpto.models.atom_slices import atoms_at_a_time, total_energy
 from jaxpto.models.initial_weights import Samples, generator_of, normal
 from jaxpto.models.nep_moments import angular_moments, monomials, radial_moments
 from jaxpto.models.nuclear_repulsion import nuclear_repulsion
@@ -125,17 +125,12 @@ class NEP:
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV of the edge vectors; see `Model.energy`."""
-        n, layout = system.positions.shape[0], neighbors.layout
-        vectors = vectors.reshape(n, -1, 3)
-        if self.atoms_at_a_time(n, layout) is None:
-            return self.local_energies(layout, params, vectors, system.numbers).sum()
-        some = lambda p, v, others: self.local_energies(layout, p, v, *others)  # noqa: E731
-        return local_energies(some, SLICE, params, vectors, (system.numbers,)).sum()
+        some = functools.partial(self.local_energies, neighbors.layout)
+        return total_energy(some, SLICE, neighbors.layout, params, vectors, system.numbers)
 
     def atoms_at_a_time(self, n: int, layout: Layout) -> Int[Array, "i m"] | None:
         """Which of n atoms to evaluate at a time; see `LocalModel`."""
-        at_once = n <= SLICE or layout.platform != "cpu" or layout.devices > 1
-        return None if at_once else slices_of(n, SLICE)
+        return atoms_at_a_time(n, SLICE, layout)
 
     def local_energies(
         self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], numbers: Int[Array, " n"]

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxpto.models.atom_slices import local_energies, slices_of
+from jaxpto.models.atom_slices import atoms_at_a_time, total_energy
 from jaxpto.models.initial_weights import Samples
 from jaxpto.models.perovskite_moments import matmul, moments
 from jaxpto.neighbors import Layout, Neighbors
@@ -36,7 +36,6 @@ from jaxpto.system import System
 
 Params = dict[str, Array]
 SLICE = 320  # atoms: on a processor more of them crowd each other out of the caches, and go in slices
-CROWD = 1024  # atoms whose energy alone goes in slices; of fewer it can be differentiated forwards too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +99,12 @@ class Perovskite:
         self, params: Params, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV of the edge vectors; see `Model.energy`."""
-        n = system.positions.shape[0]
-        some, vectors = functools.partial(self.local_energies, neighbors.layout), vectors.reshape(n, -1, 3)
-        if n <= CROWD or self.atoms_at_a_time(n, neighbors.layout) is None:
-            return some(params, vectors, system.numbers).sum()
-        return local_energies(lambda p, v, others: some(p, v, *others), SLICE, params, vectors, (system.numbers,)).sum()
+        some = functools.partial(self.local_energies, neighbors.layout)
+        return total_energy(some, SLICE, neighbors.layout, params, vectors, system.numbers)
 
     def atoms_at_a_time(self, n: int, layout: Layout) -> Int[Array, "i m"] | None:
         """Which of n atoms to evaluate at a time; see `LocalModel`."""
-        # slices of atoms that are dealt out over devices would be gathered
-        at_once = n <= SLICE or layout.platform != "cpu" or layout.devices > 1
-        return None if at_once else slices_of(n, SLICE)
+        return atoms_at_a_time(n, SLICE, layout)
 
     def local_energies(
         self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], numbers: Int[Array, " n"]
