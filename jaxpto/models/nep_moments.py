@@ -16,10 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxpto.models.perovskite_moments import chebyshev_factors, chebyshev_slopes, matmul, once
+from jaxpto.models.perovskite_moments import (
+    EXACT,
+    blocks_of,
+    chebyshev_factors,
+    chebyshev_slopes,
+    column,
+    matmul,
+    once,
+)
 from jaxpto.neighbors import Layout
-
-EXACT = jax.lax.Precision.HIGHEST
 
 
 @functools.cache
@@ -55,22 +61,12 @@ def derivatives_of(highest: int) -> np.ndarray:
     return found
 
 
-def blocks_of(layout: Layout) -> list[slice]:
-    """The slots of each species."""
-    ends = np.cumsum(layout.slots).tolist()
-    return [slice(end - size, end) for end, size in zip(ends, layout.slots, strict=True)]
-
-
-def _column(numbers: np.ndarray, like: Array) -> Array:
-    return jnp.asarray(numbers, like.dtype)[None, :, None]
-
-
 def _angles(unit: Float[Array, "n 3 s"], highest: int) -> Float[Array, "n m s"]:
     """Monomials of unit vectors."""
     x, y, z = (unit[:, a][:, None, :] for a in range(3))
     found = jnp.ones_like(x)
     for one, by_x, by_y, by_z in factors_of(highest):
-        factor = _column(one, x) + _column(by_x, x) * x + _column(by_y, x) * y + _column(by_z, x) * z
+        factor = column(one, x) + column(by_x, x) * x + column(by_y, x) * y + column(by_z, x) * z
         found = found * factor
     return found
 
@@ -99,7 +95,7 @@ def _radial(r: Float[Array, "n s"], cutoff: float, number: int) -> _Radial:
     t = (2.0 * depth * depth - 1.0)[:, None, :]
     chebyshev = jnp.ones_like(t)
     for a, b in zip(*chebyshev_factors(number), strict=True):
-        chebyshev = chebyshev * (_column(a, t) * t + _column(b, t))
+        chebyshev = chebyshev * (column(a, t) * t + column(b, t))
     return _Radial(chebyshev, fade, (-jnp.pi / cutoff) * jnp.sin(phase) * cosine, (4.0 / cutoff) * depth * fade)
 
 
@@ -118,7 +114,7 @@ def radial_moments(distance: Float[Array, "n s"], cutoff: float, number: int, la
 
 def _radial_forward(distance, cutoff, number, layout):
     found, kept = [], []
-    for block in blocks_of(layout):
+    for block in blocks_of(layout.slots):
         edges = once(layout, functools.partial(_radial, cutoff=cutoff, number=number), distance[:, block])
         found.append(jnp.einsum("nks,ns->nk", edges.chebyshev, edges.fade, precision=EXACT))
         kept.append(edges)
@@ -165,7 +161,7 @@ def angular_moments(
 
 def _angular_forward(unit, distance, cutoff, number, highest, layout):
     found, kept = [], []
-    for block in blocks_of(layout):
+    for block in blocks_of(layout.slots):
         edges = once(layout, functools.partial(_radial, cutoff=cutoff, number=number), distance[:, block])
         angles = once(layout, functools.partial(_angles, highest=highest), unit[:, :, block])
         faded = edges.chebyshev * edges.fade[:, None, :]

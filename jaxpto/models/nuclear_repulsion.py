@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from jaxpto.models.perovskite_moments import blocks_of
 from jaxpto.neighbors import Layout
 
 COULOMB = 14.399645  # eV Angstrom, e^2 / (4 pi epsilon_0), with the digits of NEP_CPU
@@ -30,10 +30,9 @@ def nuclear_repulsion(
     charges = [float(z) for z in layout.species]
     powers = [z**0.23 for z in charges]
     mine, my_power = own @ jnp.asarray(charges, own.dtype), own @ jnp.asarray(powers, own.dtype)
-    ends = np.cumsum(layout.slots)
     total = jnp.zeros_like(mine)
-    for t, (end, size) in enumerate(zip(ends.tolist(), layout.slots, strict=True)):
-        r = distance[:, end - size : end]
+    for t, block in enumerate(blocks_of(layout.slots)):
+        r = distance[:, block]
         near = r < outer
         r = jnp.where(near, r, outer)  # far away the derivative of the cosine would be that of another period
         x = r * (SCREENING * (my_power + powers[t]))[:, None]

@@ -80,11 +80,11 @@ def harmonics(w: Float[Array, "n 3 s"]) -> Float[Array, "n 9 s"]:
         for b in range(a, 4):
             coefficients = HARMONICS[:, a, b] * (1.0 if a == b else 2.0)
             if coefficients.any():
-                total = total + _column(coefficients, w) * (columns[a] * columns[b])[:, None, :]
+                total = total + column(coefficients, w) * (columns[a] * columns[b])[:, None, :]
     return total
 
 
-def _column(numbers: np.ndarray, like: Array) -> Array:
+def column(numbers: np.ndarray, like: Array) -> Array:
     """Numbers along the middle axis of [n, *, s]."""
     return jnp.asarray(numbers, like.dtype)[None, :, None]
 
@@ -122,7 +122,8 @@ def moments(
     return _moments_forward(vectors, trusted, wall, cutoff, radial, envelope, layout)[0]
 
 
-def _blocks(slots: tuple[int, ...]) -> list[slice]:
+def blocks_of(slots: tuple[int, ...]) -> list[slice]:
+    """Where the slots of each species lie."""
     ends = np.cumsum(slots).tolist()
     return [slice(end - size, end) for end, size in zip(ends, slots, strict=True)]
 
@@ -151,7 +152,7 @@ def _moments_forward(vectors, trusted, wall, cutoff, radial, envelope, layout):
     """M = sum_j h_k (gap Y_lm), h_k = T_k gap^(p - 1), gap = 1 - u: the derivative needs no other radial function."""
     kept, moment, energies = [], [], []
     scaled = vectors * (1.0 / cutoff)
-    for t, block in enumerate(_blocks(layout.slots)):
+    for t, block in enumerate(blocks_of(layout.slots)):
         v = scaled[:, :, block]
         u, q, w, slope, dwall, energy = once(
             layout, _radial_variables, v, trusted[:, t] * (1.0 / cutoff), wall[:, t] * (1.0 / cutoff)
@@ -160,7 +161,7 @@ def _moments_forward(vectors, trusted, wall, cutoff, radial, envelope, layout):
         t_of_u = ((2.0 * (1.0 + WARP)) * u * q - 1.0)[:, None, :]
         h = (gap ** (envelope - 1))[:, None, :]
         for a, b in zip(*chebyshev_factors(radial), strict=True):
-            h = h * (_column(a, v) * t_of_u + _column(b, v))
+            h = h * (column(a, v) * t_of_u + column(b, v))
         moment.append(jnp.einsum("nms,nks->nmk", harmonics(w) * gap[:, None, :], h, precision=EXACT))
         energies.append(energy)
         kept.append((v, u, q, w, slope, dwall, h))
@@ -206,8 +207,8 @@ def _gradient(
     dw = c[:, 1:4]
     for m in range(4, 9):
         for b in (1, 2, 3):
-            if (column := 2.0 * HARMONICS[m, 1:, b]).any():
-                dw = dw + _column(column, v) * (c[:, m] * w[:, b - 1])[:, None, :]
+            if (factors := 2.0 * HARMONICS[m, 1:, b]).any():
+                dw = dw + column(factors, v) * (c[:, m] * w[:, b - 1])[:, None, :]
     return dw * (q * gap)[:, None, :] + along[:, None, :] * v
 
 
