@@ -45,7 +45,8 @@ class EvaluateConfig:
     """
 
     structures: tyro.conf.Positional[tuple[str, ...]]
-    """Files in any ASE format, DeePMD npy folders, folders of these, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    """Files in any ASE format, DeePMD npy folders, folders of these, or PbTiO3-tetragonal, PbTiO3-cubic,
+    PbTiO3-experimental."""
     model: str
     """Name of a model, a model folder, or ase:package.module:factory."""
     out: Path | None = None

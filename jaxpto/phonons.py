@@ -56,7 +56,7 @@ class PhononsConfig:
     """Phonons of a crystal with one or more models, in double precision; it is relaxed with each model first."""
 
     structure: tyro.conf.Positional[str]
-    """File in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    """File in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic, PbTiO3-experimental."""
     model: tuple[str, ...]
     """Names of models, model folders, or ase:package.module:factory."""
     out: Path
@@ -89,12 +89,13 @@ class PhononsConfig:
     """Element of each atom type, for files of LAMMPS that name none."""
 
 
-def run(config: PhononsConfig, potential: Potential | None = None) -> list[ModelResult]:
+def run(config: PhononsConfig, potential: Potential | None = None, *, brief: bool = False) -> list[ModelResult]:
     """Compute the phonons of a structure with every model, write the output folder, and return what was found.
 
     Args:
         config: the settings.
         potential: takes the place of the models that the settings name.
+        brief: leave the results to the output folder and print the progress alone.
 
     Raises:
         InputError: settings, structure, model, BORN file or output folder that cannot be used; nothing is written then.
@@ -114,8 +115,9 @@ def run(config: PhononsConfig, potential: Potential | None = None) -> list[Model
         results.append(_run_model(name, calculator, atoms, config, console))
         write_model(results[-1], config.out / name if len(calculators) > 1 else config.out)
     write_phonons(results, config.out)
-    print_phonons(results, console)
-    console.print(f"written to {config.out}")
+    if not brief:
+        print_phonons(results, console)
+        console.print(f"written to {config.out}")
     return results
 
 

@@ -43,7 +43,7 @@ class RelaxConfig:
     """Relax positions and cell of every frame of structure files, by default as the PTO-test paper does."""
 
     structures: tyro.conf.Positional[tuple[str, ...]]
-    """Files in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    """Files in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic, PbTiO3-experimental."""
     model: str
     """Name of a model, a model folder, or ase:package.module:factory."""
     out: Path

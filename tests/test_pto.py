@@ -111,7 +111,7 @@ def test_dips_between_the_points_are_told() -> None:
     row = zero_kelvin_output.table_row(result)
     assert [column.cell(row) for column in zero_kelvin_output.COLUMNS[-2:]] == ["none", "0.72i, Γ-X"]
     assert zero_kelvin_output.numbers(result)["imaginary_between"] == "Γ-X 0.72i; M-Γ 0.06i"
-    (panel,) = zero_kelvin_output.bands_by_model([result]).axes
+    (panel,) = zero_kelvin_output.bands_by_model({"m": result.bands}).axes
     assert "imaginary: below \N{MINUS SIGN}0.05 THz" in [text.get_text() for text in panel.texts]
     assert -0.05 in [line.get_ydata()[0] for line in panel.lines]
 
@@ -122,9 +122,8 @@ def test_figure_has_a_panel_for_each_model(folder: pathlib.Path) -> None:
 
     points = np.linspace([0.0, 0.0, 0.0], [0.5, 0.0, 0.0], 5)
     bands = Bands(BandPath((Segment("Γ", "X", points),)), [np.linspace(0.0, 1.0, 5)], [np.ones((5, 3))])
-    result = zero_kelvin_output.ZeroKelvin("m", 3.8, 4.1, 3.9, 0.1, 0.0, (), True, (), bands)
-    unstable = dataclasses.replace(result, bands=dataclasses.replace(bands, frequencies=[-3.0 * np.ones((5, 3))]))
-    figure = zero_kelvin_output.bands_by_model([result, unstable, result, result])
+    unstable = dataclasses.replace(bands, frequencies=[-3.0 * np.ones((5, 3))])
+    figure = zero_kelvin_output.bands_by_model({"k": bands, "l": unstable, "m": bands, "n": bands})
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == 4
     assert {axes.get_ylim() for axes in panels} == {panels[0].get_ylim()}

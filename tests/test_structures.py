@@ -21,6 +21,15 @@ def test_tetragonal_cell_is_polar_along_plus_z():
     check_atoms(atoms)
 
 
+def test_experimental_cell_is_that_of_the_paper():
+    """a = 3.90, c = 4.15 and the fractions of POSCAR_5x5x5_nvt.vasp, to its two or three digits, turned upside down."""
+    atoms = builtin_structure("PbTiO3-experimental")
+    np.testing.assert_allclose(atoms.cell.lengths(), [3.90, 3.90, 4.15])
+    theirs = [0.0, -0.535, -0.1, -0.615, -0.615]
+    difference = atoms.get_scaled_positions(wrap=False)[:, 2] - theirs
+    np.testing.assert_allclose(difference - np.rint(difference), 0.0, atol=0.013)
+
+
 def test_cubic_cell_is_cubic():
     atoms = builtin_structure("PbTiO3-cubic")
     np.testing.assert_allclose(atoms.cell.array, 3.93 * np.eye(3))

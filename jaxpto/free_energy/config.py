@@ -73,7 +73,7 @@ class FreeEnergyConfig:
     """Free energy, entropy and heat capacity of a crystal against temperature."""
 
     structure: tyro.conf.Positional[str] = "PbTiO3-tetragonal"
-    """File in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    """File in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic, PbTiO3-experimental."""
     model: str = "perovskite"
     """Name of a model, or a model folder."""
     method: MethodName = "ladder"

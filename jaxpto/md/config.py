@@ -38,7 +38,8 @@ class SweepConfig:
     """Batched temperature sweep: every temperature is a replica of one compiled program.
 
     Attributes:
-        structure: file that ASE can read, or a built-in structure (PbTiO3-tetragonal, PbTiO3-cubic).
+        structure: file that ASE can read, or a built-in structure (PbTiO3-tetragonal, PbTiO3-cubic,
+            PbTiO3-experimental).
         model: model name, model folder, or ase:package.module:factory.
         supercell: repeats along the lattice vectors; by default 5 5 5 for built-in structures; a file is taken as it
             is, 1 1 1.

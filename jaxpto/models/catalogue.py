@@ -16,6 +16,7 @@ from jaxpto.errors import InputError
 from jaxpto.models import ase_calculator
 from jaxpto.models.folder import HEADER, check_parameters_exist, read_folder, read_header
 from jaxpto.models.manifest import plugins, published_models
+from jaxpto.models.variants import split_variant
 from jaxpto.potential import Potential
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -66,8 +67,9 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
     """Load a potential by name, from a folder, or around an ASE calculator.
 
     Args:
-        name: a model shipped with the package or installed in `user_folder`; the path of a model folder; or
-            `ase:package.module:factory`, where factory() returns an ASE calculator.
+        name: a model shipped with the package or installed in `user_folder`; the path of a model folder; either with
+            `:VARIANT`, one of `variants.VARIANTS`; or `ase:package.module:factory`, where factory() returns an ASE
+            calculator.
         dtype: floating-point type the parameters are cast to.
 
     Raises:
@@ -81,9 +83,10 @@ def load_potential(name: str | Path, dtype: DTypeLike = np.float32) -> Potential
         )
     if str(name).startswith(ase_calculator.PREFIX):
         return ase_calculator.load(str(name))
-    folder = find_model(name)
+    (base, variant), folder = split_variant(name), find_model(name)
     _, model, arrays = read_folder(folder, dtype)
-    return Potential(arrays, model, folder.name).astype(dtype)
+    potential = Potential(arrays, model, folder.name + str(name).removeprefix(str(base))).astype(dtype)
+    return potential if variant is None else variant.apply(potential)
 
 
 def reference_energies_of(name: str | Path) -> dict[str, float]:
@@ -115,11 +118,12 @@ def examined(info: ModelInfo) -> ModelInfo:
 
 
 def find_model(name: str | Path) -> Path:
-    """Folder of the model `name` (a path, a shipped model or an installed one).
+    """Folder of the model `name` (a path, a shipped model or an installed one), or of the one it is a variant of.
 
     Raises:
         InputError: there is none; the message lists the known ones, or is the command that converts a published one.
     """
+    name, _ = split_variant(name)
     brought = (folder for folder in _folders_of_plugins() if folder.name == str(name))
     for folder in (Path(name), SHIPPED / name, *brought, user_folder() / name):
         if (folder / HEADER).is_file():

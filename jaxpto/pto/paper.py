@@ -59,3 +59,76 @@ def row_of(model: str) -> GroundState | None:
         if model.startswith(beginning):
             return next(row for row in TABLE if row.name == name)
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A row of Table 1.
+
+    Attributes:
+        name: as the paper has it.
+        version: which weights.
+        training_set: what they were trained on.
+        parameters: how many, as printed.
+        energy_error: mean absolute error on its own test set, meV/atom; None where the paper has none.
+        force_error: the same of forces, meV/Angstrom.
+    """
+
+    name: str
+    version: str
+    training_set: str
+    parameters: str
+    energy_error: float | None
+    force_error: float | None
+
+
+SOURCES = (
+    Source("CHGNet", "0.3.0", "MPtrj", "413 K", 26.0, 60.0),
+    Source("GPTFF", "v2", "Atomly", "502 K", 32.0, 71.0),
+    Source("M3GNet", "MP-2021.2.8-PES", "MPF-2021.2.8", "228 K", 18.7, 63.0),
+    Source("MACE", "MP-0b-medium", "MPtrj", "4.69 M", 20.0, 45.0),
+    Source("ORB", "orb-v2", "MPtrj + Alexandria", "25.2 M", None, None),
+    Source("SevenNet", "7net-l3i5", "MPtrj", "1.17 M", 8.3, 29.0),
+    Source("UniPero", "v1", "perovskites, PBEsol", "~500 K", 1.75, 54.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """What the paper finds at finite temperature.
+
+    Attributes:
+        name: of the model, as the paper has it.
+        collapses: at constant pressure it melts above a critical temperature.
+        supertetragonal: before that, or at the lowest temperature, it is supertetragonal; None: not said.
+        transition_K: where it becomes cubic; None: nowhere, or not said where.
+        becomes_cubic: whether it does.
+        vanishing_K: where P_z vanishes in the experimental lattice; None: far below 1100 K.
+    """
+
+    name: str
+    collapses: bool
+    supertetragonal: bool | None
+    transition_K: float | None
+    becomes_cubic: bool
+    vanishing_K: float | None
+
+
+EXPERIMENT_UNDERESTIMATED_BY = 160.0  # K, by UniPero and MACE-FT
+NVT_VANISHING = 1100.0  # K
+DYNAMICS = (
+    Dynamics("CHGNet", True, True, None, False, NVT_VANISHING),
+    Dynamics("GPTFF", False, True, None, True, None),
+    Dynamics("M3GNet", True, None, None, False, None),
+    Dynamics("MACE", True, True, None, False, NVT_VANISHING),
+    Dynamics("ORB", False, None, 1100.0, True, NVT_VANISHING),
+    Dynamics("SevenNet", True, True, None, False, NVT_VANISHING),
+    Dynamics("MACE-FT", False, False, 763.0 - EXPERIMENT_UNDERESTIMATED_BY, True, NVT_VANISHING),
+    Dynamics("UniPero", False, False, 763.0 - EXPERIMENT_UNDERESTIMATED_BY, True, NVT_VANISHING),
+)
+
+
+def dynamics_of(model: str) -> Dynamics | None:
+    """What the paper finds for one of our models at finite temperature, or None if it does not have it."""
+    row = row_of(model)
+    return None if row is None else next(one for one in DYNAMICS if one.name == row.name)

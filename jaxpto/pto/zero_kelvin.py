@@ -12,24 +12,20 @@ import shutil
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from jaxpto.calculator import JaxptoCalculator
 from jaxpto.console import terminal
 from jaxpto.console.command import run_command
 from jaxpto.errors import InputError
-from jaxpto.lattice_dynamics.harmonic import Bands
-from jaxpto.lattice_dynamics.paths import BandPath, Segment
 from jaxpto.models.catalogue import list_models
 from jaxpto.models.suitability import check_supports
 from jaxpto.phonons import PhononsConfig
 from jaxpto.phonons import run as run_phonons
 from jaxpto.potential import Potential
+from jaxpto.pto.ground_state import RELAXATION, bands_from_json, bands_to_json, cells_of, vibrations_of
 from jaxpto.pto.zero_kelvin_output import ZeroKelvin, write_zero_kelvin
-from jaxpto.relaxation.target import Relaxed, Target
 from jaxpto.relaxation.with_ase import relax_with_ase
 from jaxpto.reporting.provenance import fingerprint, provenance
 from jaxpto.storage.files import write_json_atomic
@@ -37,7 +33,6 @@ from jaxpto.storage.output import check_output_folder
 from jaxpto.structures import builtin_structure
 
 RESULT_FILE = "pto-0k.json"
-RELAXATION = Target(fmax=1e-4)
 TETRAGONAL, CUBIC = "PbTiO3-tetragonal", "PbTiO3-cubic"
 
 
@@ -107,32 +102,13 @@ def _compute(
         PhononsConfig(TETRAGONAL, (model,), phonons, supercell=config.supercell, path="pto-test", symmetrize=True)
     )
     assert found.relaxed is not None
-    tetragonal = found.relaxed
-    harmonic = found.calculations["displacement"].harmonic
-    a, b, c = tetragonal.atoms.cell.lengths()
-    result = ZeroKelvin(
-        model=calculator.potential.name,
-        a=float(0.5 * (a + b)),
-        c=float(c),
-        cubic_a=float(cubic.atoms.cell.lengths().mean()),
-        energy_difference=cubic.energy - tetragonal.energy,
-        lowest_frequency=float(min(f.min() for f in harmonic.bands.frequencies)),
-        imaginary=tuple(f"{mode.point} {-mode.frequency:.2f}i" for mode in harmonic.imaginary),
-        conservative=calculator.potential.conservative,
-        remarks=(*_remark("tetragonal", tetragonal, 1e-3), *_remark("cubic", cubic, 1e-3)),
-        bands=harmonic.bands,
-    )
-    document = dataclasses.asdict(result) | {"bands": _bands_to_json(harmonic.bands)}
+    cells, vibrations = cells_of(found.relaxed, cubic), vibrations_of(found)
+    potential = calculator.potential
+    result = ZeroKelvin(model=potential.name, conservative=potential.conservative, **vars(cells), **vars(vibrations))
+    document = dataclasses.asdict(result) | {"bands": bands_to_json(vibrations.bands)}
     settings = {"supercell": list(config.supercell), "parameters": fingerprint(calculator.potential)}
     write_json_atomic(folder / RESULT_FILE, {"settings": settings, "result": document} | provenance())
     return result
-
-
-def _remark(phase: str, relaxed: Relaxed, limit: float) -> tuple[str, ...]:
-    """A remark on a relaxation that did not reach the paper's limit."""
-    if relaxed.residual < limit:
-        return ()
-    return (f"{phase} phase relaxed to {relaxed.residual:.1e} eV/A only: {relaxed.reason}",)
 
 
 def _stored(folder: Path, potential: Potential, config: ZeroKelvinConfig) -> ZeroKelvin | None:
@@ -145,7 +121,7 @@ def _stored(folder: Path, potential: Potential, config: ZeroKelvinConfig) -> Zer
         before, parameters = tuple(document["settings"]["supercell"]), document["settings"]["parameters"]
         values = document["result"]
         values |= {name: tuple(values[name]) for name in ("remarks", "imaginary")}
-        result = ZeroKelvin(**values | {"bands": _bands_from_json(values["bands"])})
+        result = ZeroKelvin(**values | {"bands": bands_from_json(values["bands"])})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error!r}); remove it and its model is computed again") from None
     if before != config.supercell:
@@ -154,23 +130,3 @@ def _stored(folder: Path, potential: Potential, config: ZeroKelvinConfig) -> Zer
             "name another --out"
         )
     return result if parameters == fingerprint(potential) else None  # else another model of the same name
-
-
-def _bands_to_json(bands: Bands) -> list[dict[str, Any]]:
-    parts = zip(bands.path.segments, bands.distances, bands.frequencies, strict=True)
-    return [
-        {
-            "start": segment.start,
-            "end": segment.end,
-            "q": segment.points.tolist(),
-            "distances": distances.tolist(),
-            "frequencies_THz": np.round(frequencies, 6).tolist(),
-        }
-        for segment, distances, frequencies in parts
-    ]
-
-
-def _bands_from_json(stored: list[dict[str, Any]]) -> Bands:
-    segments = tuple(Segment(part["start"], part["end"], np.asarray(part["q"])) for part in stored)
-    distances = [np.asarray(part["distances"]) for part in stored]
-    return Bands(BandPath(segments), distances, [np.asarray(part["frequencies_THz"]) for part in stored])

@@ -19,7 +19,7 @@ from jaxpto.pto import paper
 from jaxpto.reporting.columns import Column, Row
 from jaxpto.reporting.result import Result, write_result
 from jaxpto.reporting.sections import ResultTable, picture
-from jaxpto.reporting.style import COLORS, styled
+from jaxpto.reporting.style import COLORS, DASHED, styled
 
 FIGURE = "bands.png"
 PRINTED = ("a", "c", "c_over_a", "energy_difference")  # what the paper has
@@ -112,39 +112,42 @@ def write_zero_kelvin(results: list[ZeroKelvin], out: Path, settings: Mapping[st
         remarks=[NOTE, *(f"{result.model}: {remark}" for result in results for remark in _remarks(result))],
         table=ResultTable(
             COLUMNS,
-            [*map(table_row, results), *(_theirs(row) | {"model": row.name} for row in paper.REFERENCES)],
+            [*map(table_row, results), *(papers_row(row) | {"model": row.name} for row in paper.REFERENCES)],
             "Table 2",
             marked=lambda row: any("*" in column.cell(row) for column in COLUMNS[1:]),
         ),
         rows=[numbers(result) for result in results],
         stem="table2",
-        pictures={FIGURE: picture(bands_by_model(results), CAPTION)},
+        pictures={FIGURE: picture(bands_by_model({result.model: result.bands for result in results}), CAPTION)},
         settings=settings,
     )
     write_result(out, document, console)
 
 
 @styled()
-def bands_by_model(results: list[ZeroKelvin]) -> Figure:
-    """Phonon bands, a panel for each model, on common axes."""
-    columns = min(3, len(results))
-    rows = math.ceil(len(results) / columns)
+def bands_by_model(named: Mapping[str, Bands], reference: Bands | None = None) -> Figure:
+    """Phonon bands, a panel for each model, on common axes; a reference along the same path dashed behind them."""
+    columns = min(3, len(named))
+    rows = math.ceil(len(named) / columns)
     figure = Figure(figsize=(3.6 * columns + 0.5, 2.9 * rows + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for number, (panel, result) in enumerate(zip(axes, results, strict=False)):
-        draw_bands(panel, result.bands, {"color": COLORS[0], "linewidth": 1.0})
-        decorate_bands(panel, result.bands, wavenumbers=False)
-        panel.set_title(result.model, parse_math=False)
+    for number, (panel, (model, bands)) in enumerate(zip(axes, named.items(), strict=False)):
+        if reference is not None:
+            draw_bands(panel, reference, {"color": COLORS[1], "linewidth": 0.9, "linestyle": DASHED}, along=bands)
+        draw_bands(panel, bands, {"color": COLORS[0], "linewidth": 1.0})
+        decorate_bands(panel, bands, wavenumbers=False)
+        panel.set_title(model, parse_math=False)
         if number % columns:
             panel.set_ylabel("")
-    lowest = min(0.0, *(float(f.min()) for result in results for f in result.bands.frequencies))
-    highest = max(float(f.max()) for result in results for f in result.bands.frequencies)
+    every = [frequencies for bands in named.values() for frequencies in bands.frequencies]
+    lowest = min(0.0, *(float(f.min()) for f in every))
+    highest = max(float(f.max()) for f in every)
     margin = 0.04 * (highest - lowest)
     bottom = lowest - 2.0 * margin if lowest < IMAGINARY else 0.0
     axes[0].set_ylim(bottom, highest + margin)
-    for panel in axes[: len(results)] if bottom < 0.0 else ():
+    for panel in axes[: len(named)] if bottom < 0.0 else ():
         panel.axhspan(bottom, 0.0, color="#f2f2f2", lw=0, zorder=0)
-    for panel in axes[len(results) :]:
+    for panel in axes[len(named) :]:
         panel.set_visible(False)
     return figure
 
@@ -174,10 +177,11 @@ def table_row(result: ZeroKelvin) -> Row:
     """A line of the table, with the paper's numbers for the same model where it has them."""
     imaginary = f"{len(result.imaginary)}, {result.imaginary[0]}" if result.imaginary else "none"
     ours = {name: getattr(result, name) for name in ("model", "cubic_a", "between", *PRINTED)}
-    return _theirs(paper.row_of(result.model)) | ours | {"imaginary": imaginary}
+    return papers_row(paper.row_of(result.model)) | ours | {"imaginary": imaginary}
 
 
-def _theirs(row: paper.GroundState | None) -> dict[str, Any]:
+def papers_row(row: paper.GroundState | None) -> dict[str, Any]:
+    """The paper's entries of a line of the table, empty where it has none."""
     found = {f"paper_{name}": None if row is None else getattr(row, name) for name in PRINTED}
     return {"imaginary": "", "between": ""} | found
 

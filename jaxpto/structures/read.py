@@ -17,7 +17,9 @@ from jaxpto.errors import InputError
 from jaxpto.structures.files import read_file
 from jaxpto.system import check_atoms, symbols
 
-BUILT_IN = ("PbTiO3-tetragonal", "PbTiO3-cubic")
+# lattice parameters a and c, Angstrom
+CELLS = {"PbTiO3-tetragonal": (3.88, 4.19), "PbTiO3-cubic": (3.93, 3.93), "PbTiO3-experimental": (3.90, 4.15)}
+BUILT_IN = tuple(CELLS)
 Use = Literal["dynamics", "relaxation", "vibrations", "evaluation"]
 MOVED_BY: dict[Use, str] = {
     "dynamics": "molecular dynamics",
@@ -32,17 +34,17 @@ def builtin_structure(name: str) -> ase.Atoms:
     """Five-atom PbTiO3 cell, order Pb, Ti, O (apical), O, O (equatorial).
 
     `PbTiO3-tetragonal` is P4mm with a = 3.88, c = 4.19 Angstrom and the internal coordinates measured by Nelmes & Kuhs
-    (Solid State Commun. 54, 721 (1985)), turned so that the polarization points along +z; `PbTiO3-cubic` is Pm-3m with
-    a = 3.93 Angstrom.
+    (Solid State Commun. 54, 721 (1985)), turned so that the polarization points along +z; `PbTiO3-experimental` the
+    same in the lattice measured at room temperature, a = 3.90, c = 4.15 Angstrom, in which the PTO-test holds the cell;
+    `PbTiO3-cubic` is Pm-3m with a = 3.93 Angstrom.
 
     Raises:
         InputError: an unknown name.
     """
     if name not in BUILT_IN:
         raise InputError(f"unknown built-in structure '{name}'; choose one of {', '.join(BUILT_IN)}")
-    tetragonal = name == "PbTiO3-tetragonal"
-    a, c = (3.88, 4.19) if tetragonal else (3.93, 3.93)
-    titanium, apical, equatorial = (0.4623, -0.1118, 0.3826) if tetragonal else (0.5, 0.0, 0.5)
+    a, c = CELLS[name]
+    titanium, apical, equatorial = (0.5, 0.0, 0.5) if a == c else (0.4623, -0.1118, 0.3826)
     fractional = [
         [0.0, 0.0, 0.0],
         [0.5, 0.5, titanium],

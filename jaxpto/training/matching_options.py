@@ -18,7 +18,7 @@ class MatchOptions:
     """How a model is tuned to measured averages."""
 
     structure: str = "PbTiO3-tetragonal"
-    """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic."""
+    """What is simulated: a file in any ASE format, or PbTiO3-tetragonal, PbTiO3-cubic, PbTiO3-experimental."""
     supercell: tuple[int, int, int] | None = None
     """Repeats along the lattice vectors; averages depend on the size of a small crystal. By default 3 3 3 for built-in
     structures; a file is taken as it is, 1 1 1."""
