@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from jaxpto.console import terminal
 from jaxpto.console.command import FAILED, leave, run_command
@@ -28,10 +29,10 @@ def run(config: PtoTestConfig) -> tuple[list[Answer], list[str]]:
     return ([], []) if failed is None else (write_test(config, console), failed)
 
 
-def main() -> int:
-    """Entry point of `python -m jaxpto.pto_test`; returns its exit code, 1 if a stage failed."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, 1 if a stage failed."""
     failed: list[str] = []
-    code = run_command("jaxpto.pto_test", PtoTestConfig, lambda config: failed.extend(run(config)[1]))
+    code = run_command("jaxpto.pto_test", PtoTestConfig, lambda config: failed.extend(run(config)[1]), argv)
     if code or not failed:
         return code
     print(f"jaxpto.pto_test: {len(failed)} stage(s) failed: {'; '.join(failed)}", file=sys.stderr)

@@ -15,7 +15,7 @@ from jaxpto.models.variants import split_variant
 from jaxpto.observables.summary import TemperatureSummary
 from jaxpto.pto.config import PtoTestConfig
 from jaxpto.pto.ground_state import Cells, Vibrations
-from jaxpto.pto.stages import Stage, read_cells, read_speed, read_vibrations, stages_of
+from jaxpto.pto.stages import SpeedPoint, Stage, read_cells, read_speed, read_vibrations, stages_of
 from jaxpto.reporting.stored_sweep import read_object, read_summary
 from jaxpto.storage.run_folder import OUTCOME_FILE
 
@@ -80,7 +80,7 @@ class Answer:
     vibrations: Vibrations | None
     npt: list[Ladder]
     nvt: Ladder | None
-    speed: list[dict[str, float]]
+    speed: list[SpeedPoint]
     failures: dict[str, str]
     missing: list[str]
 

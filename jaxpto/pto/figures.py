@@ -20,7 +20,6 @@ from jaxpto.reporting.style import COLORS, GREY, MARKERS, styled
 
 COLUMNS = 3  # panels beside each other
 BARS: Any = {"capsize": 2.0, "elinewidth": 0.8, "ms": 4.0, "lw": 1.0}
-RATIO_TOP = 1.45  # of the axis of c/a; what is beyond is drawn at the edge
 
 
 @styled()
@@ -55,19 +54,20 @@ def npt_figure(answers: Sequence[Answer], experiment: Experiment | None) -> Figu
     """a and c against temperature at constant pressure, a panel for each model; crosses where the crystal is lost."""
     known = [answer for answer in answers if answer.npt]
     figure, panels = _panels(len(known))
+    several = any(len(answer.npt) > 1 for answer in known)
     for panel, answer in zip(panels, known, strict=False):
         for ladder, (color, marker) in zip(answer.npt, zip(COLORS, MARKERS, strict=True), strict=False):
-            several = len(answer.npt) > 1
             style = {"color": color, "marker": marker, **BARS}
-            label = f", {ladder.start} start" if several else ""
+            label = f", from {ladder.start}" if several else ""
             _errorbar(panel, ladder.rows, "c_polar", style | {"label": f"c{label}"})
             _errorbar(panel, ladder.rows, "a_plane", style | {"mfc": "white", "label": f"a{label}"})
             _mark_lost(panel, ladder, color if several else "black", 0.06 if ladder.start == "cubic" else 0.0)
-            _shade_transition(panel, ladder, "lattice")
+            _shade_transition(panel, ladder, "lattice", color if several else GREY)
         if experiment is not None:
             panel.axvline(experiment.transition_K, color=GREY, ls="--", lw=0.9, zorder=0)
             for length, fill in ((experiment.c, GREY), (experiment.a, "white")):
-                panel.plot(experiment.temperature_K, length, "*", mec=GREY, mfc=fill, ms=8, zorder=1.2)
+                star: dict[str, Any] = {"mec": GREY, "mfc": fill, "ms": 8, "ls": "", "zorder": 1.2}
+                panel.plot(experiment.temperature_K, length, "*", label="experiment", **star)
         panel.set_title(answer.model, parse_math=False)
     _finish(figure, panels, len(known), "lattice parameter (Å)")
     return figure
@@ -81,7 +81,7 @@ def nvt_figure(answers: Sequence[Answer]) -> Figure:
     for panel, (answer, ladder) in zip(panels, known, strict=False):
         _errorbar(panel, ladder.rows, "Pz", {"color": COLORS[0], "marker": "o", "label": "$P_z$", **BARS})
         _mark_lost(panel, ladder, "black", 0.0)
-        _shade_transition(panel, ladder, "polarization")
+        _shade_transition(panel, ladder, "polarization", GREY)
         panel.axhline(0.0, color=GREY, lw=0.8, zorder=0)
         panel.set_title(answer.model, parse_math=False)
     _finish(figure, panels, len(known), "$P_z$ (C/m$^2$)")
@@ -95,16 +95,16 @@ def speed_figure(answers: Sequence[Answer]) -> Figure:
     axes = figure.subplots()
     sizes: set[int] = set()
     for number, answer in enumerate(answer for answer in answers if answer.speed):
-        atoms = [int(point["atoms"]) for point in answer.speed]
+        atoms = [point.atoms for point in answer.speed]
         sizes |= set(atoms)
-        times = [1e3 * point["seconds_per_step"] for point in answer.speed]
+        times = [1e3 * point.seconds_per_step for point in answer.speed]
         place = number % len(COLORS)
         line = "-" if number < len(COLORS) else "--"
         label = answer.model.replace("$", r"\$")
         axes.plot(atoms, times, color=COLORS[place], marker=MARKERS[place], ls=line, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
+    axes.set_xticks(sorted(sizes), [f"{size:,}" if size in _apart(sorted(sizes)) else "" for size in sorted(sizes)])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
@@ -119,6 +119,15 @@ def speed_figure(answers: Sequence[Answer]) -> Figure:
 def has_polarization(answers: Sequence[Answer]) -> bool:
     """Whether there is something to draw in `nvt_figure`."""
     return any(answer.nvt is not None and _polarized(answer.nvt) for answer in answers)
+
+
+def _apart(sizes: list[int]) -> set[int]:
+    """Those of rising sizes whose labels do not overlap on a logarithmic axis, the largest among them."""
+    chosen = sizes[-1:]
+    for size in reversed(sizes[:-1]):
+        if math.log(chosen[-1] / size) > 0.12 * math.log(sizes[-1] / sizes[0]):
+            chosen.append(size)
+    return set(chosen)
 
 
 def _polarized(ladder: Ladder) -> bool:
@@ -150,10 +159,10 @@ def _mark_lost(panel: Axes, ladder: Ladder, color: str, lift: float) -> None:
         panel.plot(lost, height, "x", color=color, ms=5.5, mew=1.5, transform=panel.get_xaxis_transform(), label="lost")
 
 
-def _shade_transition(panel: Axes, ladder: Ladder, order_parameter: str) -> None:
+def _shade_transition(panel: Axes, ladder: Ladder, order_parameter: str, color: str) -> None:
     found = transition_of(ladder.rows, order_parameter)
     if found is not None and found.lower_K is not None and found.upper_K is not None:
-        panel.axvspan(found.lower_K, found.upper_K, color=GREY, alpha=0.16, lw=0, zorder=0)
+        panel.axvspan(found.lower_K, found.upper_K, color=color, alpha=0.16, lw=0, zorder=0)
 
 
 def _finish(figure: Figure, panels: list[Axes], used: int, label: str) -> None:

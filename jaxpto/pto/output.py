@@ -264,12 +264,12 @@ def _speed_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return [
         {
             "model": answer.model,
-            "atoms": point["atoms"],
-            "ms_per_step": 1e3 * point["seconds_per_step"],
-            "us_per_atom": 1e6 * point["seconds_per_step"] / point["atoms"],
-            "ns_per_day": 86_400.0 / point["seconds_per_step"] * TIMESTEP * 1e-6,
-            "compilation_s": point["compilation_s"],
-            "memory_GiB": point["memory_GiB"],
+            "atoms": point.atoms,
+            "ms_per_step": 1e3 * point.seconds_per_step,
+            "us_per_atom": 1e6 * point.seconds_per_step / point.atoms,
+            "ns_per_day": 86_400.0 / point.seconds_per_step * TIMESTEP * 1e-6,
+            "compilation_s": point.compilation_s,
+            "memory_GiB": point.memory_GiB,
         }
         for answer in answers
         for point in answer.speed

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
 
 from jaxpto.errors import InputError
 from jaxpto.md.timing import time_steps
@@ -82,14 +82,9 @@ def costs_of(model: str, stages: Sequence[Stage]) -> list[Cost]:
     return found
 
 
-def rows_of(costs: Sequence[Cost]) -> list[dict[str, Any]]:
-    """Lines of the table, and their sum."""
-    return [dataclasses.asdict(cost) for cost in costs]
-
-
 def total(costs: Sequence[Cost]) -> float:
     """Hours of all stages of which something is known."""
-    return sum(cost.hours for cost in costs if cost.hours is not None)
+    return math.fsum(cost.hours for cost in costs if cost.hours is not None)
 
 
 def check_hours(costs: Sequence[Cost], hours: float | None, picoseconds: float) -> None:
@@ -106,7 +101,7 @@ def check_hours(costs: Sequence[Cost], hours: float | None, picoseconds: float) 
     needed = total(costs)
     if hours is None or needed <= hours:
         return
-    ladders = sum(cost.hours for cost in costs if cost.hours is not None and cost.steps)
+    ladders = math.fsum(cost.hours for cost in costs if cost.hours is not None and cost.steps)
     remedies = []
     if ladders > 0.0 and (fits := picoseconds * (hours - needed + ladders) / ladders) > 0.0:
         remedies.append(f"`picoseconds={fits:.2g}` fits")

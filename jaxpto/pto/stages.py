@@ -6,11 +6,13 @@ A stage that has ended has left its result file; one that was killed goes on, or
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import ase.io
 from rich.console import Console
 
 from jaxpto import sweep
@@ -26,14 +28,32 @@ from jaxpto.phonons import run as run_phonons
 from jaxpto.pto.config import PtoTestConfig, StageName, ladder_config
 from jaxpto.pto.ground_state import Cells, Vibrations, bands_from_json, bands_to_json, relax_cells, vibrations_of
 from jaxpto.reporting.provenance import provenance
-from jaxpto.storage.files import write_json_atomic
+from jaxpto.storage.files import write_json_atomic, write_text_atomic
 from jaxpto.storage.run_folder import OUTCOME_FILE
 from jaxpto.structures import BUILT_IN, read_structure
-from jaxpto.structures.write import write_frames
 
 EXPERIMENTAL = "PbTiO3-experimental"
 EVERY = 10  # steps between two frames in the paper's speed test
 SPEED_KELVIN = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedPoint:
+    """One size of the speed test.
+
+    Attributes:
+        atoms: how many.
+        seconds_per_step: of one replica.
+        compilation_s: seconds until the first step is done.
+        memory_GiB: peak of the process meanwhile.
+        steps: that were timed.
+    """
+
+    atoms: int
+    seconds_per_step: float
+    compilation_s: float
+    memory_GiB: float
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +128,10 @@ def experimental_structure(config: PtoTestConfig, folder: Path) -> str:
     atoms, (a, c) = read_structure(polar, "dynamics"), config.lattice
     atoms.set_cell([a, a, c, *atoms.cell.angles()], scale_atoms=True)
     path = folder / "at-lattice.extxyz"
-    write_frames([atoms], path)
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, text.getvalue())
     return str(path)
 
 
@@ -136,7 +159,8 @@ def run_stage(stage: Stage, model: str, config: PtoTestConfig, console: Console)
         vibrations = vibrations_of(found)
         result = dataclasses.asdict(vibrations) | {"bands": bands_to_json(vibrations.bands)}
     else:
-        result = {"points": [_timed(config, model, cells, console) for cells in config.settled.cells]}
+        points = [_timed(config, model, cells, console) for cells in config.settled.cells]
+        result = {"points": [dataclasses.asdict(point) for point in points]}
     stage.folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(stage.result, {"result": result} | provenance())
 
@@ -160,9 +184,9 @@ def read_vibrations(stage: Stage) -> Vibrations:
     return Vibrations(result["lowest_frequency"], tuple(result["imaginary"]), bands)
 
 
-def read_speed(stage: Stage) -> list[dict[str, float]]:
-    """What `speed` has found: atoms, seconds_per_step, compilation_s, memory_GiB and steps of each size."""
-    return _read(stage)["points"]
+def read_speed(stage: Stage) -> list[SpeedPoint]:
+    """What `speed` has found."""
+    return [SpeedPoint(**point) for point in _read(stage)["points"]]
 
 
 def _ladder(config: PtoTestConfig, model: str, folder: Path, structure: str) -> Stage:
@@ -177,7 +201,7 @@ def _phonons_config(stage: Stage, model: str, config: PtoTestConfig) -> PhononsC
     )
 
 
-def _timed(config: PtoTestConfig, model: str, cells: int, console: Console) -> dict[str, float]:
+def _timed(config: PtoTestConfig, model: str, cells: int, console: Console) -> SpeedPoint:
     """One size of the speed test: NPT at 300 K, one replica, on one device."""
     one = dataclasses.replace(
         PRESETS["pto-test"], structure=config.structures[0], model=model, supercell=(cells,) * 3,
@@ -186,13 +210,7 @@ def _timed(config: PtoTestConfig, model: str, cells: int, console: Console) -> d
     batch = batch_of(one)
     found: StepTime = time_steps(batch, seconds=2.0)
     console.print(f"{len(batch.atoms)} atoms: {1e3 * found.seconds:.3g} ms a step")
-    return {
-        "atoms": len(batch.atoms),
-        "seconds_per_step": found.seconds,
-        "compilation_s": found.compilation,
-        "memory_GiB": found.memory,
-        "steps": found.steps,
-    }
+    return SpeedPoint(len(batch.atoms), found.seconds, found.compilation, found.memory, found.steps)
 
 
 def _read(stage: Stage) -> dict[str, Any]:
