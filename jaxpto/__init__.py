@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from jaxpto.phonons import PhononsConfig
     from jaxpto.phonons import run as run_phonons
     from jaxpto.potential import Potential
+    from jaxpto.pto.config import PtoTestConfig
+    from jaxpto.pto_test import run as run_pto_test
     from jaxpto.relax import RelaxConfig
     from jaxpto.relax import run as run_relax
     from jaxpto.relaxation.batched import relax_batched
@@ -87,6 +89,7 @@ _PLACES = {
     "PhononsConfig": "jaxpto.phonons:PhononsConfig",
     "Potential": "jaxpto.potential:Potential",
     "Prediction": "jaxpto.model_interface:Prediction",
+    "PtoTestConfig": "jaxpto.pto.config:PtoTestConfig",
     "QuasiharmonicOptions": "jaxpto.free_energy.config:QuasiharmonicOptions",
     "RelaxConfig": "jaxpto.relax:RelaxConfig",
     "SweepConfig": "jaxpto.md.config:SweepConfig",
@@ -125,6 +128,7 @@ _PLACES = {
     "run_evaluate": "jaxpto.evaluate:run",
     "run_free_energy": "jaxpto.free_energy.command:run",
     "run_phonons": "jaxpto.phonons:run",
+    "run_pto_test": "jaxpto.pto_test:run",
     "run_relax": "jaxpto.relax:run",
     "run_sweep": "jaxpto.sweep:run",
     "run_train": "jaxpto.train:run",

@@ -19,6 +19,7 @@ COMMANDS = {
     "free_energy": "free energy, entropy and heat capacity against temperature",
     "train": "train a model on DFT data",
     "distil": "a fast student of any model for given structures and temperatures",
+    "pto_test": "the paper's test of a model: 0 K, phonons, temperatures, speed, and a verdict",
     "export": "convert stored trajectories to any ASE format",
     "export_model": "a model for other programs: nep.txt, or a program that needs JAX alone",
     "report": "tables and figures from stored results; report pto-0k: the paper's table at 0 K",

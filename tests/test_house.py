@@ -31,7 +31,7 @@ PACKAGE = ROOT / "jaxpto"
 
 # what a user types belongs to the commands; the two others start git, and are a program of their own
 DOORS = re.compile(
-    r"(sweep|relax|phonons|evaluate|train|distil|report|export|export_model)\.py|(.*/)?(__main__|command)\.py|(pto|console)/.*"
+    r"(sweep|relax|phonons|evaluate|train|distil|report|pto_test|export|export_model)\.py|(.*/)?(__main__|command)\.py|(pto|console)/.*"
     r"|reporting/provenance\.py|devices/abort_filter\.py"
 )
 

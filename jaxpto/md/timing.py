@@ -21,7 +21,7 @@ class StepTime:
     """The cost of a batch.
 
     Attributes:
-        seconds: of a step of all replicas.
+        seconds: time of a step of all replicas.
         compilation: seconds until the first step is done.
         memory: peak of the process meanwhile, GiB.
         steps: that were timed.

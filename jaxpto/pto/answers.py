@@ -42,7 +42,7 @@ class Ladder:
     """A ladder of temperatures that has ended.
 
     Attributes:
-        name: of its stage: npt-tetragonal, npt-cubic or nvt.
+        name: what its stage is called: npt-tetragonal, npt-cubic or nvt.
         rows: one a temperature, rising.
         lost: replicas that did not come through.
     """

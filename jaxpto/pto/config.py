@@ -24,7 +24,7 @@ class Scale:
 
     Attributes:
         supercell: repeats of the five-atom cell in the ladders.
-        picoseconds: of each temperature.
+        picoseconds: length of the run at each temperature.
         npt, nvt: temperatures, K.
         phonons: supercell of the force constants.
         cells: S of the S x S x S supercells of the speed test.
@@ -64,8 +64,8 @@ class PtoTestConfig:
         structures: polar and cubic cell, files that ASE reads or built-in structures.
         lattice: a and c in Angstrom at which nvt holds the polar cell; by default those of PbTiO3-experimental for the
             built-in structures and those of the file otherwise.
-        picoseconds: of each temperature, in place of those of the scale.
-        temperatures: of both ladders, K, in place of those of the scale.
+        picoseconds: length of the run at each temperature, in place of the scale's.
+        temperatures: K, both ladders' in place of the scale's.
         replicas: independent runs at each temperature.
         seed: seed of velocities and thermostat noise.
         hours: refuse a test that is expected to take longer.
@@ -159,7 +159,7 @@ def ladder_config(config: PtoTestConfig, model: str, structure: str, ensemble: L
         config: the settings of the test.
         model: name or folder.
         structure: file or built-in structure.
-        ensemble: of the ladder.
+        ensemble: what the ladder samples.
     """
     scale = config.settled
     return dataclasses.replace(

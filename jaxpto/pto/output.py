@@ -17,7 +17,7 @@ from jaxpto.pto.config import TIMESTEP, PtoTestConfig
 from jaxpto.pto.driver import COSTS_FILE
 from jaxpto.pto.reference_bands import check_same_path, read_reference
 from jaxpto.pto.stages import experimental_structure
-from jaxpto.pto.verdict import Claim, bracket, claims, loss_of, phases_of, polarization_at, transition_of
+from jaxpto.pto.verdict import Judgement, bracket, claims, loss_of, phases_of, polarization_at, transition_of
 from jaxpto.pto.zero_kelvin_output import CAPTION, PRINTED, bands_by_model, papers_row
 from jaxpto.pto.zero_kelvin_output import COLUMNS as TABLE_2
 from jaxpto.pto.zero_kelvin_output import NOTE as TABLE_2_NOTE
@@ -165,7 +165,7 @@ def verdict_row(answer: Answer) -> dict[str, Any]:
     }
 
 
-def judgements(answer: Answer) -> list[Claim]:
+def judgements(answer: Answer) -> list[Judgement]:
     """The paper's findings on a model beside ours; [] where the paper does not have it."""
     dynamics = paper.dynamics_of(answer.model)
     return [] if dynamics is None else claims(dynamics, _first(answer), answer.nvt)
@@ -190,6 +190,8 @@ def _sections(answers: Sequence[Answer]) -> list[ResultTable | Items]:
         for answer in answers
         for claim in judgements(answer)
     ]
+    fallen = [answer.model for answer in answers if any(claim.stands is False for claim in judgements(answer))]
+    lines += [f"{model}: {text}" for model in fallen if (text := paper.explanation_of(model))]
     if lines:
         found.append(Items("The paper's findings", "Each finding, and what is seen here:", lines))
     lost = [
@@ -213,7 +215,7 @@ def _sections(answers: Sequence[Answer]) -> list[ResultTable | Items]:
     return found
 
 
-def _stands(claim: Claim) -> str:
+def _stands(claim: Judgement) -> str:
     return "" if claim.stands is None else " (stands)" if claim.stands else " (does not stand)"
 
 

@@ -98,7 +98,7 @@ class Dynamics:
     """What the paper finds at finite temperature.
 
     Attributes:
-        name: of the model, as the paper has it.
+        name: the model, as the paper has it.
         collapses: at constant pressure it melts above a critical temperature.
         supertetragonal: before that, or at the lowest temperature, it is supertetragonal; None: not said.
         transition_K: where it becomes cubic; None: nowhere, or not said where.
@@ -132,3 +132,17 @@ def dynamics_of(model: str) -> Dynamics | None:
     """What the paper finds for one of our models at finite temperature, or None if it does not have it."""
     row = row_of(model)
     return None if row is None else next(one for one in DYNAMICS if one.name == row.name)
+
+
+# what may explain a finding that does not stand here, by the beginning of our model's name
+EXPLANATIONS = {
+    "gptff-v2": "the paper's numbers for GPTFF at 0 K are those of version 1 with its older neighbour rule, which "
+    "`gptff-v1:old-neighbors` repeats",
+    "m3gnet-mp-2021.2.8": "the published scripts may have taken a stress in GPa for one in eV/Angstrom^3, which "
+    "`m3gnet-mp-2021.2.8:stress-in-GPa` repeats",
+}
+
+
+def explanation_of(model: str) -> str:
+    """What may explain that the paper found otherwise, or ""."""
+    return next((text for name, text in EXPLANATIONS.items() if model == name), "")

@@ -21,9 +21,9 @@ class Cost:
     Attributes:
         model: name or folder.
         stage: its name.
-        atoms: of a replica; 0 where no ladder is run.
-        replicas: of the ladder.
-        steps: of each.
+        atoms: how many a replica has; 0 where no ladder is run.
+        replicas: how many the ladder has.
+        steps: how many each takes.
         hours: expected; None where nothing like it was timed.
         memory: peak of the process, GiB; None where nothing was timed.
         problem: why it cannot run, or "".
@@ -91,9 +91,9 @@ def check_hours(costs: Sequence[Cost], hours: float | None, picoseconds: float) 
     """Refuse a test that takes longer than it may.
 
     Args:
-        costs: of every stage.
+        costs: what every stage is expected to cost.
         hours: that it may take, or None.
-        picoseconds: of each temperature.
+        picoseconds: length of the run at each temperature.
 
     Raises:
         InputError: with what would fit.

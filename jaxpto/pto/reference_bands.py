@@ -45,8 +45,8 @@ def check_same_path(reference: Bands, bands: Bands, name: str) -> None:
 
     Args:
         reference: as `read_reference` gives it.
-        bands: of a model.
-        name: of the file.
+        bands: those of a model.
+        name: what the file is called.
 
     Raises:
         InputError: with the first segment that differs.

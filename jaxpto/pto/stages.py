@@ -43,7 +43,7 @@ class SpeedPoint:
 
     Attributes:
         atoms: how many.
-        seconds_per_step: of one replica.
+        seconds_per_step: time of a step of one replica.
         compilation_s: seconds until the first step is done.
         memory_GiB: peak of the process meanwhile.
         steps: that were timed.

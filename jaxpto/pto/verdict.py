@@ -106,7 +106,7 @@ def polarization_at(ladder: Ladder | None, kelvin: float) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class Judgement:
     """A finding of the paper, and what we see of it.
 
     Attributes:
@@ -120,7 +120,7 @@ class Claim:
     stands: bool | None
 
 
-def claims(paper: Dynamics, npt: Ladder | None, nvt: Ladder | None) -> list[Claim]:
+def claims(paper: Dynamics, npt: Ladder | None, nvt: Ladder | None) -> list[Judgement]:
     """Every finding of the paper on a model beside what its ladders show.
 
     Args:
@@ -131,14 +131,14 @@ def claims(paper: Dynamics, npt: Ladder | None, nvt: Ladder | None) -> list[Clai
     return [*_claims_npt(paper, npt), *_claims_nvt(paper, nvt)]
 
 
-def _claims_npt(paper: Dynamics, ladder: Ladder | None) -> list[Claim]:
-    found: list[Claim] = []
+def _claims_npt(paper: Dynamics, ladder: Ladder | None) -> list[Judgement]:
+    found: list[Judgement] = []
     collapse = None if ladder is None else collapse_of(ladder)
     transition = None if ladder is None else transition_of(ladder.rows, "lattice")
     kept = [] if ladder is None else [row for row in ladder.rows if row.n_ok]
 
     def add(text: str, ours: str, stands: bool) -> None:
-        found.append(Claim(text, "not run" if ladder is None else ours, None if ladder is None else stands))
+        found.append(Judgement(text, "not run" if ladder is None else ours, None if ladder is None else stands))
 
     if paper.collapses:
         highest = spell_kelvin(kept[-1].temperature_K) if kept else ""
@@ -164,20 +164,20 @@ def _claims_npt(paper: Dynamics, ladder: Ladder | None) -> list[Claim]:
     return found
 
 
-def _claims_nvt(paper: Dynamics, ladder: Ladder | None) -> list[Claim]:
+def _claims_nvt(paper: Dynamics, ladder: Ladder | None) -> list[Judgement]:
     vanishing = paper.vanishing_K
     text = "P vanishes far below 1100 K" if vanishing is None else f"P vanishes near {vanishing:.0f} K"
     text += " in the experimental lattice"
     if ladder is None:
-        return [Claim(text, "not run", None)]
+        return [Judgement(text, "not run", None)]
     transition = transition_of(ladder.rows, "polarization")
     if transition is not None and transition.temperature_K is not None:
         where = transition.temperature_K
         far = where < NVT_VANISHING - FAR_BELOW
         stands = far if vanishing is None else abs(where - vanishing) <= 1.5 * LADDER_STEP
-        return [Claim(text, f"at {bracket(transition)} K", stands)]
+        return [Judgement(text, f"at {bracket(transition)} K", stands)]
     if transition is not None and transition.upper_K is not None:
-        return [Claim(text, f"nonpolar from {spell_kelvin(transition.upper_K)} K", vanishing is None)]
+        return [Judgement(text, f"nonpolar from {spell_kelvin(transition.upper_K)} K", vanishing is None)]
     collapse = collapse_of(ladder)
     ours = "stays polar" if collapse is None else f"lost from {spell_kelvin(collapse.lowest_K)} K"
-    return [Claim(text, ours, False)]
+    return [Judgement(text, ours, False)]
