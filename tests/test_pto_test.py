@@ -7,11 +7,15 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import ase.io
 import pytest
+from test_parallel import environment, finish
 
 from jaxpto import pto_test
 from jaxpto.md import stored_run
@@ -250,6 +254,28 @@ def test_a_reference_is_drawn_along_the_same_path_only(
 def _shifted(path: pathlib.Path) -> str:
     """The same bands with other wave vectors."""
     return path.read_text().replace("0.5000000", "0.4000000")
+
+
+@pytest.mark.slow
+def test_two_processes_share_every_ladder(tmp_path: pathlib.Path) -> None:
+    """Each ladder of a test is another run of the same processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    out = tmp_path / "shared"
+    command = [sys.executable, "-m", "jaxpto.pto_test", "--models", "dust", "--scale", "quick", "--out", str(out)]
+    command += ["--picoseconds", "0.04", "--temperatures", "300", "500", "--stages", "npt", "nvt", "--devices", "1"]
+    pair = [
+        subprocess.Popen(
+            [*command, "--distributed", f"{address},2,{index}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(1),
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outcomes = [finish(process) for process in pair]
+    assert [(code, error) for code, _, error in outcomes] == [(0, ""), (0, "")]
+    assert outcomes[1][1] == ""
+    assert len(table(out / "npt.csv")) == len(table(out / "nvt.csv")) == 2
 
 
 def test_settings_of_the_paper() -> None:

@@ -92,7 +92,7 @@ def test_a_ladder_without_a_crystal_has_no_transition() -> None:
     molten = ladder("molten", "molten")
     assert transition_of(molten.rows, "lattice") is None
     assert bracket(None) == ""
-    assert headline([answer("m", molten)]) == "m molten at 300 to 400 K."
+    assert headline([answer("m", molten)]) == "m: molten at 300 to 400 K."
 
 
 def stands(model: str, *npt: Ladder, nvt: Ladder | None = None) -> dict[str, bool | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -140,7 +141,13 @@ def connect(asked: str | None, timeout: int) -> Processes:
             reason = str(error).partition("\n")[0]
             raise InputError(f"`distributed={asked}`: {reason}; give {_FORMS}") from None
     state = _state()
-    return Processes(state.process_id, state.num_processes)
+    return _this_process(state.process_id, state.num_processes)
+
+
+@functools.cache
+def _this_process(index: int, count: int) -> Processes:
+    """One object for all runs of a process, for they count their exchanges together."""
+    return Processes(index, count)
 
 
 def _arguments(asked: str) -> dict[str, Any]:

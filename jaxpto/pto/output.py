@@ -137,7 +137,7 @@ def headline(answers: Sequence[Answer]) -> str:
         text = f"becomes cubic at {bracket(found)} K" if found and found.temperature_K else phases_of(ladder)
         if lost and found and found.temperature_K:
             text += f" and is lost from {min(row.temperature_K for row in lost):g} K on"
-        parts.append(f"{answer.model} {text}")
+        parts.append(f"{answer.model}: {text}")
     return "; ".join(parts) + "."
 
 
