@@ -319,7 +319,18 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run that was interrupted after its first chunk, and went on."""
     out = tmp_path_factory.mktemp("landau") / "run"
+    whole = stored_run.run_chunks
+
+    def stopping(*arguments) -> Iterator:
+        yield next(whole(*arguments))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored_run, "run_chunks", stopping)
+        assert main([*TINY, "--out", str(out)]) == 130
+    assert not (out / "landau.csv").exists()
     assert main([*TINY, "--out", str(out)]) == 0
     return out
 
@@ -353,21 +364,9 @@ def test_windows_hold_the_polarization(folder: pathlib.Path) -> None:
         assert np.abs(means - np.linspace(0.0, 1.2, 6)).max() < 0.5
 
 
-def test_an_interrupted_run_goes_on(
-    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped after its first chunk and continued, it ends with the numbers of the uninterrupted one."""
-    whole = stored_run.run_chunks
-
-    def stopping(*arguments) -> Iterator:
-        yield next(whole(*arguments))
-        raise KeyboardInterrupt
-
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_numbers_of_another(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(stored_run, "run_chunks", stopping)
-        assert main([*TINY, "--out", str(out)]) == 130
-    assert not (out / "landau.csv").exists()
     assert main([*TINY, "--out", str(out)]) == 0
     assert (out / "landau.csv").read_text() == (folder / "landau.csv").read_text()
 
