@@ -142,6 +142,22 @@ def test_a_row_of_the_verdict() -> None:
     assert polarization_at(held(1, 0), 999.0) == ""
 
 
+def test_what_is_not_sure_is_said() -> None:
+    """Flagged averages stand in the headline, relaxations that did not converge and failures in the verdict's line."""
+    drifting = dataclasses.replace(
+        MENDED, rows=[dataclasses.replace(MENDED.rows[0], warnings="a drifts"), *MENDED.rows[1:]]
+    )
+    found = answer("m", drifting)
+    assert headline([found]) == "m: becomes cubic at 550(50) K; preliminary for m: averages are flagged."
+    assert verdict_row(found)["flagged"] == "1 of 5"
+    assert verdict_row(answer("m", MENDED))["flagged"] == "0 of 5"
+    cells = Cells(3.85, 4.7, 3.95, 0.2, ("cubic phase relaxed to 1.0e-02 eV/A only: 500 steps",))
+    spoilt = dataclasses.replace(found, remark="a deliberate error", cells=cells, failures={"phonons": "ValueError: x"})
+    assert verdict_row(spoilt)["remark"] == (
+        "a deliberate error; cubic phase relaxed to 1.0e-02 eV/A only: 500 steps; phonons failed: ValueError: x"
+    )
+
+
 def test_figures_show_every_model_and_mark_what_was_lost() -> None:
     answers = [answer("one", MENDED, nvt=held(8, 3)), answer("two $x$", COLLAPSING, nvt=held(2, 2))]
     figure = figures.npt_figure(answers, EXPERIMENTS["PbTiO3"])

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxpto.model_interface import caveat
 from jaxpto.models.ase_calculator import PREFIX as HOST_PREFIX
 from jaxpto.models.catalogue import find_model
 from jaxpto.models.folder import read_header
@@ -64,7 +65,7 @@ class Answer:
     Attributes:
         model: name.
         source: line of the table of sources.
-        remark: how it differs from the model of that name; "" if it does not.
+        remark: how it differs from the model of that name, and what its forces are not; "" where neither applies.
         cells, vibrations: at 0 K, or None.
         npt: ladders at constant pressure.
         nvt: the one at the experimental lattice, or None.
@@ -110,7 +111,7 @@ def read_answer(config: PtoTestConfig, model: str, experimental: str) -> Answer:
     return Answer(
         model=Path(model).name,
         source=_source(model),
-        remark="" if variant is None else variant.label,
+        remark="; ".join(filter(None, ["" if variant is None else variant.label, _caveat(model)])),
         cells=read_cells(done["cells"]) if "cells" in done else None,
         vibrations=read_vibrations(done["phonons"]) if "phonons" in done else None,
         npt=[ladder for name, ladder in ladders.items() if name.startswith("npt")],
@@ -129,6 +130,12 @@ def _ladder(stage: Stage) -> Ladder:
         if one["status"] != "ok"
     ]
     return Ladder(stage.name, sorted(read_summary(stage.folder), key=lambda row: row.temperature_K), lost)
+
+
+def _caveat(model: str) -> str:
+    if model.startswith(HOST_PREFIX):
+        return ""
+    return caveat(read_header(find_model(model))["conservative"])
 
 
 def _source(model: str) -> dict[str, Any]:

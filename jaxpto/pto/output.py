@@ -33,7 +33,8 @@ ROOM_TEMPERATURE = 300.0
 VERDICT_NOTE = (
     "Transition: middle of the step of the ladder (K), in brackets half its width or the statistical error, whichever "
     "is more. P in the experimental lattice, C/m², with its standard error. 'As the paper' counts the findings of the "
-    "paper on this model that stand here, of those that were tested."
+    "paper on this model that stand here, of those that were tested; 'flagged' the averages that rest on too few "
+    "independent samples, drift or miss their temperature, of all averages (npt.csv and nvt.csv say why)."
 )
 NPT_CAPTION = (
     "Constant pressure. Filled: c, the polar axis; open: a, the mean of the two others; bars: standard deviation of "
@@ -58,6 +59,7 @@ VERDICT = (
     Column("nvt_vanishing", "P vanishes", "K", words=True),
     Column("imaginary", "imaginary", words=True),
     Column("agreement", "as the paper", words=True),
+    Column("flagged", "flagged", words=True),
     Column("remark", "remark", words=True, terminal=False),
 )
 TABLE_1 = (
@@ -112,7 +114,9 @@ def write_test(config: PtoTestConfig, console: Console) -> list[Answer]:
     document = Result(
         title="The PTO-test",
         headline=headline(answers),
-        table=ResultTable(VERDICT, verdicts, "Verdict", VERDICT_NOTE, marked=lambda row: "lost" in row["agreement"]),
+        table=ResultTable(
+            VERDICT, verdicts, "Verdict", VERDICT_NOTE, marked=lambda row: row["npt_loss"] not in ("", "none")
+        ),
         pictures=_pictures(answers, config),
         settings=settings | {"costs": _costs(out)},
         stem="verdict",
@@ -138,7 +142,9 @@ def headline(answers: Sequence[Answer]) -> str:
         if lost and found and found.temperature_K:
             text += f" and is lost from {min(row.temperature_K for row in lost):g} K on"
         parts.append(f"{answer.model}: {text}")
-    return "; ".join(parts) + "."
+    flagged = [answer.model for answer in answers if not _flagged(answer).startswith("0 ") and _flagged(answer)]
+    caveat = f"; preliminary for {', '.join(flagged)}: averages are flagged" if flagged else ""
+    return "; ".join(parts) + caveat + "."
 
 
 def verdict_row(answer: Answer) -> dict[str, Any]:
@@ -161,7 +167,8 @@ def verdict_row(answer: Answer) -> dict[str, Any]:
         "nvt_loss": "" if nvt is None else loss_of(nvt, TIMESTEP),
         "imaginary": _imaginary(answer),
         "agreement": agreement,
-        "remark": "; ".join(filter(None, [answer.remark, *(f"{k} failed: {v}" for k, v in answer.failures.items())])),
+        "flagged": _flagged(answer),
+        "remark": "; ".join(_remarks(answer)),
     }
 
 
@@ -181,6 +188,19 @@ def _imaginary(answer: Answer) -> str:
         return ""
     modes = answer.vibrations.imaginary
     return f"{len(modes)}, {modes[0]}" if modes else "none"
+
+
+def _flagged(answer: Answer) -> str:
+    """How many averages carry a warning, of how many."""
+    rows = [row for ladder in (*answer.npt, *filter(None, [answer.nvt])) for row in ladder.rows if row.n_ok]
+    return f"{sum(bool(row.warnings) for row in rows)} of {len(rows)}" if rows else ""
+
+
+def _remarks(answer: Answer) -> list[str]:
+    """What the reader must know of a model."""
+    relaxations = () if answer.cells is None else answer.cells.remarks
+    failures = [f"{stage} failed: {reason}" for stage, reason in answer.failures.items()]
+    return [*filter(None, [answer.remark]), *relaxations, *failures]
 
 
 def _sections(answers: Sequence[Answer]) -> list[ResultTable | Items]:
