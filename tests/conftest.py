@@ -35,7 +35,7 @@ SHARED = pathlib.Path(os.environ.get("JAXPTO_SHARED", pathlib.Path(__file__).par
 LONGEST = (
     "notebooks", "reweighting", "landau", "train", "neighbors", "parallel", "matching", "sweep",
     "train_architectures", "models", "perovskite", "dynamics", "docs", "integrators", "jax_md", "ensembles",
-    "relaxation", "distil", "switching", "harmonic", "deepmd", "committee", "phonons", "free_energy",
+    "relaxation", "pto_test", "distil", "switching", "harmonic", "deepmd", "committee", "phonons", "free_energy",
     "thermodynamics", "fresh", "parameter_gradients", "loss_gradients", "gptff", "chgnet", "orb", "energy_function",
     "committee_sweep", "programs", "relax", "m3gnet", "lattice_dynamics", "distillation", "mace", "nep", "tensornet",
     "export_model",

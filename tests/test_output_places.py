@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxpto import evaluate, export, phonons, relax, report, sweep, train
+from jaxpto import evaluate, export, phonons, pto_test, relax, report, sweep, train
 from jaxpto.devices import compiled
 from jaxpto.errors import InputError
 from jaxpto.free_energy import command as free_energy
@@ -123,6 +123,7 @@ COMMANDS = {
     "phonons": (phonons.main, "PbTiO3-cubic --model perovskite"),
     "free_energy": (free_energy.main, "PbTiO3-cubic --model perovskite --method harmonic"),
     "train": (train.main, "--data nothing"),
+    "pto_test": (pto_test.main, "--models perovskite --scale quick"),
     "report": (report.main, "pto-0k --models perovskite"),
 }
 

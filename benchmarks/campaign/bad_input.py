@@ -43,6 +43,8 @@ CASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("jaxpto.train", ("--data", "{bad}", "--out", "{out}")),
     ("jaxpto.distil", ("perovskite", "{bad}", "--out", "{out}")),
     ("jaxpto.distil", ("no-such-model", "PbTiO3-cubic", "--out", "{out}")),
+    ("jaxpto.pto_test", ("--models", "no-such-model", "--out", "{out}")),
+    ("jaxpto.pto_test", ("--models", "perovskite", "--picoseconds", "nan", "--out", "{out}")),
 )
 
 
