@@ -227,6 +227,14 @@ class TrainableModel(Protocol):
         ...
 
 
+BORN_CHARGES = "born_effective_charges"
+
+
+def predicts(model: Model, quantity: str) -> bool:
+    """Whether a model predicts this quantity of single atoms; see `SiteModel`."""
+    return isinstance(model, SiteModel) and quantity in model.site_quantities
+
+
 def caveat(conservative: bool | None) -> str:
     """What is said of a model whose forces are not, or not known to be, derivatives of its energy; "" of others."""
     if conservative:

@@ -7,6 +7,7 @@ import pathlib
 
 import ase
 import ase.build
+import ase.io
 import jax
 import jax.numpy as jnp
 import model_contract as contract
@@ -17,11 +18,17 @@ from crystals import titanate
 from reference_data import load_reference
 
 from converters import nep as converter
-from jaxpto import neighbors
+from jaxpto import evaluate, neighbors
+from jaxpto.devices.sharding import check_sharing
+from jaxpto.errors import InputError
+from jaxpto.lattice_dynamics.phonopy_bridge import make_phonopy, take_born_charges
 from jaxpto.models import nep
 from jaxpto.models.ewald import reciprocal_energy
+from jaxpto.models.lennard_jones import lennard_jones
 from jaxpto.models.nuclear_repulsion import COULOMB
+from jaxpto.perovskite.measurements import crystal_measurements
 from jaxpto.potential import Potential
+from jaxpto.structures import read_input
 from jaxpto.system import from_ase
 
 BARIUM_TITANATE = "qnep_mode1_BaTiO3"
@@ -144,3 +151,41 @@ def test_more_atoms_than_go_at_once(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 def test_hessian_of_more_atoms_than_go_at_once(tmp_path: pathlib.Path) -> None:
     contract.second_derivatives(of_kind("nep4_zbl_charge1", tmp_path), titanate().repeat((3, 3, 2)))
+
+
+def test_evaluate_writes_charges(tmp_path: pathlib.Path) -> None:
+    potential, atoms = of_kind("nep4_zbl_charge2", tmp_path), titanate()
+    ase.io.write(tmp_path / "in.extxyz", atoms)
+    config = evaluate.EvaluateConfig((str(tmp_path / "in.extxyz"),), "seeded", out=tmp_path / "out.extxyz")
+    evaluate.run(config, potential)
+    written = ase.io.read(tmp_path / "out.extxyz")
+    charges, born = NEP_CPU["nep4_zbl_charge2"]
+    np.testing.assert_allclose(written.get_charges(), charges, atol=1e-7)  # positions of the file are rounded
+    np.testing.assert_allclose(written.calc.results["born_effective_charges"][1, :6], born, atol=1e-7)
+
+
+def test_polarization_and_phonons_take_the_charges_of_the_model(tmp_path: pathlib.Path) -> None:
+    potential, atoms = of_kind("nep4_zbl_charge2", tmp_path), read_input("PbTiO3-tetragonal", "dynamics").atoms
+    born = sites(potential, atoms)["born_effective_charges"]
+    (observable,) = crystal_measurements(atoms, (1, 1, 1), "model", np.float64, potential).observables
+    (topology,) = observable.parameters
+    oxygens = atoms.numbers == 8
+    np.testing.assert_allclose(topology.charges[oxygens], born[oxygens], atol=1e-12)
+    np.testing.assert_allclose(topology.charges, born, atol=1e-12)  # of a single cell, whose charges sum to zero
+    phonon = make_phonopy(atoms, (1, 1, 1))
+    take_born_charges(phonon, potential)
+    assert phonon.nac_params is not None
+    np.testing.assert_allclose(phonon.nac_params["born"], born, atol=1e-12)
+    epsilon = float(potential.params["root_dielectric"]) ** 2
+    np.testing.assert_allclose(phonon.nac_params["dielectric"], epsilon * np.eye(3), rtol=1e-12)
+
+
+def test_charges_of_a_model_that_has_none_are_refused() -> None:
+    other = lennard_jones(["Pb", "Ti", "O"], [0.01] * 3, [2.0] * 3, cutoff=5.0, onset=4.0)
+    with pytest.raises(InputError, match=r"`charges=model`: .* predicts no Born charges; use `charges=nominal`"):
+        crystal_measurements(titanate(), (1, 1, 1), "model", np.float64, other)
+
+
+def test_devices_do_not_share_a_sum_over_wave_vectors(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InputError, match=r"`devices_per_replica=2`: .* wave vectors, which devices cannot share"):
+        check_sharing(2, 8, 40, of_kind("nep4_charge1", tmp_path))
