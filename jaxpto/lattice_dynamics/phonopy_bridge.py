@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ase
+import jax
 import numpy as np
 from ase.calculators.calculator import BaseCalculator
 from jaxtyping import Float
@@ -192,8 +193,10 @@ def take_born_charges(phonon: Phonopy, potential: Potential) -> None:
     """
     assert isinstance(potential.model, PolarizableModel)
     units = get_physical_units()
+    with jax.enable_x64(True):
+        dielectric = np.asarray(potential.model.dielectric(potential.params), np.float64)
     phonon.nac_params = {
         "born": site_properties_of(potential, from_phonopy(phonon.primitive))[BORN_CHARGES],
-        "dielectric": np.asarray(potential.model.dielectric(potential.params), np.float64),
+        "dielectric": dielectric,
         "factor": units.Hartree * units.Bohr,  # e^2 / 4 pi epsilon_0 in eV Angstrom
     }

@@ -115,9 +115,10 @@ class ChargedNEP:
 
         That is V dP_a / du_b of the charges with the derivatives of the charges, where a charge that an edge brings to
         its receiver is counted as moved there from the middle of the edge. It does not depend on the origin, and the
-        sum over all atoms is zero, but it is no derivative of a polarization in general.
+        sum over all atoms is zero, but it is no derivative of a polarization in general, nor what the energy of a long
+        wave holds: there the derivatives have the factor 1 at the sender and 0 at the receiver, in place of 1/2 and
+        1/2. Fields of longitudinal modes in a simulation are those of the energy.
         """
-
         n = system.positions.shape[0]
 
         def total(vectors: Array) -> tuple[Array, Array]:
