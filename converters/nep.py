@@ -17,6 +17,7 @@ from converters.pickles import CheckpointError
 from converters.sources import find_checkpoint, refuse_stand_in, sha256_of
 from jaxpto.console.command import run_command
 from jaxpto.models.catalogue import user_folder
+from jaxpto.models.charged_nep import ChargedNEP, charged
 from jaxpto.models.folder import save_potential
 from jaxpto.models.manifest import published_models
 from jaxpto.models.nep import NEP
@@ -26,9 +27,10 @@ from jaxpto.storage.output import check_output_folder
 
 PUBLISHED = "nep89"
 LARGEST = 200 * 2**20  # bytes of a file; NEP89 has 15 MiB
-KINDS = {"nep3": (3, False), "nep3_zbl": (3, True), "nep4": (4, False), "nep4_zbl": (4, True)}
+KIND = re.compile(r"nep(?P<version>3|4)(?P<repulsion>_zbl)?(_charge(?P<mode>[12]))?")
 REMEDIES = {
-    "charge": "models with charges are not supported",
+    "vdw": "models with a van der Waals term are not supported",
+    "charge": "of models with charges, NEP4 with mode 1 or 2 is supported",
     "temperature": "models with an electronic temperature are not supported",
     "dipole": "models of dipoles are no force fields",
     "polarizability": "models of polarizabilities are no force fields",
@@ -40,7 +42,7 @@ class NepConfig:
     """Convert NEP89, or a NEP file of your own, into a jaxpto model, which --model NAME then finds."""
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
-    """A nep.txt that GPUMD wrote, NEP3 or NEP4. Default: that of NEP89, found or downloaded."""
+    """A nep.txt that GPUMD wrote: NEP3, NEP4 or qNEP. Default: that of NEP89, found or downloaded."""
     out: Path | None = None
     """Model folder to write. Default: the name of the file (nep89) in the folder of the user's models."""
 
@@ -101,26 +103,27 @@ def convert(path: Path, name: str) -> Potential:
     return Potential(parameters_of(model, numbers), model, name)
 
 
-def _read_header(path: Path, lines: list[list[str]]) -> tuple[NEP, list[list[str]]]:
+def _read_header(path: Path, lines: list[list[str]]) -> tuple[NEP | ChargedNEP, list[list[str]]]:
     """The model that the first lines describe, and the lines after them."""
     if not lines or not lines[0] or not re.fullmatch(r"nep\d?\w*", lines[0][0]):
         raise CheckpointError(f"{path} does not begin like a NEP file; give a nep.txt that GPUMD wrote")
     kind, count, *symbols = lines[0]
-    if kind not in KINDS:
+    match = KIND.fullmatch(kind)
+    mode = int(match["mode"] or 0) if match else 0
+    if match is None or (mode and match["version"] != "4"):
         why = next((text for word, text in REMEDIES.items() if word in kind), "give a file of NEP3 or NEP4")
         raise CheckpointError(f"{path} is of the kind {kind}: {why}")
-    version, has_repulsion = KINDS[kind]
     try:
         elements = tuple(ase.data.atomic_numbers[symbol] for symbol in symbols)
         if len(elements) != int(count) or len(set(elements)) < len(elements):
             raise ValueError(f"{count} elements, but {len(set(elements))} names")
-        names = (*(("zbl",) if has_repulsion else ()), "cutoff", "n_max", "basis_size", "l_max", "ANN")
+        names = (*(("zbl",) if match["repulsion"] else ()), "cutoff", "n_max", "basis_size", "l_max", "ANN")
         given = {}
         for name, words in zip(names, lines[1:], strict=False):
             if words[:1] != [name]:
                 raise ValueError(f"{' '.join(words)} where {name} should be")
             given[name] = [float(word) for word in words[1:]]
-        model = _model(elements, given, one_net=version == 3)
+        model = _model(elements, given, one_net=match["version"] == "3", mode=mode)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{path}: a header that is not understood ({error}); give a file of NEP3 or NEP4"
@@ -128,7 +131,7 @@ def _read_header(path: Path, lines: list[list[str]]) -> tuple[NEP, list[list[str
     return model, lines[1 + len(names) :]
 
 
-def _model(elements: tuple[int, ...], given: dict[str, list[float]], *, one_net: bool) -> NEP:
+def _model(elements: tuple[int, ...], given: dict[str, list[float]], *, one_net: bool, mode: int) -> NEP | ChargedNEP:
     whole = {name: [int(value) for value in given[name]] for name in ("n_max", "basis_size", "l_max", "ANN")}
     if len(given["cutoff"]) > 4:
         raise ValueError("cutoffs of single elements or pairs")
@@ -140,7 +143,7 @@ def _model(elements: tuple[int, ...], given: dict[str, list[float]], *, one_net:
     highest, four, five = (*whole["l_max"], 0, 0)[:3]
     if not 1 <= highest <= 4 or four not in (0, 2) or five not in (0, 1):
         raise ValueError(f"l_max {whole['l_max']}")
-    return NEP(
+    local = NEP(
         elements,
         cutoff=given["cutoff"][0],
         angular_cutoff=given["cutoff"][1],
@@ -155,6 +158,7 @@ def _model(elements: tuple[int, ...], given: dict[str, list[float]], *, one_net:
         one_net=one_net,
         repulsion=repulsion,
     )
+    return charged(local, mode) if mode else local
 
 
 def main(argv: Sequence[str] | None = None) -> int:

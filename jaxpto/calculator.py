@@ -32,6 +32,19 @@ def _site_properties(potential: Potential, system: System, neighbors: Neighbors)
     return potential.site_properties(system, neighbors)
 
 
+def site_properties_of(potential: Potential, atoms: ase.Atoms) -> dict[str, np.ndarray]:
+    """What a potential predicts for the single atoms of a structure, in double precision; see `SiteModel`.
+
+    Args:
+        potential: any; {} for those that predict nothing of the kind.
+        atoms: any periodic structure that the potential knows.
+    """
+    with jax.enable_x64(True):
+        system, double = from_ase(atoms, np.float64), potential.astype(np.float64)
+        neighbors = build(system, double.allocate([system], 0.0))
+        return jax.device_get(_site_properties(double, system, neighbors))
+
+
 def _two_longest(moved: np.ndarray) -> float:
     """Sum of the lengths of the two longest vectors [n, 3]."""
     return float(np.sort(np.linalg.norm(moved, axis=1))[-2:].sum())
@@ -42,7 +55,8 @@ class JaxptoCalculator(Calculator):
 
     `potential.caveat` says whether the forces of the model are derivatives of its energy.
 
-    Models that predict energies (eV) or magnetic moments (Bohr magnetons) of single atoms give these on request.
+    Models that predict energies (eV), magnetic moments (Bohr magnetons) or charges (e) of single atoms give these on
+    request.
 
     The neighbour list is kept between calls and rebuilt when the atoms have moved by more than the skin allows, so that
     molecular dynamics and relaxations compile once. Double precision needs no global flag; each call switches it on and

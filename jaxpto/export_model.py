@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxpto.console.command import leave, run_command
 from jaxpto.errors import InputError
 from jaxpto.models.catalogue import load_potential, reference_energies_of
+from jaxpto.models.charged_nep import ChargedNEP
 from jaxpto.models.nep import NEP
 from jaxpto.models.nep_file import nep_text
 from jaxpto.models.suitability import check_supports
@@ -71,7 +72,7 @@ def run(config: ExportModelConfig) -> Path:
 
 
 def _nep(config: ExportModelConfig, potential: Potential) -> bytes:
-    if not isinstance(potential.model, NEP):
+    if not isinstance(potential.model, NEP | ChargedNEP):
         raise InputError(f"{config.model} is no NEP model and no nep.txt can hold it; give NAME.stablehlo")
     if reference_energies_of(config.model):
         print("note: energies in the file lack the reference energies of the elements, as those of the model do")

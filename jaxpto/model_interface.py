@@ -65,7 +65,8 @@ class Model(Protocol):
 
         Args:
             params: the model's pytree of parameters; dicts of arrays, so that they can be saved.
-            system: atomic numbers and masses. Positions and cell must enter through `vectors` alone.
+            system: atomic numbers and masses. Positions and cell must enter through `vectors` alone, but for those of
+                a `ReciprocalModel`.
             neighbors: the edges in the layout that `by_species` asks for; those beyond the cutoff and empty slots
                 (sender n) must count for nothing.
             vectors: [e, 3] Angstrom, from the receiver of each edge to its sender.
@@ -93,11 +94,25 @@ class AngularModel(Protocol):
 
 
 @runtime_checkable
+class ReciprocalModel(Protocol):
+    """A model with a sum over wave vectors: its energy depends on positions and cell beside the edge vectors.
+
+    The box of wave vectors is `Layout.waves`; in a cell that has outgrown it the energy must be NaN.
+    """
+
+    @property
+    def wave_cutoff(self) -> float:
+        """Longest wave vector that counts, 1/Angstrom; 0 where there is no sum."""
+        ...
+
+
+@runtime_checkable
 class SiteModel(Protocol):
     """A model that predicts quantities of single atoms besides their forces.
 
     Attributes:
-        site_quantities: their names, as ASE has them: "energies" (eV), "magmoms" (Bohr magnetons).
+        site_quantities: their names, as ASE has them: "energies" (eV), "magmoms" (Bohr magnetons), "charges" (e) [n],
+            "born_effective_charges" (e) [n, 3, 3], first index: polarization, second: displacement.
     """
 
     site_quantities: ClassVar[tuple[str, ...]]
@@ -105,7 +120,16 @@ class SiteModel(Protocol):
     def site_properties(
         self, params: Any, system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> dict[str, Array]:
-        """Values [n] of each of these quantities; arguments as for `Model.energy`."""
+        """Values [n] or [n, 3, 3] of each of these quantities; arguments as for `Model.energy`."""
+        ...
+
+
+@runtime_checkable
+class PolarizableModel(Protocol):
+    """A model with Born charges of its own (see `SiteModel`) that knows how electrons screen them."""
+
+    def dielectric(self, params: Any) -> Float[Array, "3 3"]:
+        """Dielectric tensor with the ions held in place, epsilon_infinity."""
         ...
 
 
@@ -201,6 +225,14 @@ class TrainableModel(Protocol):
             ValueError: hyperparameters that say how many parameters there are were left open.
         """
         ...
+
+
+BORN_CHARGES = "born_effective_charges"
+
+
+def predicts(model: Model, quantity: str) -> bool:
+    """Whether a model predicts this quantity of single atoms; see `SiteModel`."""
+    return isinstance(model, SiteModel) and quantity in model.site_quantities
 
 
 def caveat(conservative: bool | None) -> str:

@@ -36,7 +36,9 @@ from jaxpto.lattice_dynamics.phonopy_bridge import (
     largest_force,
     make_phonopy,
     sum_rule_residual,
+    take_born_charges,
 )
+from jaxpto.model_interface import BORN_CHARGES, PolarizableModel, predicts
 from jaxpto.models.ase_calculator import HostCalculator
 from jaxpto.models.suitability import check_supports
 from jaxpto.potential import Potential
@@ -77,8 +79,9 @@ class PhononsConfig:
     """Wave vectors of density of states and thermal properties; by default 100 A over the lattice parameters."""
     temperatures: tuple[float, ...] | None = None
     """Temperatures of the thermal properties, K; by default 0 to 1000 in steps of 10."""
-    born: Path | None = None
-    """BORN file of phonopy (dielectric tensor and Born charges) for the splitting of longitudinal optical modes."""
+    born: Literal["model"] | Path | None = None
+    """For the splitting of longitudinal optical modes: a BORN file of phonopy (dielectric tensor and Born charges), or
+    model for those that the model itself predicts for the relaxed structure."""
     relax: bool = True
     """Relax positions and cell with the same model first, to 1e-5 eV/A."""
     batch: int | None = None
@@ -142,6 +145,8 @@ def _run_model(
     force, calculations = 0.0, {}
     for method in methods:
         phonon = _prepare(config, atoms)
+        if config.born == "model":
+            take_born_charges(phonon, calculator.potential)
         if not calculations:
             force = largest_force(phonon, calculator)
             say(_cells_line(phonon, force))
@@ -202,10 +207,10 @@ def _relax(
 
 
 def _prepare(config: PhononsConfig, atoms: ase.Atoms) -> Phonopy:
-    """Phonopy's object for the structure, with Born charges if there are any."""
+    """Phonopy's object for the structure, with the Born charges of a file if there is one."""
     phonon = make_phonopy(atoms, config.supercell)
     band_path(config.path, phonon.primitive, SYMMETRY_PRECISION)
-    if config.born is not None:
+    if isinstance(config.born, Path):
         add_born_charges(phonon, config.born)
     return phonon
 
@@ -217,6 +222,12 @@ def _calculators(config: PhononsConfig, given: Potential | None, atoms: ase.Atom
         calculator = JaxptoCalculator(model if given is None else given)
         potential = calculator.potential
         check_supports(potential, atoms, config.structure, stress=config.relax)
+        if config.born == "model" and not (
+            predicts(potential.model, BORN_CHARGES) and isinstance(potential.model, PolarizableModel)
+        ):
+            raise InputError(
+                f"--born model: {potential.name} predicts no Born charges with a dielectric tensor; give a BORN file"
+            )
         if config.method != "displacement" and isinstance(potential.model, HostCalculator):
             raise InputError(
                 f"--method {config.method}: model {potential.name} runs in Python, where JAX has no derivatives; "

@@ -14,7 +14,16 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxpto.model_interface import AngularModel, DirectModel, LocalModel, Model, Prediction, SiteModel, caveat
+from jaxpto.model_interface import (
+    AngularModel,
+    DirectModel,
+    LocalModel,
+    Model,
+    Prediction,
+    ReciprocalModel,
+    SiteModel,
+    caveat,
+)
 from jaxpto.neighbors import Layout, Neighbors, allocate, edge_rows, edge_vectors
 from jaxpto.platform import platform_of
 from jaxpto.system import System, volume
@@ -90,6 +99,7 @@ class Potential:
             by_species=self.model.by_species,
             packed=not self.model.by_species,
             angle_cutoff=self.model.angle_cutoff if isinstance(self.model, AngularModel) else 0.0,
+            wave_cutoff=self.model.wave_cutoff if isinstance(self.model, ReciprocalModel) else 0.0,
             headroom=headroom,
         )
         return dataclasses.replace(layout, platform=platform_of((self.params, systems)))
@@ -102,7 +112,7 @@ class Potential:
         return self.model.energy(self.params, system, neighbors, self._vectors(system, neighbors))
 
     def site_properties(self, system: System, neighbors: Neighbors) -> dict[str, Array]:
-        """The quantities [n] that a `SiteModel` predicts for each atom of one system; {} for other models."""
+        """The quantities that a `SiteModel` predicts for each atom of one system; {} for other models."""
         if not isinstance(self.model, SiteModel):
             return {}
         return self.model.site_properties(self.params, system, neighbors, self._vectors(system, neighbors))
@@ -111,7 +121,9 @@ class Potential:
         """Energy, forces and stress of one system from a single backward pass.
 
         With g_e = dE/dr_e of the edge vectors, F_i = sum_{e: receiver i} g_e - sum_{e: sender i} g_e and
-        stress = (1/V) sum_e r_e (x) g_e (the symmetric strain derivative). A `DirectModel` predicts them itself.
+        stress = (1/V) sum_e r_e (x) g_e (the symmetric strain derivative). The energy of a `ReciprocalModel` depends on
+        positions x_i and lattice vectors a_k too, which adds -dE/dx_i to the forces and sum_i x_i (x) dE/dx_i +
+        sum_k a_k (x) dE/da_k to the virial. A `DirectModel` predicts all itself.
         """
         if isinstance(self.model, DirectModel):
             return self.model.predict(self.params, system, neighbors)
@@ -131,7 +143,14 @@ class Potential:
         """Energy [] eV, forces [n, 3] eV/Angstrom and virial [3, 3] eV."""
         vectors = edge_vectors(system, neighbors)
         rounded = vectors.astype(self._narrowest(vectors.dtype))
-        energy, gradient = jax.value_and_grad(self.model.energy, argnums=3)(self.params, system, neighbors, rounded)
+        as_well = (0, 1) if isinstance(self.model, ReciprocalModel) else ()
+
+        def energy_of(positions: Array, cell: Array, rounded: Array) -> Array:
+            moved = dataclasses.replace(system, positions=positions, cell=cell)
+            return self.model.energy(self.params, moved, neighbors, rounded)
+
+        derivatives = jax.value_and_grad(energy_of, argnums=(*as_well, 2))
+        energy, (*further, gradient) = derivatives(system.positions, system.cell, rounded)
         gradient = gradient.astype(vectors.dtype)
         forces = jnp.zeros_like(system.positions)
         if neighbors.layout.edges:
@@ -139,7 +158,10 @@ class Potential:
         else:
             forces = forces + gradient.reshape(len(forces), -1, 3).sum(axis=1)
         forces = forces.at[neighbors.senders].add(-gradient, mode="drop")
-        return energy, forces, virial_tensor(vectors, gradient)
+        virial = virial_tensor(vectors, gradient)
+        for moved, by in zip((system.positions, system.cell), further, strict=False):
+            virial = virial + virial_tensor(moved, by)
+        return energy, forces - further[0] if further else forces, virial
 
     def _over_devices(self, model: LocalModel, system: System, neighbors: Neighbors) -> tuple[Array, Array, Array]:
         """The same on several devices, each with its rows of the list; only the results are summed over devices."""

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import ase
 import jax
 import jax.numpy as jnp
+import nep_files
 import numpy as np
 from crystals import four_species, noble_gases, titanate
 from small_fresh import SETTINGS, lively
 from small_sevennet import SMALL, stored_state
 
-from converters import deepmd, mace, orb, sevennet
+from converters import deepmd, mace, nep, orb, sevennet
 from converters.sources import find_checkpoint
 from jaxpto.models.fresh import fresh_model
 from jaxpto.models.lennard_jones import lennard_jones
@@ -75,6 +77,13 @@ def _fresh(architecture: str) -> Callable[[pathlib.Path], Potential]:
         return lively(Potential(model.initialize(jax.random.key(0), (), 1.0), model, architecture))
 
     return make
+
+
+def _seeded_qnep(shared: pathlib.Path) -> Potential:
+    """Nobody has published one that knows these elements."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = nep_files.write(pathlib.Path(folder, "nep.txt"), nep_files.HEADERS["nep4_zbl_charge1"])
+        return nep.convert(path, "seeded")
 
 
 def _noble(shared: pathlib.Path) -> Potential:
@@ -144,6 +153,13 @@ CASES = {
         pair=(82, 8),
         slow=LARGER - {"capacity"},
         broken={"smooth_at_cutoff": "second derivatives jump where the cosine ends"},
+    ),
+    "qnep": ModelCase(
+        _seeded_qnep,
+        four_species,
+        pair=(82, 8),
+        slow=LARGER - {"capacity", "extensivity"},
+        broken={"smooth_at_cutoff": "both sums over charges end with a small jump"},
     ),
     "orb_conservative": ModelCase(
         _orb("orb_v3_conservative_reduced.ckpt", "v3-conservative-inf-omat"),

@@ -17,6 +17,17 @@ HEADERS = {
         "nep4_zbl 3 O Ti Pb", "zbl 1.0 2.2", "cutoff 5 5 200 100", "n_max 1 3", "basis_size 3 3", "l_max 4 2 1",
         "ANN 7 0",
     ),
+    "nep4_charge1": (
+        "nep4_charge1 3 O Ti Pb", "cutoff 5 4 200 100", "n_max 2 2", "basis_size 4 4", "l_max 3 2 0", "ANN 5 0",
+    ),
+    "nep4_zbl_charge1": (
+        "nep4_zbl_charge1 4 O Ti Sr Pb", "zbl 1.0 2.2", "cutoff 4.5 4 200 100", "n_max 3 2", "basis_size 5 4",
+        "l_max 4 2 1", "ANN 6 0",
+    ),
+    "nep4_zbl_charge2": (
+        "nep4_zbl_charge2 3 Pb Ti O", "zbl 1.2 2.4", "cutoff 5 4.5 200 100", "n_max 2 2", "basis_size 3 4",
+        "l_max 2 0 0", "ANN 4 0",
+    ),
 }  # fmt: skip
 
 
@@ -37,6 +48,7 @@ def size(header: tuple[str, ...]) -> int:
     highest, four, five = entry["l_max"]
     descriptors = int(radial + 1 + (angular + 1) * (highest + (four > 0) + (five > 0)))
     hidden, species = int(entry["ANN"][0]), int(elements)
-    net = (descriptors + 2) * hidden * (species if kind.startswith("nep4") else 1) + 1
+    charged = "charge" in kind
+    net = (descriptors + 2 + charged) * hidden * (species if kind.startswith("nep4") else 1) + 1 + charged
     coefficients = species**2 * ((radial + 1) * (radial_basis + 1) + (angular + 1) * (angular_basis + 1))
     return int(net + coefficients + descriptors)

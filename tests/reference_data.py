@@ -14,6 +14,7 @@ from jaxpto.model_interface import Prediction
 
 ENERGY, FORCE, STRESS, RELATIVE = 1e-8, 1e-7, 1e-8, 1e-8  # eV/atom, eV/Angstrom, eV/Angstrom^3, and of large forces
 LARGE_FORCE = 10.0  # eV/Angstrom
+EXTRA = ("magmoms", "site_energies", "charges", "born_effective_charges")
 ROUNDING_FACTOR = 3.0  # float32 errors allowed, as a multiple of the original's own
 
 
@@ -27,7 +28,7 @@ class Case:
         exact: float64 energy eV, forces eV/Angstrom, stress [3, 3] eV/Angstrom^3.
         rounding: largest differences between the original's float32 and float64 results (eV, eV/Angstrom,
             eV/Angstrom^3); None where the file holds no float32 results of the variant.
-        extra: other float64 results in the file ([n] magmoms, site_energies, ...).
+        extra: other float64 results in the file, see `EXTRA`.
     """
 
     name: str
@@ -97,7 +98,7 @@ def _case(entry: dict[str, Any], block: str) -> Case:
             float(np.abs(single.stress - exact.stress).max()),
         )
     atoms = ase.Atoms(numbers=entry["numbers"], positions=entry["positions"], cell=entry["cell"], pbc=True)
-    extra = {key: np.asarray(chosen[key]) for key in ("magmoms", "site_energies") if key in chosen}
+    extra = {key: np.asarray(chosen[key]) for key in EXTRA if key in chosen}
     return Case(entry["name"], atoms, _prediction(chosen), rounding, extra)
 
 

@@ -35,13 +35,19 @@ NEP_CPU = {
              [0.00018256947765578078, -0.0001665271107878741, 0.0001011251981474571]),
     "nep4_zbl": (1.9027355313322403, [-2.293711503630149, -5.458232809916532, 1.1162095022635996],
                  [-0.17476778845656862, -0.017521574466452285, 0.00283913114736011]),
+    "nep4_charge1": (-2.1004475143714467, [0.02470054972571481, -0.021430071728113693, 0.03339686960094887],
+             [0.016606909250577836, -0.0011072332864710559, 0.0001954429860190509]),
+    "nep4_zbl_charge1": (1.8451144065722027, [-2.1960978703856155, -5.546587667207073, 1.274477217696365],
+             [-0.1299819849843485, -0.017773158319632203, 0.0025226952981381675]),
+    "nep4_zbl_charge2": (5.203118129350767, [-3.127184955839134, -8.22557599057249, 2.801422012572986],
+             [-0.4632964554606106, -0.04096786363489845, 0.003142086206239223]),
 }
 # fmt: on
 
 
 @pytest.mark.parametrize("kind", NEP_CPU)
 def test_every_kind_agrees_with_nep_cpu(kind: str, tmp_path: pathlib.Path) -> None:
-    """Three-, four- and five-body descriptors, one net or one per element, with and without repulsion of nuclei."""
+    """Three-, four- and five-body descriptors, one net or one per element, with repulsion of nuclei, with charges."""
     path = nep_files.write(tmp_path / "nep.txt", nep_files.HEADERS[kind])
     found = contract.predict(contract.cast(converter.convert(path, kind), np.float64), titanate())
     energy, force, stress = NEP_CPU[kind]
@@ -111,7 +117,10 @@ def test_the_published_name_is_that_of_the_published_file(shared: pathlib.Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("nep4_zbl", "nep4_zbl_charge1"), "models with charges are not supported"),
+        (lambda text: text.replace("nep4_zbl", "nep4_zbl_charge3"), "NEP4 with mode 1 or 2 is supported"),
+        (lambda text: text.replace("nep4_zbl", "nep3_zbl_charge1"), "NEP4 with mode 1 or 2 is supported"),
+        (lambda text: text.replace("nep4_zbl", "nep4_charge_vdw"), "a van der Waals term are not supported"),
+        (lambda text: text.replace("nep4_zbl", "nep4_zbl_charge1"), r"parameters, not the \d+ of its header"),
         (lambda text: text.replace("nep4_zbl", "nep4_dipole"), "no force fields"),
         (lambda text: text.replace("nep4_zbl", "nep5"), "give a file of NEP3 or NEP4"),
         (lambda text: text.replace("nep4_zbl", "Hello"), "does not begin like a NEP file"),

@@ -245,6 +245,7 @@ BAD = {
     "--temperatures nan": "must be 0 K or above",
     "--batch 0": "must be at least 1 row",
     "--born nowhere": "nowhere does not exist",
+    "--born model": "predicts no Born charges with a dielectric tensor; give a BORN file",
     "--path pto-test": "use --path auto",
     "--model nothing": "unknown model 'nothing'",
     "--model soft --model soft": "names one model twice",

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpto.errors import InputError
-from jaxpto.model_interface import Prediction
+from jaxpto.model_interface import Prediction, ReciprocalModel
 from jaxpto.neighbors import Layout, Neighbors
 from jaxpto.platform import local_devices
 from jaxpto.potential import Potential
@@ -44,13 +44,18 @@ def check_sharing(wanted: int, available: int, n_atoms: int, potential: Potentia
         potential: the force field.
 
     Raises:
-        InputError: more devices than there are, or a model with a row of neighbours for each atom and a number of atoms
-            that is not a multiple of the devices.
+        InputError: more devices than there are, a model with a sum over wave vectors, or one with a row of neighbours
+            for each atom and a number of atoms that is not a multiple of the devices.
     """
     if wanted > available:
         raise InputError(
             f"`devices_per_replica={wanted}`: this process has {available}; "
             "take fewer (on a CPU, `devices` sets how many there are)"
+        )
+    if wanted > 1 and isinstance(potential.model, ReciprocalModel):
+        raise InputError(
+            f"`devices_per_replica={wanted}`: {potential.name} sums over wave vectors, which devices cannot share; "
+            "take 1 and spread `replicas` or `temperatures` over the devices"
         )
     if potential.model.by_species and n_atoms % wanted:
         best = max(d for d in range(1, wanted) if n_atoms % d == 0)

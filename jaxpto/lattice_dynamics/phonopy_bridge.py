@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ase
+import jax
 import numpy as np
 from ase.calculators.calculator import BaseCalculator
 from jaxtyping import Float
 from phonopy import Phonopy
 from phonopy.file_IO import parse_BORN
+from phonopy.physical_units import get_physical_units
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import guess_primitive_matrix
 from phonopy.structure.symmetry import Symmetry
 
+from jaxpto.calculator import site_properties_of
 from jaxpto.errors import InputError
 from jaxpto.lattice_dynamics.hessian import force_constants_of
+from jaxpto.model_interface import BORN_CHARGES, PolarizableModel
 from jaxpto.potential import Potential
 from jaxpto.structures import make_supercell
 from jaxpto.system import site_kinds
@@ -178,3 +182,21 @@ def add_born_charges(phonon: Phonopy, path: Path) -> None:
             f"nine numbers of the dielectric tensor, and for this structure {atoms} lines of nine Born charges"
         ) from error
     phonon.nac_params = charges
+
+
+def take_born_charges(phonon: Phonopy, potential: Potential) -> None:
+    """Switch the non-analytical term on, with the charges and dielectric tensor that a model predicts.
+
+    Args:
+        phonon: from `make_phonopy`; the charges are those in its primitive cell.
+        potential: one that predicts Born charges and whose model is a `PolarizableModel`.
+    """
+    assert isinstance(potential.model, PolarizableModel)
+    units = get_physical_units()
+    with jax.enable_x64(True):
+        dielectric = np.asarray(potential.model.dielectric(potential.params), np.float64)
+    phonon.nac_params = {
+        "born": site_properties_of(potential, from_phonopy(phonon.primitive))[BORN_CHARGES],
+        "dielectric": dielectric,
+        "factor": units.Hartree * units.Bohr,  # e^2 / 4 pi epsilon_0 in eV Angstrom
+    }

@@ -29,7 +29,7 @@ PLACE = frozenset(
         "species",
     }
 )
-Charges = Literal["auto", "authors", "lda", "nominal"]
+Charges = Literal["auto", "authors", "lda", "nominal", "model"]
 DEFAULT_TEMPERATURES = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0)
 
 
@@ -64,8 +64,9 @@ class SweepConfig:
         equilibration: fraction of the run left out of the averages.
         sample_every: steps between two samples (thermo row and trajectory frame).
         checkpoint_every: seconds between two checkpoints; what an interrupt can cost.
-        charges: Born charges of the polarization: authors or lda (PbTiO3), nominal (formal ones, any perovskite);
-            auto takes authors for PbTiO3, nominal for others.
+        charges: Born charges of the polarization: authors or lda (PbTiO3), nominal (formal ones, any perovskite),
+            model (those that the model itself predicts for the initial structure); auto takes authors for PbTiO3,
+            nominal for others.
         skin: extra reach of the neighbour list, Angstrom; by default 0.3, or 0.1 for models with angles.
         devices: devices to spread the replicas over; 0 takes all (on CPU: one per core).
         devices_per_replica: devices that share the atoms of one replica, for systems too large for one device.

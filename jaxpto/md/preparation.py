@@ -56,7 +56,7 @@ class Setup:
     committee: Committee | None = None
 
 
-Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype], Measurements]
+Measure = Callable[[ase.Atoms, tuple[int, int, int], Charges, np.dtype, Potential], Measurements]
 """What is measured in a supercell of so many repeats, with Born charges of that kind, in that precision."""
 
 
@@ -78,8 +78,8 @@ def prepare(
         with_committee: whether the disagreement of the model's committee is measured, where it has one.
 
     Raises:
-        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports` or `probe` refuses, or two
-            observables of one name.
+        InputError: what `read_input`, `check_dynamics`, `load_potential`, `check_supports`, `probe` or `measure`
+            refuses, or two observables of one name.
     """
     if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError('dtype float64 needs JAX in 64 bit; call jax.config.update("jax_enable_x64", True) first')
@@ -96,7 +96,7 @@ def prepare(
     if config.devices_per_replica > 1:
         usable = local_devices()[: config.devices or None]
         check_sharing(config.devices_per_replica, len(usable), len(atoms), potential)
-    measurements, method = measure(atoms, config.repeats, config.charges, dtype), method_of(config)
+    measurements, method = measure(atoms, config.repeats, config.charges, dtype, potential), method_of(config)
     disagreement = () if committee is None else (deviation_observable(committee),)
     observables = (*general_observables(method), *measurements.observables, *disagreement, *further)
     _check_names([one.name for one in observables])

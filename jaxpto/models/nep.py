@@ -136,15 +136,33 @@ class NEP:
         self, layout: Layout, params: Params, vectors: Float[Array, "n s 3"], numbers: Int[Array, " n"]
     ) -> Float[Array, " n"]:
         """Energy of some of the atoms, eV; see `LocalModel`."""
+        return self.outputs(layout, params, vectors, numbers, ())[0]
+
+    def outputs(
+        self,
+        layout: Layout,
+        params: Params,
+        vectors: Float[Array, "n s 3"],
+        numbers: Int[Array, " n"],
+        further: tuple[str, ...],
+    ) -> list[Float[Array, " n"]]:
+        """Energy of some of the atoms, eV, and what further weights make of their hidden layers.
+
+        Args:
+            layout, params, vectors, numbers: as for `LocalModel.local_energies`.
+            further: parameters [nets, hidden] that take the place of `weight1`.
+        """
         known = np.array([self.elements.index(z) for z in layout.species])
         own = (numbers[:, None] == jnp.asarray(layout.species)[None, :]).astype(vectors.dtype)
         vectors = jnp.swapaxes(vectors, 1, 2)
         distance = jnp.sqrt((vectors * vectors).sum(axis=1))  # empty slots lie beyond the cutoff
         features = self.descriptors(params, own, vectors, distance, layout) * params["scaler"][:, None]
-        energies = _net(params, own, features, np.zeros(1, int) if self.one_net else known) - params["bias1"]
+        nets = np.zeros(1, int) if self.one_net else known
+        energies, *others = _net(params, own, features, nets, ("weight1", *further))
+        energies = energies - params["bias1"]
         if self.repulsion:
             energies = energies + nuclear_repulsion(layout, own, distance, *self.repulsion)
-        return energies
+        return [energies, *others]
 
     def descriptors(
         self,
@@ -243,15 +261,20 @@ def _cubes(s: Float[Array, "5 c n"]) -> Float[Array, "c n"]:
 
 
 def _net(
-    params: Params, own: Float[Array, "n t"], features: Float[Array, "d n"], nets: Int[np.ndarray, " k"]
-) -> Float[Array, " n"]:
-    """sum_h w1_h tanh(w0_h q - b0_h) of each atom with the net of its element."""
-    weight0, bias0, weight1 = (params[name][nets] for name in ("weight0", "bias0", "weight1"))
-    found = []
+    params: Params,
+    own: Float[Array, "n t"],
+    features: Float[Array, "d n"],
+    nets: Int[np.ndarray, " k"],
+    last: tuple[str, ...],
+) -> list[Float[Array, " n"]]:
+    """sum_h w1_h tanh(w0_h q - b0_h) of each atom with the net of its element, for each w1 of some names."""
+    weight0, bias0 = params["weight0"][nets], params["bias0"][nets]
+    found: list[list[Array]] = [[] for _ in last]
     for t in range(len(nets)):
         hidden = jnp.tanh(matmul(weight0[t], features) - bias0[t][:, None])
-        found.append((hidden * weight1[t][:, None]).sum(axis=0))
-    return found[0] if len(nets) == 1 else _added([one * own[:, t] for t, one in enumerate(found)])
+        for name, sums in zip(last, found, strict=True):
+            sums.append((hidden * params[name][nets][t][:, None]).sum(axis=0))
+    return [sums[0] if len(nets) == 1 else _added([one * own[:, t] for t, one in enumerate(sums)]) for sums in found]
 
 
 def _scales(model: NEP, params: Params, samples: Samples) -> np.ndarray:

@@ -8,13 +8,14 @@ from typing import Any
 import ase.data
 import numpy as np
 
+from jaxpto.models.charged_nep import ChargedNEP
 from jaxpto.models.nep import NEP
 
 # Most neighbours that GPUMD makes room for, per volume of a sphere: those of a dense crystal (0.15 atoms/Angstrom^3)
 DENSEST = 0.15
 
 
-def parameters_of(model: NEP, numbers: np.ndarray) -> dict[str, np.ndarray]:
+def parameters_of(model: NEP | ChargedNEP, numbers: np.ndarray) -> dict[str, np.ndarray]:
     """Parameters from the numbers of a file: nets, coefficients of the descriptors, scales of the descriptors.
 
     Args:
@@ -30,11 +31,11 @@ def parameters_of(model: NEP, numbers: np.ndarray) -> dict[str, np.ndarray]:
         return part
 
     each, hidden, d = shapes["weight0"]
-    nets = [(take(hidden, d), take(hidden), take(hidden)) for _ in range(each)]
-    found = {
-        name: np.stack(parts)
-        for name, parts in zip(("weight0", "bias0", "weight1"), zip(*nets, strict=True), strict=True)
-    }
+    names = ("weight0", "bias0", "weight1", *(("charge",) if "charge" in shapes else ()))
+    nets = [(take(hidden, d), *(take(hidden) for _ in names[1:])) for _ in range(each)]
+    found = {name: np.stack(parts) for name, parts in zip(names, zip(*nets, strict=True), strict=True)}
+    if "charge" in shapes:
+        found["root_dielectric"] = take()
     found["bias1"] = take()
     for name in ("radial", "angular"):  # first descriptor, function, element of the atom, that of the neighbour
         n, _, channels, functions = shapes[name]
@@ -45,20 +46,24 @@ def parameters_of(model: NEP, numbers: np.ndarray) -> dict[str, np.ndarray]:
 def numbers_of(params: dict[str, Any]) -> np.ndarray:
     """The numbers of a file in their order; the inverse of `parameters_of`."""
     given = {name: np.asarray(array, np.float64) for name, array in params.items()}
-    nets = zip(given["weight0"], given["bias0"], given["weight1"], strict=True)
-    parts = [part for net in nets for part in net] + [given["bias1"]]
+    names = [name for name in ("weight0", "bias0", "weight1", "charge") if name in given]
+    nets = zip(*(given[name] for name in names), strict=True)
+    parts = [part for net in nets for part in net]
+    parts += [given[name] for name in ("root_dielectric", "bias1") if name in given]
     parts += [np.transpose(given[name], (2, 3, 0, 1)) for name in ("radial", "angular")]
     return np.concatenate([np.ravel(part) for part in (*parts, given["scaler"])])
 
 
-def nep_text(model: NEP, params: dict[str, Any]) -> str:
+def nep_text(model: NEP | ChargedNEP, params: dict[str, Any]) -> str:
     """The file of a model, its numbers with the digits of single precision.
 
     Args:
         model: hyperparameters.
         params: parameters.
     """
-    kind = f"nep{3 if model.one_net else 4}{'_zbl' if model.repulsion else ''}"
+    charged = isinstance(model, ChargedNEP)
+    version, charge = (4, f"_charge{model.mode}") if charged else (3 if model.one_net else 4, "")
+    kind = f"nep{version}{'_zbl' if model.repulsion else ''}{charge}"
     symbols = " ".join(ase.data.chemical_symbols[z] for z in model.elements)
     room = [math.ceil(DENSEST * 4.0 / 3.0 * math.pi * reach**3) for reach in (model.cutoff, model.angular_cutoff)]
     lines = [

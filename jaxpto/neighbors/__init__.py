@@ -10,6 +10,7 @@ from jaxpto.neighbors.layout import Layout, grow, heights, in_whole_vectors
 from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_rows, edge_vectors
 from jaxpto.neighbors.overflow import Fitted, NeighborOverflowError, grow_until_it_fits
 from jaxpto.neighbors.upkeep import needs_rebuild, refresh
+from jaxpto.neighbors.waves import outgrown
 
 __all__ = [
     "Angles",
@@ -26,5 +27,6 @@ __all__ = [
     "heights",
     "in_whole_vectors",
     "needs_rebuild",
+    "outgrown",
     "refresh",
 ]

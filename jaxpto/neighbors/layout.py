@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from jaxpto.neighbors.waves import choose_waves
 from jaxpto.platform import default_platform
 
 WORD = 32
@@ -31,6 +32,8 @@ class Layout:
         edges: 0 for a dense list; otherwise the edges are packed to the front of arrays of this length.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for no angles.
         bonds, angles: capacities for bonds and for angles.
+        wave_cutoff: longest wave vector of a sum over the reciprocal lattice, 1/Angstrom; 0 for none.
+        waves: half-widths of the box of whole numbers that holds these wave vectors, see `choose_waves`.
         platform: kind of device that computes with the list; it decides how many atoms or edges are taken at a time.
         devices: number of devices over which XLA spreads the edges of one system; `devices.sharding.sharded` sets it.
     """
@@ -46,6 +49,8 @@ class Layout:
     angle_cutoff: float = 0.0
     bonds: int = 0
     angles: int = 0
+    wave_cutoff: float = 0.0
+    waves: tuple[int, int, int] = (0, 0, 0)
     platform: str = dataclasses.field(default_factory=default_platform)
     devices: int = 1
 
@@ -61,6 +66,7 @@ def grow(layout: Layout, cells: np.ndarray, factor: float = 1.3) -> Layout:
     Args:
         layout: the sizes that were too small.
         cells: [..., 3, 3] cells that the list must serve, Angstrom; the stencil changes only if one of them needs it.
+            Wave vectors get one more row at least: where energies were lost, so were the cells that outgrew the box.
         factor: factor on the capacities.
     """
     reach = layout.cutoff + layout.skin
@@ -72,12 +78,14 @@ def grow(layout: Layout, cells: np.ndarray, factor: float = 1.3) -> Layout:
     width = lambda b, s: math.prod((2 * j + 1) / i for i, j in zip(b, s, strict=True))  # noqa: E731
     wider = max(1.0, width(bins, stencil) / width(layout.bins, layout.stencil))
     larger = lambda capacity: math.ceil(capacity * factor) + 1  # noqa: E731
+    waves = np.maximum(layout.waves, choose_waves(cells, layout.wave_cutoff)) + (1 if layout.wave_cutoff else 0)
     layout = dataclasses.replace(
         layout,
         bins=bins,
         stencil=stencil,
         candidates=tuple(whole_words(larger(c) * wider) for c in layout.candidates),
         slots=tuple(larger(s) for s in layout.slots),
+        waves=_three(waves),
         **{name: larger(size) for name in ("edges", "bonds", "angles") if (size := getattr(layout, name))},
     )
     return in_whole_vectors(layout)

@@ -17,6 +17,7 @@ from jaxpto.neighbors import search
 from jaxpto.neighbors.angles import Angles, build_angles
 from jaxpto.neighbors.layout import WORD, Layout, choose_bins, image_vectors, whole_words
 from jaxpto.neighbors.search import matmul
+from jaxpto.neighbors.waves import choose_waves, outgrown
 from jaxpto.platform import platform_of
 from jaxpto.system import Leaf, System
 
@@ -32,7 +33,7 @@ class Neighbors:
         packed_receivers: [e] index of the central atom (n in an empty slot) of a packed list, [0] of a dense one.
         reference_positions, reference_cell: [n, 3] and [3, 3] geometry that the list was built for, Angstrom; it may
             lie ahead of the atoms, see `refresh`.
-        overflow: true once a capacity of `layout` was too small; edges or angles are then incomplete.
+        overflow: true once a capacity of `layout` was too small; edges, angles or wave vectors are then incomplete.
         angles: bonds and angles, if the layout has an angle cutoff.
         layout: static sizes.
     """
@@ -70,6 +71,7 @@ def allocate(
     by_species: bool = False,
     packed: bool = False,
     angle_cutoff: float = 0.0,
+    wave_cutoff: float = 0.0,
     headroom: float = 1.25,
 ) -> Layout:
     """Choose capacities for the edges and angles of all given systems, with headroom (on the host, outside `jax.jit`).
@@ -80,6 +82,7 @@ def allocate(
         by_species: one block of slots for each species present, so that a slot's species is known statically.
         packed: pack the edges of all atoms together instead of giving each atom its own slots.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for none. Angles need a packed list.
+        wave_cutoff: longest wave vector of a sum over the reciprocal lattice, 1/Angstrom; 0 for none.
         headroom: factor on the largest counts found.
 
     Raises:
@@ -89,9 +92,11 @@ def allocate(
         raise ValueError("by_species=True needs slots of each atom, packed=True has none; choose one of them")
     if angle_cutoff and (not packed or angle_cutoff > cutoff):
         raise ValueError(f"angles up to {angle_cutoff} A need packed=True and a cutoff ({cutoff} A) at least as long")
-    bins, stencil = choose_bins(np.stack([np.asarray(s.cell) for s in systems]), cutoff + skin)
+    cells = np.stack([np.asarray(s.cell) for s in systems])
+    bins, stencil = choose_bins(cells, cutoff + skin)
     species = tuple(dict.fromkeys(np.asarray(systems[0].numbers).tolist())) if by_species else ()
     layout = Layout(float(cutoff), float(skin), bins, stencil, (), species, (), platform=platform_of(systems))
+    layout = dataclasses.replace(layout, wave_cutoff=float(wave_cutoff), waves=choose_waves(cells, wave_cutoff))
     n_candidates = np.max([jax.device_get(_count_candidates(s, layout)) for s in systems], axis=0)
     # When the stencil covers the cell a whole number of times every bin has the same candidates, for good.
     fixed = all((2 * s + 1) % b == 0 for b, s in zip(bins, stencil, strict=True))
@@ -126,6 +131,8 @@ def build(system: System, layout: Layout) -> Neighbors:
         word_index = jnp.concatenate([s[0] + int(first) for s, first in zip(slots, first_words, strict=False)], axis=1)
         rank, word, filled = (jnp.concatenate([s[part] for s in slots], axis=1) for part in (1, 2, 3))
         receivers = jnp.arange(n, dtype=jnp.int32)[:, None]
+    if layout.wave_cutoff:
+        overflow |= outgrown(system.cell, layout.wave_cutoff, layout.waves)
     bit = search.select_bit(word, rank, layout.platform)
     code = codes.at[bit, bin_of[receivers], word_index].get(mode="promise_in_bounds")
     neighbors = Neighbors(

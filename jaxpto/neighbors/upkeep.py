@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxpto.neighbors.lists import Neighbors, build
 from jaxpto.neighbors.search import inverse, matmul
+from jaxpto.neighbors.waves import outgrown
 from jaxpto.system import System
 
 _AHEAD = 0.9  # part of the skin by which a list is built ahead; less than all, as it must hold here as well
@@ -21,14 +22,16 @@ def needs_rebuild(neighbors: Neighbors, system: System) -> Bool[Array, ""]:
 
     With F the deformation from the reference cell to the present one, x = F (x_ref + u), a pair now at distance r was
     at |F^-1 r - (u_j - u_i)| <= r |F^-1| + |u_j| + |u_i| with the spectral norm of F^-1; the list stays complete while
-    that is below cutoff + skin. False if something is not a number, since no list would help.
+    that is below cutoff + skin. Where wave vectors are summed, true as well once the cell has some that have no place.
+    False if something is not a number, since no list would help.
     """
     layout = neighbors.layout
     moved, back_strain = _moved(neighbors.reference_positions, neighbors.reference_cell, system)
     strain = back_strain - jnp.eye(3, dtype=back_strain.dtype)
     # |1 + E|^2 = 1 + largest eigenvalue of E + E^T + E E^T
     stretch = jnp.sqrt(1.0 + _largest_eigenvalue(strain + strain.T + matmul(strain, strain.T)))
-    return layout.cutoff * stretch + _two_longest(moved) > layout.cutoff + layout.skin
+    stale = layout.cutoff * stretch + _two_longest(moved) > layout.cutoff + layout.skin
+    return stale | outgrown(system.cell, layout.wave_cutoff, layout.waves) if layout.wave_cutoff else stale
 
 
 def refresh(

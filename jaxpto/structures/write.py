@@ -15,6 +15,7 @@ from ase.io.extxyz import output_column_format
 from jaxpto.errors import InputError
 
 FORMATS = {".extxyz": "extxyz", ".traj": "traj", ".json": "json"}
+PER_ATOM = ("forces", "energies", "magmoms", "charges", "born_effective_charges")
 
 
 def write_frames(frames: Sequence[ase.Atoms], path: str | Path) -> None:
@@ -62,7 +63,7 @@ def _extxyz(atoms: ase.Atoms) -> str:
     """One frame as extended XYZ; ASE's own writer keeps only eight decimals of positions and forces."""
     assert atoms.calc is not None
     results = dict(atoms.calc.results)
-    per_atom = {name: results.pop(name) for name in ("forces", "energies", "magmoms") if name in results}
+    per_atom = {name: results.pop(name).reshape(len(atoms), -1) for name in PER_ATOM if name in results}
     if "stress" in results:
         results["stress"] = atoms.get_stress(voigt=False)
     described = atoms.copy()

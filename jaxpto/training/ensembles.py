@@ -104,7 +104,7 @@ def make_plan(settings: SweepConfig, conditions: list[tuple[float, float]]) -> P
     given = read_input(settings.structure, "dynamics", format=settings.format, species=settings.species)
     atoms = make_supercell(given.atoms, settings.repeats)
     check_dynamics(settings, atoms)
-    topology, note = build_topology(atoms, settings.charges, np.float32)
+    topology, note = build_topology(atoms, dtype=np.float32)
     runs = len(conditions) * settings.replicas
     schedule = schedule_of(settings.steps, settings.sample_every, runs * len(atoms))
     discarded = math.ceil(settings.equilibration * (schedule.n_samples - 1))

@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jaxpto.devices.sequential import over_members
-from jaxpto.model_interface import Model, Prediction, SiteModel
+from jaxpto.model_interface import Model, Prediction, predicts
 from jaxpto.potential import Potential
 from jaxpto.training.batches import Frame
 from jaxpto.training.loss import TERMS, LossWeights, deviations, loss, squares
@@ -69,7 +69,7 @@ def predict(potential: Potential, frame: Frame, *, moments: bool) -> tuple[Predi
 
 def predicts_moments(model: Model) -> bool:
     """Whether a model has magnetic moments."""
-    return isinstance(model, SiteModel) and "magmoms" in model.site_quantities
+    return predicts(model, "magmoms")
 
 
 def make_gradient(

@@ -56,7 +56,7 @@ def run_landau(config: FreeEnergyConfig, console: Console) -> LandauResult:
     configure_devices(1 if config.model.startswith(HOST_PREFIX) else None)
     plain = prepare(sweep, crystal_measurements)
     atoms = plain.batch.atoms
-    topology, why_not = build_topology(atoms, sweep.charges, np.dtype(sweep.dtype))
+    topology, why_not = build_topology(atoms, config.landau.charges, np.dtype(sweep.dtype))
     if topology is None:
         raise InputError(f"{config.structure}: {why_not}")
     units = len(atoms) // 5
