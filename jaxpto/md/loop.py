@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import time
 from collections.abc import Callable, Iterator
 
@@ -145,6 +146,13 @@ def compile_advance(method: Method, sample_every: int, room: int, limits: Limits
         check_vma=False,
     )
     return cached_jit(advance, made_from=(on_one, mesh.axis_names, mesh.devices.shape))
+
+
+def forget_programs() -> None:
+    """Free the memory of all compiled programs; those that are used again come from the compilation cache."""
+    compile_advance.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 def pad_replicas(states: MDState, watch: Watch, mesh: Mesh) -> tuple[MDState, Watch]:

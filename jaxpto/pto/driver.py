@@ -17,6 +17,7 @@ from jaxpto.console.command import configure_devices
 from jaxpto.devices.processes import Processes, connect
 from jaxpto.errors import InputError, is_interrupt
 from jaxpto.md.config import check as check_sweep
+from jaxpto.md.loop import forget_programs
 from jaxpto.models.catalogue import load_potential
 from jaxpto.pto.config import PtoTestConfig, check, identity
 from jaxpto.pto.plan import COLUMNS, Cost, check_hours, costs_of, total
@@ -120,6 +121,8 @@ def _plan(config: PtoTestConfig, console: Console) -> list[Cost]:
         todo = unfinished(config, experimental_structure(config, Path(folder)))
         costs: list[Cost] = []
         for model, stages in todo.items():
+            if costs:
+                forget_programs()  # of the model before: each may take a gigabyte
             console.print(f"{model}: timing a few steps ...")
             costs += costs_of(model, stages)
     if not costs:
@@ -153,7 +156,11 @@ def _run_stages(config: PtoTestConfig, console: Console, processes: Processes) -
     names = json.loads(processes.gather(json.dumps([str(stage.folder) for _, stage in todo]).encode())[0])
     everything = [(model, stage) for model in config.models for stage in stages_of(config, model, experimental)]
     todo = [(model, stage) for model, stage in everything if str(stage.folder) in names]
+    compiled = list(config.models)[-1]  # what the plan has timed last
     for number, (model, stage) in enumerate(todo, start=1):
+        if model != compiled:
+            forget_programs()
+            compiled = model
         if stage.config is None and not processes.first:
             continue
         if processes.first:
