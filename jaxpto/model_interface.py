@@ -94,6 +94,19 @@ class AngularModel(Protocol):
 
 
 @runtime_checkable
+class NearModel(Protocol):
+    """A model, `by_species`, of which a part reaches less far: those edges come first in each block of slots.
+
+    The model finds their slots with `near_slots`; of a list without them, all.
+    """
+
+    @property
+    def near_cutoff(self) -> float:
+        """Reach of that part, Angstrom; 0 where it is not worth a sorted list."""
+        ...
+
+
+@runtime_checkable
 class ReciprocalModel(Protocol):
     """A model with a sum over wave vectors: its energy depends on positions and cell beside the edge vectors.
 

@@ -19,6 +19,7 @@ from jaxpto.model_interface import (
     DirectModel,
     LocalModel,
     Model,
+    NearModel,
     Prediction,
     ReciprocalModel,
     SiteModel,
@@ -99,6 +100,7 @@ class Potential:
             by_species=self.model.by_species,
             packed=not self.model.by_species,
             angle_cutoff=self.model.angle_cutoff if isinstance(self.model, AngularModel) else 0.0,
+            near_cutoff=self.model.near_cutoff if isinstance(self.model, NearModel) else 0.0,
             wave_cutoff=self.model.wave_cutoff if isinstance(self.model, ReciprocalModel) else 0.0,
             headroom=headroom,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 
@@ -176,3 +177,28 @@ def test_hessian_of_more_atoms_than_go_at_once(tmp_path: pathlib.Path) -> None:
     step = 1e-5
     ahead, behind = (gradient(system.positions + sign * step * direction) for sign in (1, -1))
     np.testing.assert_allclose(product, (ahead - behind) / (2 * step), atol=1e-5 * float(jnp.abs(product).max()))
+
+
+def test_a_list_sorted_by_reach_changes_nothing(tmp_path: pathlib.Path) -> None:
+    """Same numbers as with all slots; a block without room for its near edges overflows, and grows."""
+    path = nep_files.write(tmp_path / "nep.txt", nep_files.HEADERS["nep4"])
+    potential = contract.cast(converter.convert(path, "nep"), np.float64)
+    system = from_ase(titanate(), np.float64)
+    layout = potential.allocate([system], 0.3)
+    assert layout.near_cutoff == potential.model.angular_cutoff
+    assert sum(layout.near) < sum(layout.slots)
+    sorted_list = neighbors.build(system, layout)
+    assert not sorted_list.overflow
+    whole = neighbors.build(system, dataclasses.replace(layout, near=(), near_cutoff=0.0))
+    found, wanted = potential.evaluate(system, sorted_list), potential.evaluate(system, whole)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.0, atol=1e-12)
+    tight = dataclasses.replace(layout, near=tuple(room // 3 for room in layout.near))
+    assert neighbors.build(system, tight).overflow
+    cell = np.asarray(system.cell)[None]
+    fitted = neighbors.grow_until_it_fits(
+        lambda one: neighbors.build(system, one), tight, overflowed=lambda found: bool(found.overflow),
+        enlarge=lambda one, _: neighbors.grow(one, cell), enlargements=20,
+    )  # fmt: skip
+    grown = potential.evaluate(system, fitted.result)
+    np.testing.assert_allclose(grown.forces, wanted.forces, rtol=0.0, atol=1e-12)

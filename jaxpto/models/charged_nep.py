@@ -72,6 +72,11 @@ class ChargedNEP:
         return NEP(**{name: value for name, value in given.items() if name != "mode"})
 
     @property
+    def near_cutoff(self) -> float:
+        """Reach of the angular descriptors, Angstrom; see `NearModel`."""
+        return self.local.near_cutoff
+
+    @property
     def screening(self) -> float:
         """Screening a of the charges, 1/Angstrom."""
         return math.pi / self.cutoff

@@ -28,7 +28,7 @@ from jaxpto.models.initial_weights import Samples, generator_of, normal
 from jaxpto.models.nep_moments import angular_moments, monomials, radial_moments
 from jaxpto.models.nuclear_repulsion import nuclear_repulsion
 from jaxpto.models.perovskite_moments import matmul
-from jaxpto.neighbors import Layout, Neighbors, edge_vectors
+from jaxpto.neighbors import Layout, Neighbors, edge_vectors, near_slots
 from jaxpto.system import System
 
 Params = dict[str, Any]
@@ -87,6 +87,11 @@ class NEP:
     hidden: int
     one_net: bool = False
     repulsion: tuple[float, ...] = ()
+
+    @property
+    def near_cutoff(self) -> float:
+        """Reach of the angular descriptors, by far the dearest, Angstrom; see `NearModel`."""
+        return self.angular_cutoff if self.angular_cutoff < self.cutoff else 0.0
 
     @property
     def features(self) -> int:
@@ -187,8 +192,10 @@ class NEP:
         )
         sums = radial_moments(distance, self.cutoff, self.radial_basis, layout)
         q = _mixed(radial, sums[:, :, None], own)[:, 0]
+        vectors, distance = near_slots(vectors, layout), near_slots(distance, layout)
+        reached = dataclasses.replace(layout, slots=layout.near or layout.slots, near=())
         unit = vectors / distance[:, None, :]
-        moments = angular_moments(unit, distance, self.angular_cutoff, self.angular_basis, self.highest, layout)
+        moments = angular_moments(unit, distance, self.angular_cutoff, self.angular_basis, self.highest, reached)
         mixed = jnp.swapaxes(_mixed(angular, moments, own), 0, 1)
         harmonics = jnp.asarray(harmonics_of(self.highest), mixed.dtype)
         s = matmul(harmonics, mixed.reshape(mixed.shape[0], -1)).reshape(-1, self.angular, n)

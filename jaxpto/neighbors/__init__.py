@@ -8,6 +8,7 @@ Where a list may overflow, `grow_until_it_fits` repeats the computation with lar
 from jaxpto.neighbors.angles import Angles
 from jaxpto.neighbors.layout import Layout, grow, heights, in_whole_vectors
 from jaxpto.neighbors.lists import Neighbors, allocate, build, edge_rows, edge_vectors
+from jaxpto.neighbors.near import near_slots
 from jaxpto.neighbors.overflow import Fitted, NeighborOverflowError, grow_until_it_fits
 from jaxpto.neighbors.upkeep import needs_rebuild, refresh
 from jaxpto.neighbors.waves import outgrown
@@ -26,6 +27,7 @@ __all__ = [
     "grow_until_it_fits",
     "heights",
     "in_whole_vectors",
+    "near_slots",
     "needs_rebuild",
     "outgrown",
     "refresh",

@@ -32,6 +32,8 @@ class Layout:
         edges: 0 for a dense list; otherwise the edges are packed to the front of arrays of this length.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for no angles.
         bonds, angles: capacities for bonds and for angles.
+        near_cutoff: cutoff within which the edges of a block come first, Angstrom; 0 where they are not sorted.
+        near: slots of each block that these edges can take, or (); see `near_first`.
         wave_cutoff: longest wave vector of a sum over the reciprocal lattice, 1/Angstrom; 0 for none.
         waves: half-widths of the box of whole numbers that holds these wave vectors, see `choose_waves`.
         platform: kind of device that computes with the list; it decides how many atoms or edges are taken at a time.
@@ -49,6 +51,8 @@ class Layout:
     angle_cutoff: float = 0.0
     bonds: int = 0
     angles: int = 0
+    near_cutoff: float = 0.0
+    near: tuple[int, ...] = ()
     wave_cutoff: float = 0.0
     waves: tuple[int, int, int] = (0, 0, 0)
     platform: str = dataclasses.field(default_factory=default_platform)
@@ -85,6 +89,7 @@ def grow(layout: Layout, cells: np.ndarray, factor: float = 1.3) -> Layout:
         stencil=stencil,
         candidates=tuple(whole_words(larger(c) * wider) for c in layout.candidates),
         slots=tuple(larger(s) for s in layout.slots),
+        near=tuple(larger(s) for s in layout.near),
         waves=_three(waves),
         **{name: larger(size) for name in ("edges", "bonds", "angles") if (size := getattr(layout, name))},
     )
@@ -117,7 +122,11 @@ def whole_words(capacity: float) -> int:
 
 def in_whole_vectors(layout: Layout) -> Layout:
     """The layout with its slots rounded up to whole vectors, which costs a processor no time."""
-    return dataclasses.replace(layout, slots=tuple(VECTOR * math.ceil(slots / VECTOR) for slots in layout.slots))
+    slots, near = (
+        tuple(VECTOR * math.ceil(capacity / VECTOR) for capacity in capacities)
+        for capacities in (layout.slots, layout.near)
+    )
+    return dataclasses.replace(layout, slots=slots, near=near)
 
 
 def _image_extent(layout: Layout) -> list[int]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from jaxpto.neighbors import search
 from jaxpto.neighbors.angles import Angles, build_angles
 from jaxpto.neighbors.layout import WORD, Layout, choose_bins, image_vectors, whole_words
+from jaxpto.neighbors.near import count_near, near_first
 from jaxpto.neighbors.search import matmul
 from jaxpto.neighbors.waves import choose_waves, outgrown
 from jaxpto.platform import platform_of
@@ -71,6 +72,7 @@ def allocate(
     by_species: bool = False,
     packed: bool = False,
     angle_cutoff: float = 0.0,
+    near_cutoff: float = 0.0,
     wave_cutoff: float = 0.0,
     headroom: float = 1.25,
 ) -> Layout:
@@ -82,16 +84,20 @@ def allocate(
         by_species: one block of slots for each species present, so that a slot's species is known statically.
         packed: pack the edges of all atoms together instead of giving each atom its own slots.
         angle_cutoff: longest bond whose angles are listed, Angstrom; 0 for none. Angles need a packed list.
+        near_cutoff: cutoff within which edges of each block come first, Angstrom; 0 for none. Needs `by_species`.
         wave_cutoff: longest wave vector of a sum over the reciprocal lattice, 1/Angstrom; 0 for none.
         headroom: factor on the largest counts found.
 
     Raises:
-        ValueError: both `by_species` and `packed`, or angles without `packed`, or an angle cutoff beyond the cutoff.
+        ValueError: both `by_species` and `packed`, angles without `packed`, edges sorted by reach without `by_species`,
+            or an angle cutoff beyond the cutoff.
     """
     if by_species and packed:
         raise ValueError("by_species=True needs slots of each atom, packed=True has none; choose one of them")
     if angle_cutoff and (not packed or angle_cutoff > cutoff):
         raise ValueError(f"angles up to {angle_cutoff} A need packed=True and a cutoff ({cutoff} A) at least as long")
+    if near_cutoff and not by_species:
+        raise ValueError(f"edges within {near_cutoff} A first need by_species=True, whose blocks they are sorted in")
     cells = np.stack([np.asarray(s.cell) for s in systems])
     bins, stencil = choose_bins(cells, cutoff + skin)
     species = tuple(dict.fromkeys(np.asarray(systems[0].numbers).tolist())) if by_species else ()
@@ -108,7 +114,8 @@ def allocate(
         layout = dataclasses.replace(layout, edges=math.ceil(max(int(c.sum()) for c in counts) * headroom) + 1)
         return _allocate_angles(systems, layout, angle_cutoff, headroom) if angle_cutoff else layout
     most = np.max([c.max(axis=1) for c in counts], axis=0).tolist()
-    return dataclasses.replace(layout, slots=tuple(math.ceil(m * headroom) + 1 for m in most))
+    layout = dataclasses.replace(layout, slots=tuple(math.ceil(m * headroom) + 1 for m in most))
+    return _allocate_near(systems, layout, near_cutoff, headroom) if near_cutoff else layout
 
 
 @functools.partial(jax.jit, static_argnames="layout", inline=True)
@@ -146,6 +153,15 @@ def build(system: System, layout: Layout) -> Neighbors:
         angles=None,
         layout=layout,
     )
+    if layout.near:
+        shape = (n, sum(layout.slots))
+        vectors, senders, images = edge_vectors(system, neighbors), neighbors.senders, neighbors.images
+        senders, images, crowded = near_first(
+            vectors.reshape(*shape, 3), senders.reshape(shape), images.reshape(shape), layout
+        )
+        neighbors = dataclasses.replace(
+            neighbors, senders=senders.reshape(-1), images=images.reshape(-1), overflow=overflow | crowded
+        )
     if not layout.angle_cutoff:
         return neighbors
     angles = build_angles(
@@ -209,6 +225,18 @@ def _all_images(system: System, neighbors: Neighbors) -> tuple[Float[Array, "n 3
 
 def _filler(layout: Layout, like: Array) -> Float[Array, "3"]:
     return jnp.asarray([2.0 * (layout.cutoff + layout.skin), 0.0, 0.0], like.dtype)
+
+
+def _allocate_near(systems: list[System], layout: Layout, near_cutoff: float, headroom: float) -> Layout:
+    layout = dataclasses.replace(layout, near_cutoff=float(near_cutoff))
+    most = np.max([jax.device_get(_count_near(system, layout)) for system in systems], axis=0).tolist()
+    return dataclasses.replace(layout, near=tuple(math.ceil(m * headroom) + 1 for m in most))
+
+
+@jax.jit(static_argnames="layout")
+def _count_near(system: System, layout: Layout) -> Int32[Array, " b"]:
+    vectors = edge_vectors(system, build(system, layout))
+    return count_near(vectors.reshape(system.positions.shape[0], -1, 3), layout)
 
 
 def _allocate_angles(systems: list[System], layout: Layout, angle_cutoff: float, headroom: float) -> Layout:
