@@ -51,7 +51,7 @@ STAND_INS = {
         architecture=None,
         source="mace.model",
         timed="mace.model",
-        convert=lambda source, out: convert_mace(MaceConfig(checkpoint=source, out=out)),
+        convert=lambda source, out: convert_mace(MaceConfig("mp-0b-medium", source, out=out)),
     ),
     "orb-v2-seeded": StandIn(
         script="orb_checkpoint.py",
