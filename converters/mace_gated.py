@@ -116,10 +116,10 @@ def _network(
         "first": radial * prefactor,
         "senders": senders,
         "receivers": receivers + linear[0]["bias"],
-        "hidden": {str(place): linear[place] for place in range(1, len(linear) - 1)},
         "norms": _by_number(norms),
     }
-    return params, linear[-1]
+    hidden = {str(place): linear[place] for place in range(1, len(linear) - 1)}
+    return params | ({"hidden": hidden} if hidden else {}), linear[-1]
 
 
 _PARTS = ("weight", "bias")

@@ -20,6 +20,7 @@ LATER_FIELDS: dict[str, dict[str, Any]] = {
     "Perovskite": {"envelope": 3},
     "M3GNet": {"smooth": False},
     "MACE": {"gated": False},
+    "OrbDirect": {"version": 2},
 }
 """Class -> fields that came later, each with what all models did before."""
 

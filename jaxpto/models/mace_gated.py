@@ -44,8 +44,8 @@ def network(
     """Hidden layers of a network of the distance, each normalized and activated.
 
     Args:
-        params: first [h, k] of the radial functions, hidden ("1", "2", ... with weight and bias) and norms ("0", "1",
-            ...).
+        params: first [h, k] of the radial functions, norms ("0", "1", ...), and the further layers hidden ("1", ...
+            with weight and bias) if there are any.
         radial: radial functions.
         elements: what the elements give to the first layer.
     """
