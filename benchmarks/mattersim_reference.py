@@ -4,8 +4,7 @@ Runs in the environment of `benchmarks.environments` that has mattersim:
 
     python benchmarks/mattersim_reference.py CHECKPOINT.pth STRUCTURES.extxyz OUT.json [--units 16] [--blocks 2]
 
-Writes the checkpoint, in float32 as published ones are, and the results. MatterSim-v1-1M has 128 units and 3 blocks,
-5M has 256 and 4.
+Writes the checkpoint, in float32 as published ones are, and the results.
 """
 
 from __future__ import annotations
@@ -22,19 +21,7 @@ import torch
 from mattersim.datasets.utils import convertor
 from mattersim.forcefield.m3gnet.m3gnet import M3Gnet
 from mattersim.forcefield.potential import MatterSimCalculator, Potential
-
-
-def seeded(units: int, blocks: int) -> M3Gnet:
-    """A model with random parameters, biases and scales of the elements among them."""
-    torch.manual_seed(0)
-    model = M3Gnet(num_blocks=blocks, units=units, device="cpu")
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    model.atom_embedding.mlp[0].linear.weight.data *= 20.0
-    model.normalizer.scale += 20.0 * torch.rand_like(model.normalizer.scale)  # forces of the size of true ones
-    model.normalizer.shift -= torch.rand_like(model.normalizer.shift)
-    return model
+from mattersim_checkpoint import seeded
 
 
 def in_double(model: M3Gnet) -> M3Gnet:
