@@ -7,7 +7,8 @@ Runs in the environment of mace-torch; `benchmarks.stand_ins` calls it, because 
 The architectures are those of the training scripts of mace-mp, mace-off and mace-foundations (mace_mp_0a, mace_mp_0b,
 mace_mp_0b2, mace_mp_0b3, mace_omat, mace_off23, mace_mh_1); MPA-0 and MATPES, whose scripts are not public, are taken
 to have that of MP-0b3 and OMAT-0, from which they were tuned. `replay` stands for a model tuned with replay, which
-keeps a head for its first data.
+keeps a head for its first data. Earlier versions of mace-torch had the gates of e3nn; `mh-0` has them, `mh-1` the newer
+ones, which compute the same.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its con
 
 import numpy as np
 import torch
-from e3nn import o3
-from mace.modules import ScaleShiftMACE, interaction_classes
+from e3nn import nn, o3
+from mace.modules import ScaleShiftMACE, blocks, interaction_classes
 
 MATERIALS = [*range(1, 84), *range(89, 95)]
 ORGANICS = [1, 6, 7, 8, 9, 15, 16, 17, 35, 53]
@@ -68,11 +69,12 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "off23-small": ORGANIC | {"highest": 0, "channels": 96, "cutoff": 4.5},
     "off23-medium": ORGANIC,
     "off23-large": ORGANIC | {"highest": 2, "channels": 192},
-    "mh-0": GATED | {"heads": HEADS},
+    "mh-0": GATED | {"heads": HEADS, "gate": "e3nn"},
     "mh-1": GATED | {"heads": HEADS},
     "replay": DENSITY | {"heads": ("Default", "pt_head")},
 }
 DEFAULT = "mp-0b-medium"
+NEWER_GATE = blocks.GatedEquivariantBlock
 
 
 def seeded_model(
@@ -100,6 +102,7 @@ def seeded_model(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     references = np.linspace(-1.0, -10.0, len(elements))
+    blocks.GatedEquivariantBlock = _gate_of_e3nn if chosen.get("gate") == "e3nn" else NEWER_GATE
     model = ScaleShiftMACE(
         atomic_inter_scale=(0.8 if len(heads) == 1 else generator.uniform(0.5, 1.0, len(heads))),
         atomic_inter_shift=0.0 if len(heads) == 1 else generator.uniform(-0.1, 0.1, len(heads)),
@@ -133,6 +136,10 @@ def seeded_model(
         if "NonLinear" in chosen["interaction"] and _begins_alike(name):
             parameter.data += 0.3 * torch.randn_like(parameter)
     return model
+
+
+def _gate_of_e3nn(layout: str, **arguments: Any) -> torch.nn.Module:
+    return nn.Gate(**arguments)
 
 
 def _begins_alike(name: str) -> bool:

@@ -43,6 +43,7 @@ VERSIONS = {
     "mpa-0-medium": None,
     "off23-small": None,
     "off23-large": None,
+    "mh-0": HEAD,
     "mh-1": HEAD,
     "replay": "pt_head",
 }
@@ -122,7 +123,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, cases: list[Case]) -> pa
 @pytest.mark.parametrize("version", VERSIONS)
 def test_architectures_agree_with_the_original(version: str, originals: pathlib.Path) -> None:
     converted = converter.convert_file(originals / f"{version}.model", version, VERSIONS[version])
-    assert converted.model.gated is (version == "mh-1")
+    assert converted.model.gated is version.startswith("mh-")
     if version == "mh-1":
         stored = _potential(np.load(REFERENCES / "mace_mh_1.npz"))
         jax.tree.map(np.testing.assert_array_equal, converted.params, stored.params)
