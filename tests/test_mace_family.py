@@ -24,10 +24,14 @@ from converters import mace as converter
 from converters.mace_files import MaceFile, open_model
 from converters.pickles import CheckpointError, Reference, StandIn
 from converters.torch_files import read_checkpoint
+from jaxpto import neighbors
+from jaxpto.models import fused_convolution
 from jaxpto.models.catalogue import load_potential
+from jaxpto.models.folder import save_potential
 from jaxpto.models.mace import MACE
 from jaxpto.models.manifest import published_models
 from jaxpto.potential import Potential
+from jaxpto.system import from_ase
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 FIXTURE = "weights/fixtures/mace_mp0b_reduced.model"
@@ -91,9 +95,15 @@ def test_laws_of_gated_layers(gated: Potential, cases: list[Case]) -> None:
         law(gated, cases[0].atoms)
 
 
-def test_gated_models_are_saved(gated: Potential, tmp_path: pathlib.Path) -> None:
-    from jaxpto.models.folder import save_potential
+@pytest.mark.slow
+def test_gated_layers_by_the_kernel_for_gpus(gated: Potential, cases: list[Case], monkeypatch) -> None:
+    monkeypatch.setattr(fused_convolution, "available", lambda layout: True)
+    system = from_ase(cases[0].atoms, np.float64)
+    found = neighbors.build(system, contract.layout_of(gated, cases[0].atoms))
+    cases[0].assert_exact(jax.device_get(jax.jit(lambda potential: potential.evaluate(system, found))(gated)))
 
+
+def test_gated_models_are_saved(gated: Potential, tmp_path: pathlib.Path) -> None:
     save_potential(gated, tmp_path / "model")
     again = load_potential(tmp_path / "model", np.float64)
     assert again.model == gated.model
