@@ -63,7 +63,14 @@ def mace(arguments: argparse.Namespace) -> Any:
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its constants as a pickle
     from mace.calculators import MACECalculator
 
-    return MACECalculator(model_paths=arguments.checkpoint, device=arguments.device, default_dtype="float32")
+    head = "omat_pbe" if arguments.model.startswith("mace-mh-") else None  # of several; see `stand_ins.MACE_HEADS`
+    return MACECalculator(model_paths=arguments.checkpoint, device=arguments.device, default_dtype="float32", head=head)
+
+
+def mattersim(arguments: argparse.Namespace) -> Any:
+    from mattersim.forcefield import MatterSimCalculator
+
+    return MatterSimCalculator.from_checkpoint(arguments.checkpoint, device=arguments.device)
 
 
 def orb(arguments: argparse.Namespace) -> Any:
@@ -89,7 +96,7 @@ def nep(arguments: argparse.Namespace) -> Any:
     return CPUNEP(arguments.checkpoint)
 
 
-FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, orb, deepmd, nep)}
+FACTORIES = {f.__name__: f for f in (jaxpto, chgnet, m3gnet, gptff, sevennet, mace, mattersim, orb, deepmd, nep)}
 
 
 def lead_titanate(repeats: tuple[int, int, int]) -> ase.Atoms:

@@ -35,6 +35,23 @@ ORIGINALS = {
     "7net": Original("sevennet", (TORCH, "sevenn==0.13.0")),
     "mace": Original("mace", (TORCH, "mace-torch==0.3.16")),
     "orb": Original("orb", (TORCH, "orb-models==0.5.5")),
+    "mattersim": Original(
+        "mattersim",
+        (
+            *(
+                TORCH,
+                "ase",
+                "pymatgen",
+                "e3nn==0.5.6",
+                "torch_geometric",
+                "torch_runstats",
+                "torch-ema",
+                "torchmetrics",
+            ),
+            *("loguru", "deprecated", "scikit-learn", "opt_einsum_fx", "requests"),
+        ),
+        ("mattersim==1.2.3",),
+    ),
     "nep89": Original("nep", ("calorine==4.1", "ase")),
     "deepmd": DEEPMD_KIT,
     "unipero": DEEPMD_KIT,

@@ -9,14 +9,20 @@ import dataclasses
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.deepmd_data import write_data
 from benchmarks.environments import ORIGINALS, family, python_of
 from converters.deepmd import DeepmdConfig
 from converters.deepmd import run as convert_deepmd
 from converters.mace import MaceConfig
+from converters.mace import Version as MaceVersion
 from converters.mace import run as convert_mace
+from converters.mattersim import MatterSimConfig
+from converters.mattersim import Version as MatterSimVersion
+from converters.mattersim import run as convert_mattersim
 from converters.orb import OrbConfig
+from converters.orb import Version as OrbVersion
 from converters.orb import run as convert_orb
 from jaxpto.models.catalogue import user_folder
 
@@ -45,28 +51,42 @@ class StandIn:
     trained: bool = False
 
 
-STAND_INS = {
-    "mace-seeded": StandIn(
+def _mace(version: MaceVersion) -> StandIn:
+    return StandIn(
         script="mace_checkpoint.py",
-        architecture=None,
+        architecture=version,
         source="mace.model",
         timed="mace.model",
-        convert=lambda source, out: convert_mace(MaceConfig(checkpoint=source, out=out)),
-    ),
-    "orb-v2-seeded": StandIn(
+        convert=lambda source, out: convert_mace(MaceConfig(version, source, MACE_HEADS.get(version), out)),
+    )
+
+
+def _orb(version: OrbVersion) -> StandIn:
+    return StandIn(
         script="orb_checkpoint.py",
-        architecture="v2",
+        architecture="_".join(version.split("-")[:2]),
         source="orb.ckpt",
         timed="orb.ckpt",
-        convert=lambda source, out: convert_orb(OrbConfig("v2", source, out)),
-    ),
-    "orb-v3-conservative-20-omat-seeded": StandIn(
-        script="orb_checkpoint.py",
-        architecture="v3_conservative",
-        source="orb.ckpt",
-        timed="orb.ckpt",
-        convert=lambda source, out: convert_orb(OrbConfig("v3-conservative-20-omat", source, out)),
-    ),
+        convert=lambda source, out: convert_orb(OrbConfig(version, source, out)),
+    )
+
+
+def _mattersim(version: MatterSimVersion) -> StandIn:
+    return StandIn(
+        script="mattersim_checkpoint.py",
+        architecture=version,
+        source="mattersim.pth",
+        timed="mattersim.pth",
+        convert=lambda source, out: convert_mattersim(MatterSimConfig(version, source, out)),
+    )
+
+
+MACE_HEADS: dict[MaceVersion, str] = {"mh-0": "omat_pbe", "mh-1": "omat_pbe"}  # of those that have several
+STAND_INS = {
+    "mace-seeded": _mace("mp-0b-medium"),
+    **{f"mace-{version}-seeded": _mace(version) for version in get_args(MaceVersion) if version != "mp-0b-medium"},
+    **{f"orb-{version}-seeded": _orb(version) for version in get_args(OrbVersion)},
+    **{f"mattersim-{version}-seeded": _mattersim(version) for version in get_args(MatterSimVersion)},
     "unipero-seeded": StandIn(
         script="deepmd_checkpoint.py",
         architecture="unipero",

@@ -7,25 +7,49 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from converters import mace_gated
 from converters.mace_files import MaceFile, open_model
 from converters.pickles import CheckpointError
-from converters.sources import Checkpoint, find_checkpoint
+from converters.sources import Checkpoint, find_checkpoint, refuse_stand_in, sha256_of
 from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
 from jaxpto.models.catalogue import user_folder
 from jaxpto.models.folder import save_potential
 from jaxpto.models.mace import MACE, path_name
 from jaxpto.models.mace_product import in_this_basis, width
+from jaxpto.models.manifest import published_models
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder
 
 NAME = "mace-mp-0b-medium"
+Version = Literal[
+    "mp-0-small",
+    "mp-0-medium",
+    "mp-0-large",
+    "mp-0b-small",
+    "mp-0b-medium",
+    "mp-0b2-small",
+    "mp-0b2-medium",
+    "mp-0b2-large",
+    "mp-0b3-medium",
+    "mpa-0-medium",
+    "omat-0-small",
+    "omat-0-medium",
+    "matpes-pbe-0",
+    "matpes-r2scan-0",
+    "off23-small",
+    "off23-medium",
+    "off23-large",
+    "mh-0",
+    "mh-1",
+]
 # interaction blocks: whether the input is added to the result, and whether messages are divided by a density
 _BLOCKS = {
+    mace_gated.BLOCK: (True, True),
     "RealAgnosticInteractionBlock": (False, False),
     "RealAgnosticResidualInteractionBlock": (True, False),
     "RealAgnosticDensityInteractionBlock": (False, True),
@@ -43,7 +67,7 @@ _MODULES = {
     "scale_shift",
 }
 # attributes of the model that change what it computes; older files lack some
-_SUPPORTED = {"use_so3": (False, None), "use_agnostic_product": (False, None), "edge_irreps": (None,)}
+_SUPPORTED = {"use_so3": (False, None)}
 _HIGHEST_EDGE, _HIGHEST_ORDER = 3, 3
 _RADII = (
     "radial_embedding.distance_transform.covalent_radii",
@@ -53,14 +77,18 @@ _RADII = (
 
 @dataclasses.dataclass(frozen=True)
 class MaceConfig:
-    """Convert a published MACE model into a jaxpto model, which --model mace-mp-0b-medium then finds."""
+    """Convert a published MACE, or your own, into a jaxpto model, which --model mace-VERSION then finds."""
 
+    version: Version | None = None
+    """Which published model. Default: the one whose file has the name of the checkpoint; a file of another name is a
+    model of your own."""
     checkpoint: Path | None = None
-    """Model file of mace-torch (.model): MACE-MP-0b medium, or another of the MACE-MP family with --out."""
+    """Model file of mace-torch (.model)."""
     head: str | None = None
     """Which head of a model that has several."""
     out: Path | None = None
-    """Model folder to write. Default: mace-mp-0b-medium in the folder of the user's models."""
+    """Model folder to write. Default: mace-VERSION (and the head), or the name of your file, in the folder of the
+    user's models."""
 
 
 def run(config: MaceConfig) -> Path:
@@ -70,25 +98,63 @@ def run(config: MaceConfig) -> Path:
         CheckpointError: no checkpoint, or one that is damaged or no MACE of a supported kind.
         StorageError: the disk refuses the write.
     """
-    folder = config.out or user_folder() / NAME
+    name = published_name(config)
+    tail = f"-{config.head}" if config.head else ""
+    if name:
+        checkpoint = find_checkpoint(name, config.checkpoint)
+        (path,), header = checkpoint.paths.values(), checkpoint.header()
+    else:
+        assert config.checkpoint is not None  # `published_name` has a name where there is none
+        path = config.checkpoint
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {path} is no file; give another path")
+        refuse_stand_in(path)
+        source = {"source": f"MACE file {path.name} given by the user", "published": False}
+        header = source | {"source_sha256": {path.name: sha256_of(path)}}
+    folder = config.out or user_folder() / f"{name or path.stem}{tail}"
     check_output_folder(folder, resume=True)
-    checkpoint = find_checkpoint(NAME, config.checkpoint)
-    save_potential(convert(checkpoint, folder.name, config.head), folder, checkpoint.header())
+    potential = convert_file(path, folder.name, config.head)
+    save_potential(potential, folder, header | ({"head": config.head} if config.head else {}))
     return folder
 
 
+def published_name(config: MaceConfig) -> str:
+    """Name of the published model that a checkpoint is taken for; "" for one of the user's own."""
+    if config.version is not None:
+        return f"mace-{config.version}"
+    if config.checkpoint is None:
+        return NAME
+    names = {
+        _letters(file.name): model.name
+        for model in published_models().values()
+        for file in model.files
+        if model.architecture == "mace"
+    }
+    return names.get(_letters(config.checkpoint.name), "")
+
+
+def _letters(file: str) -> str:
+    """A file's name as mace-torch writes it in its cache: without hyphens and points."""
+    return "".join(letter for letter in file if letter.isalnum() or letter == "_")
+
+
 def convert(checkpoint: Checkpoint, name: str, head: str | None = None) -> Potential:
-    """The potential in a checkpoint.
+    """The potential in the only file of a checkpoint; see `convert_file`."""
+    (path,) = checkpoint.paths.values()
+    return convert_file(path, name, head)
+
+
+def convert_file(path: Path, name: str, head: str | None = None) -> Potential:
+    """The potential in a file.
 
     Args:
-        checkpoint: its file.
+        path: the file.
         name: of the potential.
         head: which one, by name; may be None if there is only one.
 
     Raises:
         CheckpointError: it is damaged, no MACE, or of a kind that is not supported.
     """
-    (path,) = checkpoint.paths.values()
     content = read_checkpoint(path)
     try:
         file = open_model(path, content)
@@ -127,9 +193,17 @@ def check(file: MaceFile) -> None:
         file.require_class("radial_embedding.distance_transform", "AgnesiTransform")
     if file.has("pair_repulsion_fn"):
         file.require_class("pair_repulsion_fn", "ZBLBasis")
+    gated = file.class_of("interactions.0") == mace_gated.BLOCK
+    if gated and file.attribute("radial_embedding", "apply_cutoff", default=True):
+        raise file.refuse(
+            "apply_cutoff = True is not supported with gated layers, whose energy would jump at the cutoff"
+        )
+    if not gated and file.attribute("", "edge_irreps") is not None:
+        raise file.refuse("edge_irreps are not supported but with gated layers")
     for key in file.children("interactions"):
-        file.require_class(f"interactions.{key}", *_BLOCKS)
-        file.require_class(f"interactions.{key}.conv_tp_weights", "FullyConnectedNet")
+        blocks = [mace_gated.BLOCK] if gated else [block for block in _BLOCKS if block != mace_gated.BLOCK]
+        file.require_class(f"interactions.{key}", *blocks)
+        file.require_class(f"interactions.{key}.conv_tp_weights", "RadialMLP" if gated else "FullyConnectedNet")
     for key in file.children("products"):
         file.require_class(f"products.{key}", "EquivariantProductBasisBlock")
         file.require_class(f"products.{key}.symmetric_contractions", "SymmetricContraction")
@@ -206,6 +280,7 @@ def hyperparameters(file: MaceFile) -> MACE:
         density=tuple(density for _, density in kinds),
         orders=tuple(orders),
         readouts=tuple(layers)[-readouts:],
+        gated=file.class_of("interactions.0") == mace_gated.BLOCK,
     )
 
 
@@ -254,20 +329,23 @@ def parameters(file: MaceFile, model: MACE, head: tuple[int, int] = (0, 1)) -> d
 def _interaction(file: MaceFile, model: MACE, number: int, channels: int, prefactor: float) -> dict[str, Any]:
     key, elements, paths = f"interactions.{number}", len(model.elements), model.paths(number)
     highest = model.hidden[number - 1] if number else 0
+    edge_channels = file.irreps(f"{key}.linear_up", "irreps_out")[0][0]
     for name in ("irreps_in1", "irreps_in2"):
-        file.highest(f"{key}.conv_tp", name, channels if name == "irreps_in1" else 1)
+        file.highest(f"{key}.conv_tp", name, edge_channels if name == "irreps_in1" else 1)
     instructions = [item.arguments[:4] for item in file.attribute(f"{key}.conv_tp", "instructions")]
     results = [degree for _, degree, _ in file.irreps(f"{key}.conv_tp", "irreps_out")]
     found = tuple((first, second, results[out]) for first, second, out, _ in instructions)
     if found != paths or [item[2:] for item in instructions] != [(p, "uvu") for p in range(len(paths))]:
         raise file.refuse(f"{key}.conv_tp has the couplings {found}, not {paths}")
+    if model.gated:
+        return mace_gated.interaction(file, number, paths, elements, channels, edge_channels, prefactor)
 
     def flat(name: str, count: int, *shape: int) -> np.ndarray:
         return file.take(f"{key}.{name}.weight", count, *shape)
 
     up = flat("linear_up", highest + 1, channels, channels).transpose(0, 2, 1) / math.sqrt(channels)
     mix = flat("linear", len(paths), channels, channels).transpose(0, 2, 1)
-    neighbors = 1.0 if model.density[number] else float(file.module(key).state["avg_num_neighbors"])
+    neighbors = 1.0 if model.density[number] else file.scalar(key, "avg_num_neighbors")
     fan_in = {path: channels * sum(path[2] == other[2] for other in paths) for path in paths}
     skipped = min(highest, model.hidden[number]) if model.residual[number] else model.highest_edge
     skip = flat("skip_tp", skipped + 1, channels, elements, channels) / math.sqrt(channels * elements)
@@ -294,7 +372,7 @@ def _radial(file: MaceFile, key: str, prefactor: float) -> list[np.ndarray]:
         shape = file.left[f"{key}.{name}.weight"].shape
         layers.append(file.take(f"{key}.{name}.weight", *shape).T * (factor / math.sqrt(shape[0])))
         if number < len(names) - 1:
-            factor = file.silu_constant(f"{key}.{name}.act")
+            factor = file.activation_constant(f"{key}.{name}.act")
         elif file.has(f"{key}.{name}.act"):
             raise file.refuse(f"{key} ends in an activation, which is not supported")
     return layers
@@ -303,6 +381,7 @@ def _radial(file: MaceFile, key: str, prefactor: float) -> list[np.ndarray]:
 def _products(file: MaceFile, model: MACE, number: int, channels: int) -> dict[str, Any]:
     key, highest = f"products.{number}", model.hidden[number]
     linear = file.take(f"{key}.linear.weight", highest + 1, channels, channels).transpose(0, 2, 1)
+    rows = 1 if file.attribute(key, "use_agnostic_product") else len(model.elements)
     polynomials = []
     for degree in range(highest + 1):
         contraction = f"{key}.symmetric_contractions.contractions.{degree}"
@@ -313,7 +392,7 @@ def _products(file: MaceFile, model: MACE, number: int, channels: int) -> dict[s
             tensors = file.left.pop(f"{contraction}.U_matrix_{order}").reshape(shape)
             place = model.orders[number].index(order)
             name = f"{contraction}.{f'weights.{place - 1}' if place else 'weights_max'}"
-            weights = file.take(name, len(model.elements), shape[-1], channels)
+            weights = file.take(name, rows, shape[-1], channels)
             parts.append(in_this_basis(tensors, weights, model.highest_edge, degree))
         polynomials.append(np.concatenate(parts, axis=1))
     return {"polynomials": dict(_by_name(polynomials)), "product": _by_name(linear / math.sqrt(channels))}
@@ -331,7 +410,7 @@ def _readout(file: MaceFile, model: MACE, number: int, channels: int, head: tupl
     inner = len(second)
     first = file.take(f"{key}.linear_1.weight", channels, inner)
     own = slice(chosen * inner // heads, (chosen + 1) * inner // heads)
-    constant = file.silu_constant(f"{key}.non_linearity.acts.0")
+    constant = file.activation_constant(f"{key}.non_linearity.acts.0")
     return {
         "readout": {
             "0": first[:, own].T / math.sqrt(channels),

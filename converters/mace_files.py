@@ -13,6 +13,11 @@ import numpy as np
 from converters.pickles import CheckpointError, Reference, StandIn
 
 _REMEDY = "give a model of the MACE-MP family as its authors saved it (torch.save(model))"
+# packages that replace modules of a model, and the command that undoes it
+_ACCELERATED = {
+    "cuequivariance": "mace_cueq_to_e3nn",
+    "openequivariance": "python -m mace.cli.convert_oeq_e3nn",
+}
 # tensors that say nothing: masks of irreps, flags of weights that are zero, and everything of no numbers
 _IGNORED = (".output_mask", "_zeroed")
 
@@ -115,25 +120,45 @@ class MaceFile:
             raise self.refuse(f"{name} has the irreps {text}, not {channels}x0e+{channels}x1o+...")
         return len(found) - 1
 
-    def silu_constant(self, name: str) -> float:
-        """The factor of a normalized activation, which must be silu.
+    def activation_constant(self, name: str, function: str = "silu") -> float:
+        """The factor of a normalized activation, which must be that function.
 
         Raises:
             CheckpointError: it is another function.
         """
         state = self.module(name).state
-        function = state["f"]
-        if not isinstance(function, Reference) or function.name.rpartition(".")[2] != "silu":
-            raise self.refuse(f"the activation {name} is {function}, which is not supported (only silu)")
+        self.require_function(name, state["f"], function)
         return float(np.asarray(state["cst"]))
+
+    def require_function(self, name: str, found: Any, function: str) -> None:
+        """Refuse an activation that is another function.
+
+        Raises:
+            CheckpointError: it is.
+        """
+        if not isinstance(found, Reference) or found.name.rpartition(".")[2] != function:
+            raise self.refuse(f"the activation {name} is {found}, which is not supported (only {function})")
+
+    def scalar(self, name: str, attribute: str) -> float:
+        """An attribute that is a number, a tensor of one, or a scalar of numpy.
+
+        Raises:
+            TypeError: it is none.
+        """
+        value = self.module(name).state[attribute]
+        if isinstance(value, StandIn) and value.reference.name == "scalar" and len(value.arguments) == 2:
+            kind, raw = value.arguments  # what numpy.float64(...) pickles to: numpy.dtype("f8") and its bytes
+            return float(np.frombuffer(raw, np.dtype(kind.arguments[0]))[0])
+        return float(np.asarray(value).reshape(()))
 
 
 def open_model(path: Path, content: Any) -> MaceFile:
     """The model in the content of a checkpoint.
 
     Raises:
-        CheckpointError: it holds no pickled model.
+        CheckpointError: it holds no pickled model, or one that was compiled or made for another program.
     """
+    _refuse_compiled(path, content)
     if not isinstance(content, StandIn) or not isinstance(content.state, dict) or "_modules" not in content.state:
         raise CheckpointError(f"checkpoint {path} holds no pickled MACE model; {_REMEDY}")
     tensors = {
@@ -142,6 +167,37 @@ def open_model(path: Path, content: Any) -> MaceFile:
         if array.size and not any(name.endswith(ending) for ending in _IGNORED)
     }
     return MaceFile(path, content, tensors)
+
+
+def _refuse_compiled(path: Path, content: Any) -> None:
+    """Refuse what mace-torch makes of a model for another program, with the way back."""
+    original = "give the .model file that it was made from"
+    if isinstance(content, dict) and "model" in content:
+        raise CheckpointError(
+            f"checkpoint {path} holds the state of a training, which lacks the architecture; "
+            "give the .model file that mace_run_train writes at its end"
+        )
+    if not isinstance(content, StandIn):
+        return
+    if content.reference.module.startswith("__torch__"):
+        raise CheckpointError(f"checkpoint {path} is compiled (TorchScript, as for LAMMPS or OpenMM); {original}")
+    if content.reference.name.startswith("LAMMPS"):
+        raise CheckpointError(f"checkpoint {path} is made for LAMMPS ({content.reference.name}); {original}")
+    for package, back in _ACCELERATED.items():
+        if any(module.startswith(package) for module in _packages(content)):
+            raise CheckpointError(
+                f"checkpoint {path} is made for {package}, whose weights are ordered otherwise; {original}, or convert "
+                f"it back by `{back} {path.name} --return_model`"
+            )
+
+
+def _packages(module: StandIn) -> Iterator[str]:
+    """Python modules of the classes of a model and all that is in it."""
+    yield module.reference.module
+    state = module.state if isinstance(module.state, dict) else {}
+    for child in (state.get("_modules") or {}).values():
+        if isinstance(child, StandIn):
+            yield from _packages(child)
 
 
 def _tensors(module: StandIn, prefix: str) -> Iterator[tuple[str, np.ndarray]]:

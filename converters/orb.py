@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from converters.torch_files import read_checkpoint
 from jaxpto.console.command import run_command
 from jaxpto.models.catalogue import user_folder
 from jaxpto.models.folder import save_potential
+from jaxpto.models.manifest import published_models
 from jaxpto.models.orb import CUTOFF, GAUSSIANS, HARMONICS, OrbConservative, OrbDirect
 from jaxpto.potential import Potential
 from jaxpto.storage.output import check_output_folder
@@ -36,15 +37,14 @@ Version = Literal[
     "v3-conservative-inf-omat",
     "v3-conservative-20-mpa",
     "v3-conservative-inf-mpa",
+    "v3-direct-20-omat",
+    "v3-direct-inf-omat",
+    "v3-direct-20-mpa",
+    "v3-direct-inf-mpa",
 ]
-# edges from an atom, which no file holds
-_NEAREST: dict[Version, int] = {
-    "v2": 20,
-    "v3-conservative-20-omat": 20,
-    "v3-conservative-inf-omat": 120,
-    "v3-conservative-20-mpa": 20,
-    "v3-conservative-inf-mpa": 120,
-}
+_VERSIONS: tuple[Version, ...] = get_args(Version)
+_UNLIMITED = 120  # edges from an atom of the "inf" models; the others have 20, and no file says which
+_LIMITED = 20
 _HEADS = {"energy": 1, "forces": 3, "stress": 6}  # results of each
 _STATISTICS = {"mean": "mean", "variance": "var"}
 
@@ -53,9 +53,10 @@ _STATISTICS = {"mean": "mean", "variance": "var"}
 class OrbConfig:
     """Convert a published ORB model into a jaxpto model, which --model orb-VERSION then finds."""
 
-    version: Version = "v2"
-    """Which published model; of a fine-tuned one, the model it started from. The v3 models take 20 or up to 120 (inf)
-    neighbours of each atom and are trained on OMat24 (omat) or MPtrj and Alexandria (mpa)."""
+    version: Version | None = None
+    """Which published model; of a fine-tuned one, the model it started from. Default: the one whose file has the name
+    of the checkpoint, and v2 of a file of version 2. The v3 models take 20 or up to 120 (inf) neighbours of each atom
+    and are trained on OMat24 (omat) or MPtrj and Alexandria (mpa)."""
     checkpoint: Path | None = None
     """Checkpoint of the orb-models package (.ckpt)."""
     out: Path | None = None
@@ -69,12 +70,45 @@ def run(config: OrbConfig) -> Path:
         CheckpointError: no checkpoint, or one that is damaged or no ORB of that version.
         StorageError: the disk refuses the write.
     """
-    name = f"orb-{config.version}"
+    version = chosen_version(config)
+    name = f"orb-{version}"
     folder = config.out or user_folder() / name
     check_output_folder(folder, resume=True)
     checkpoint = find_checkpoint(name, config.checkpoint)
-    save_potential(convert(checkpoint, folder.name, config.version), folder, checkpoint.header())
+    header = checkpoint.header() | {"version": version}
+    save_potential(convert(checkpoint, folder.name, version), folder, header)
     return folder
+
+
+def chosen_version(config: OrbConfig) -> Version:
+    """The version that is asked for, or that the file's name or its content says.
+
+    How many neighbours count stands in no file; with the wrong number energies are silently off by about 0.1 eV/atom.
+
+    Raises:
+        CheckpointError: nobody says, or two say different things.
+    """
+    path = config.checkpoint
+    files = {published_models()[f"orb-{version}"].files[0].name: version for version in _VERSIONS}
+    named = files.get(path.name) if path is not None else None
+    if config.version is not None:
+        if named is not None and named != config.version:
+            raise CheckpointError(
+                f"{path} has the name of the published orb-{named}, not orb-{config.version}; give --version {named}, "
+                "or rename a model of your own"
+            )
+        return config.version
+    if named is not None or path is None or not path.is_file():
+        return named or "v2"
+    content = read_checkpoint(path)
+    kind = _kind(content) if isinstance(content, Mapping) and all(isinstance(key, str) for key in content) else "v2"
+    if kind == "v2":
+        return "v2"
+    raise CheckpointError(
+        f"checkpoint {path} holds ORB {kind}; whether {_LIMITED} or up to {_UNLIMITED} (inf) neighbours count stands "
+        "in no file, and the wrong number costs 0.1 eV/atom; name the model it started from by --version: "
+        f"{', '.join(version for version in _VERSIONS if version.startswith(kind))}"
+    )
 
 
 def convert(checkpoint: Checkpoint, name: str, version: Version) -> Potential:
@@ -92,36 +126,40 @@ def convert(checkpoint: Checkpoint, name: str, version: Version) -> Potential:
     content = read_checkpoint(path)
     try:
         state = {_with_new_head(key): np.asarray(array) for key, array in content.items()}
-        kind, conservative = _kind(state), version != "v2"
-        if kind != ("v3-conservative" if conservative else "v2"):
+        kind = _kind(state)
+        if not any(key.startswith("model.gnn_stacks.") for key in state):
+            raise ValueError("no message passing")
+        if not version.startswith(kind):
             raise CheckpointError(
-                f"checkpoint {path} holds ORB {kind}, not {version}; convert one of {', '.join(_NEAREST)} "
-                "and name it by --version"
+                f"checkpoint {path} holds ORB {kind}, not {version}; convert one of "
+                f"{', '.join(known for known in _VERSIONS if known.startswith(kind))} and name it by --version"
             )
-        params = parameters(state, conservative=conservative)
-        cutoff = float(state[f"{_BUFFERS}r_max"]) if conservative else CUTOFF
+        params = parameters(state, kind)
+        cutoff = CUTOFF if kind == "v2" else float(state[f"{_BUFFERS}r_max"])
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"checkpoint {path} holds no ORB: {type(error).__name__} {error}; give one of the orb-models package"
         ) from None
-    architecture = OrbConservative if conservative else OrbDirect
-    return Potential(params, architecture(_ELEMENTS, _NEAREST[version], cutoff), name)
+    nearest = _UNLIMITED if "-inf-" in version else _LIMITED
+    if kind == "v3-conservative":
+        return Potential(params, OrbConservative(_ELEMENTS, nearest, cutoff), name)
+    return Potential(params, OrbDirect(_ELEMENTS, nearest, cutoff, 2 if kind == "v2" else 3), name)
 
 
-def parameters(state: Mapping[str, np.ndarray], *, conservative: bool) -> dict[str, Any]:
+def parameters(state: Mapping[str, np.ndarray], kind: str) -> dict[str, Any]:
     """Parameters of `jaxpto.models.orb` from a state dict with the names of orb-models 0.5.
 
     embedding [119, d]; nodes and edges, with layers "0", "1", ... and norm; steps, stacked, with edge (layers, norm,
     receive, send) and node (layers, norm); the heads energy and, unless conservative, forces and stress, with layers,
-    mean and variance; references [118]. The edges of a conservative model also have frequencies and prefactor.
+    mean and variance; references [118]. The edges of version 3 also have frequencies and prefactor.
 
     Raises:
         KeyError: a tensor is missing.
         ValueError: a tensor is left over, is not finite, or has another shape than belongs there.
     """
-    left = dict(state)
+    left, old, direct = dict(state), kind == "v2", kind != "v3-conservative"
 
     def take(key: str, *shape: int) -> np.ndarray:
         array = left.pop(key)
@@ -146,26 +184,32 @@ def parameters(state: Mapping[str, np.ndarray], *, conservative: bool) -> dict[s
 
     def block(key: str, inputs: int, width: int) -> dict[str, Any]:
         norm = {"weight": take(f"{key}.layer_norm.weight", width)}
-        if not conservative:
+        if old:
             norm["bias"] = take(f"{key}.layer_norm.bias", width)
         return {"layers": perceptron(f"{key}.mlp", inputs, width), "norm": norm}
 
+    def taken(key: str, statistic: str) -> np.ndarray:
+        """One number of a head; or six, of the diagonal and the other components of the stress."""
+        if old or not key.endswith("stress."):
+            return take(f"{key}{statistic}")
+        return np.repeat([take(f"{key}{part}_{statistic}") for part in ("diag", "offdiag")], 3)
+
     def head(name: str, width: int, outputs: int) -> dict[str, Any]:
         key = f"heads.{name}"
-        statistics = {part: take(f"{key}.normalizer.bn.running_{end}") for part, end in _STATISTICS.items()}
-        if not statistics["variance"] > 0:
+        statistics = {part: taken(f"{key}.", f"normalizer.bn.running_{end}") for part, end in _STATISTICS.items()}
+        if not (statistics["variance"] > 0).all():
             raise ValueError(f"{key} has the variance {statistics['variance']}")
         return {"layers": perceptron(f"{key}.mlp", width, outputs), **statistics}
 
     rows, width = state["model.atom_emb.embeddings.weight"].shape
     params: dict[str, Any] = {"embedding": take("model.atom_emb.embeddings.weight", rows, width)}
     buffers = {}
-    if conservative:
+    if not old:
         radial = left[f"{_BUFFERS}bessel_weights"].size
         buffers = {"frequencies": take(f"{_BUFFERS}bessel_weights", radial), "prefactor": take(f"{_BUFFERS}prefactor")}
         if not 0 < take(f"{_BUFFERS}r_max") <= _LONGEST:
             raise ValueError(f"r_max = {state[f'{_BUFFERS}r_max']} Angstrom")
-    features = (HARMONICS + 1) ** 2 * len(buffers["frequencies"]) if conservative else GAUSSIANS + 3
+    features = (HARMONICS + 1) ** 2 * len(buffers["frequencies"]) if not old else GAUSSIANS + 3
     params["nodes"] = block("model._encoder._node_fn", width, width)
     params["edges"] = block("model._encoder._edge_fn", features, width) | buffers
     steps = []
@@ -178,7 +222,7 @@ def parameters(state: Mapping[str, np.ndarray], *, conservative: bool) -> dict[s
         steps[-1]["node"] = block(f"{key}._node_mlp", 3 * width, width)
     params["steps"] = jax.tree.map(lambda *layers: np.stack(layers), *steps)
     for name, outputs in _HEADS.items():
-        if name == "energy" or not conservative:
+        if name == "energy" or direct:
             params[name] = head(name, width, outputs)
     references = left["heads.energy.reference.linear.weight"].size
     params["references"] = take("heads.energy.reference.linear.weight", references)
@@ -200,8 +244,6 @@ def _with_new_head(key: str) -> str:
 
 def _kind(state: Mapping[str, np.ndarray]) -> str:
     """What ORB it is: v2, v3-conservative, or another one; by its radial functions and what its training kept."""
-    if not any(key.startswith("model.gnn_stacks.") for key in state):
-        raise ValueError("no message passing")
     if f"{_BUFFERS}bessel_weights" in state:
         trained_on_gradients = any(key.startswith("grad_forces_normalizer.") for key in state)
         return "v3-conservative" if trained_on_gradients else "v3-direct"

@@ -19,7 +19,7 @@ from crystals import four_species, noble_gases, titanate
 from small_fresh import SETTINGS, lively
 from small_sevennet import SMALL, stored_state
 
-from converters import deepmd, mace, nep, orb, sevennet
+from converters import deepmd, mace, mattersim, nep, orb, sevennet
 from converters.sources import find_checkpoint
 from jaxpto.models.fresh import fresh_model
 from jaxpto.models.lennard_jones import lennard_jones
@@ -107,6 +107,12 @@ def _orb(file: str, version: orb.Version) -> Callable[[pathlib.Path], Potential]
     return make
 
 
+def _mattersim(shared: pathlib.Path) -> Potential:
+    """A seeded one, as `benchmarks/mattersim_reference.py` makes it."""
+    path = pathlib.Path(__file__).parent / "references" / "mattersim_v1.pth"
+    return mattersim.convert(find_checkpoint(mattersim.NAME, path), mattersim.NAME)
+
+
 TINY_CELLS = frozenset({"isolated_atom", "one_atom_cell"})
 LARGER = frozenset({"extensivity", "batch", "capacity"})
 NOT_INVARIANT = "the network is not equivariant"
@@ -147,6 +153,7 @@ CASES = {
         four_species,
         slow=TINY_CELLS | LARGER | {"smooth_at_cutoff"},
     ),
+    "mattersim": ModelCase(_mattersim, four_species, pair=(82, 8), slow=TINY_CELLS | LARGER | {"smooth_at_cutoff"}),
     "nep": ModelCase(
         _fresh("nep"),
         four_species,

@@ -20,7 +20,7 @@ from reference_data import Case
 from scipy.spatial.transform import Rotation
 
 from converters import mace as converter
-from converters import sources
+from converters import mace_gated, sources
 from converters.mace_files import MaceFile, open_model
 from converters.pickles import CheckpointError, Reference
 from converters.sources import find_checkpoint
@@ -178,7 +178,7 @@ def test_parameters_can_be_differentiated(published: Potential) -> None:
 
 
 def test_conversion_and_back(tmp_path: pathlib.Path, shared: pathlib.Path, converted: Potential, capsys) -> None:
-    config = converter.MaceConfig(checkpoint=shared / FIXTURE, out=tmp_path / "model")
+    config = converter.MaceConfig("mp-0b-medium", shared / FIXTURE, out=tmp_path / "model")
     assert converter.run(config) == tmp_path / "model"
     assert "is taken as it is" in capsys.readouterr().out
     again = load_potential(tmp_path / "model", np.float64)
@@ -229,6 +229,8 @@ SPOILERS = {
     "avg_num_neighbors": lambda f: f.module("interactions.1").state.pop("avg_num_neighbors"),
     "numbers, not": lambda f: f.module("interactions.0.linear").state["_parameters"].update(weight=np.ones(7)),
     "not equivariant": lambda f: _spoil_tensors(f),
+    "edge_irreps are not supported": lambda f: f.root.state.update(edge_irreps="16x0e"),
+    "apply_cutoff = True": lambda f: _renamed(f, "interactions.0", mace_gated.BLOCK),
     "heads one, two": lambda f: f.root.state.update(heads=["one", "two"]),
 }
 
@@ -243,7 +245,7 @@ def test_other_checkpoints_are_refused(complaint: str, file: MaceFile, monkeypat
     SPOILERS[complaint](file)
     monkeypatch.setattr(converter, "read_checkpoint", lambda path: file.root)
     with pytest.raises(CheckpointError, match=complaint) as caught:
-        converter.convert(find_checkpoint(converter.NAME, file.path), "spoilt")
+        converter.convert_file(file.path, "spoilt")
     assert "\n" not in str(caught.value)
 
 

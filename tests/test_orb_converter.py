@@ -66,7 +66,7 @@ def test_sizes_are_read_from_the_file(shared: pathlib.Path) -> None:
     for part in ("weight", "bias"):
         state[f"model._encoder._node_fn.mlp.NN-3.{part}"] = state[f"model._encoder._node_fn.mlp.NN-2.{part}"]
         state[f"model._encoder._node_fn.mlp.NN-2.{part}"] = state[f"model._encoder._node_fn.mlp.NN-1.{part}"]
-    params = converter.parameters(state, conservative=False)
+    params = converter.parameters(state, "v2")
     assert params["steps"]["edge"]["receive"]["weight"].shape == (4, 1, 64)
     assert set(params["nodes"]["layers"]) == {"0", "1", "2", "3"}
 
@@ -105,7 +105,7 @@ SPOILERS = {
     "direct v3": (
         V3,
         lambda s: [s.pop(key) for key in list(s) if key.startswith("grad_")],
-        "holds ORB v3-direct, not v3-conservative-inf-omat",
+        "holds ORB v3-direct, not v3-conservative-inf-omat; convert one of v3-direct-20-omat",
     ),
 }
 
@@ -121,13 +121,29 @@ def test_other_checkpoints_are_refused(case: str, shared: pathlib.Path, monkeypa
     assert "\n" not in str(caught.value)
 
 
+def test_how_many_neighbours_count_is_asked_for(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The file's name says it, or --version does; a name that says something else is refused."""
+    named = tmp_path / "orb-v3-conservative-20-omat-20250404.ckpt"
+    named.write_bytes(_checkpoint(shared, V3).read_bytes())
+    folder = converter.run(converter.OrbConfig(checkpoint=named, out=tmp_path / "model"))
+    assert load_potential(folder).model.nearest == 20
+    assert json.loads((folder / "model.json").read_text())["version"] == "v3-conservative-20-omat"
+    with pytest.raises(CheckpointError, match="has the name of the published orb-v3-conservative-20-omat, not orb-v3-"):
+        converter.run(converter.OrbConfig("v3-conservative-inf-omat", named, tmp_path / "other"))
+    unnamed = converter.OrbConfig(checkpoint=_checkpoint(shared, V3))
+    with pytest.raises(CheckpointError, match=r"costs 0.1 eV/atom; .* by --version: v3-conservative-20-omat, v3"):
+        converter.chosen_version(unnamed)
+    assert converter.chosen_version(converter.OrbConfig(checkpoint=_checkpoint(shared, V2))) == "v2"
+
+
 def test_files_that_are_no_orb(shared: pathlib.Path, tmp_path: pathlib.Path, capsys) -> None:
     """A wrong version, another model, half a file, none: one line each, and nothing written."""
     (tmp_path / "half.ckpt").write_bytes(_checkpoint(shared, V2).read_bytes()[:500_000])
     other = shared / "weights" / "gptff_v1.pth"
     attempts = [
         (["--version", "v3-conservative-20-mpa", "--checkpoint", str(_checkpoint(shared, V2))], "holds ORB v2, not v3"),
-        (["--checkpoint", str(_checkpoint(shared, V3))], "holds ORB v3-conservative, not v2"),
+        (["--version", "v2", "--checkpoint", str(_checkpoint(shared, V3))], "holds ORB v3-conservative, not v2"),
+        (["--checkpoint", str(_checkpoint(shared, V3))], "neighbours count stands in no file"),
         (["--checkpoint", str(other)], "is the published gptff-v1, not orb-v2"),
         (["--checkpoint", str(shared / "weights" / "fixtures" / "mace_mp0b_reduced.model")], "holds no ORB"),
         (["--checkpoint", str(tmp_path / "half.ckpt")], "half.ckpt is damaged"),

@@ -16,7 +16,12 @@ FORMER_FIELDS: dict[str, dict[str, Any]] = {
     "M3GNet": {"by_species": False, "angle_cutoff": 0.0},
 }
 """Class -> its former fields, each with the only value it had."""
-LATER_FIELDS: dict[str, dict[str, Any]] = {"Perovskite": {"envelope": 3}, "M3GNet": {"smooth": False}}
+LATER_FIELDS: dict[str, dict[str, Any]] = {
+    "Perovskite": {"envelope": 3},
+    "M3GNet": {"smooth": False},
+    "MACE": {"gated": False},
+    "OrbDirect": {"version": 2},
+}
 """Class -> fields that came later, each with what all models did before."""
 
 

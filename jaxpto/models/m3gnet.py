@@ -257,18 +257,29 @@ def gated(
     edges: Float[Array, "e d"],
     radial: Float[Array, "e 9"],
 ) -> Float[Array, "e d"]:
-    """silu(value chain) * sigmoid(gate chain) of (a_s, a_d, e), times a map of the radial functions.
+    """`gated_chain` times a map of the radial functions.
 
     Args:
-        params: value and gate (three linear layers each, the first one [d, 3 d]) and weight (linear [d, 9], no bias).
+        params: value, gate, and weight (linear [d, 9], no bias).
+        from_atoms, edges: as for `gated_chain`.
+        radial: radial functions of each edge.
+    """
+    return gated_chain(params, from_atoms, edges) * of_radial(params["weight"], radial)
+
+
+def gated_chain(
+    params: dict[str, Any], from_atoms: dict[str, Float[Array, "e h"]], edges: Float[Array, "e d"]
+) -> Float[Array, "e d"]:
+    """silu(value chain) * sigmoid(gate chain) of (a_s, a_d, e).
+
+    Args:
+        params: value and gate (linear layers "0", "1", ... each, the first one [d, 3 d]).
         from_atoms: for value and gate, the terms of a_s, a_d and bias in the first layer.
         edges: features.
-        radial: radial functions of each edge.
     """
     first = {kind: from_atoms[kind] + linear_term(params[kind]["0"], edges, 2) for kind in ("value", "gate")}
     value = jax.nn.silu(chain(params["value"], first["value"]))
-    gate = jax.nn.sigmoid(chain(params["gate"], first["gate"]))
-    return value * gate * of_radial(params["weight"], radial)
+    return value * jax.nn.sigmoid(chain(params["gate"], first["gate"]))
 
 
 def of_radial(layer: dict[str, Array], radial: Float[Array, "e 9"]) -> Float[Array, "e d"]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxpto.models import mace_gated
 from jaxpto.models import mace_initial as initial
 from jaxpto.models.convolution import Convolution, arrange, convolve
 from jaxpto.models.couplings import CouplingPath, coupling_paths, path_name
@@ -54,6 +55,7 @@ class MACE:
         orders: for each layer, the powers in its polynomials.
         readouts: the layers that add to the energy.
         channels: number of features for each l and m that `initialize` makes; 0 where the parameters decide.
+        gated: whether the layers are those of `mace_gated`, residual and with a density.
     """
 
     by_species: ClassVar[bool] = False
@@ -77,12 +79,14 @@ class MACE:
     orders: tuple[tuple[int, ...], ...]
     readouts: tuple[int, ...]
     channels: int = dataclasses.field(default=0, repr=False)  # changes no energy
+    gated: bool = False
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Parameters with a row for each element; see `TableModel`."""
-        names = ("embedding", "references", "layers/*/skip/*", "layers/*/polynomials/*")
-        return dict.fromkeys(names, (len(self.elements),))
+        own = ("layers/*/radial/*ers", "layers/*/density/*ers") if self.gated else ("layers/*/skip/*",)
+        rows = dict.fromkeys(("embedding", "references", *own), (len(self.elements),))
+        return rows | {"layers/*/polynomials/*": (-len(self.elements),)}
 
     def initialize(self, key: Array, samples: Samples, force_scale: float) -> dict[str, Any]:
         """Random parameters to be trained; see `TrainableModel`."""
@@ -153,7 +157,8 @@ class MACE:
             energies = energies.at[blocks.receivers].add(pairs, mode="drop")
         for number in range(len(self.hidden)):
             layer = params["layers"][str(number)]
-            sums = self._messages(number, layer, features, blocks, streams, neighbors.layout)
+            own = mace_gated.element_streams(layer, ends) if self.gated else {}
+            sums = self._messages(number, layer, features, blocks, streams | own, neighbors.layout)
             features, readout = self._update(number, layer, species, features, sums, neighbors.layout.platform)
             energies = energies + readout
         return params["scale"] * energies + params["shift"], params["references"][species]
@@ -180,16 +185,27 @@ class MACE:
         """Sums over the neighbours of each atom: [n, 2 l + 1, channels of all paths], and the density [n, 1]."""
         paths = self.paths(number)
         senders = [product(x, layer["up"][key]) for key, x in features.items()]
-        convolution = Convolution(radial_weights, paths, tuple(x.shape[2] for x in senders), self.highest_edge)
-        last = jnp.concatenate([layer["couplings"][path_name(path)] for path in paths])
-        sums = convolve(convolution, {"radial": layer["radial"], "last": last}, senders, blocks, streams, layout)
+        weights = mace_gated.radial_weights if self.gated else radial_weights
+        convolution = Convolution(weights, paths, tuple(x.shape[2] for x in senders), self.highest_edge)
+        params = {
+            name: jnp.concatenate([layer[key][path_name(path)] for path in paths])
+            for name, key in (("last", "couplings"), ("offset", "offsets"))
+            if key in layer
+        }
+        sums = convolve(convolution, {"radial": layer["radial"]} | params, senders, blocks, streams, layout)
         result = {str(degree): x for degree, x in enumerate(sums)}
         if self.density[number]:
-            density = jnp.tanh(product(streams["radial"], layer["density"]) ** 2)
-            density = jnp.sum(density * streams["envelope"] if "envelope" in streams else density, axis=1)
+            density = jnp.sum(self._density_of_edges(layer["density"], streams), axis=1)
             n = senders[0].shape[0]
             result["density"] = jnp.zeros_like(density, shape=(n, 1)).at[blocks.receivers].add(density, mode="drop")
         return result
+
+    def _density_of_edges(self, params: Any, streams: dict[str, Array]) -> Float[Array, "b w 1"]:
+        """What each edge adds to the density of its receiver."""
+        if self.gated:
+            return mace_gated.density_of_edges(params, streams)
+        density = jnp.tanh(product(streams["radial"], params) ** 2)
+        return density * streams["envelope"] if "envelope" in streams else density
 
     def paths(self, number: int) -> tuple[CouplingPath, ...]:
         """The couplings of a layer, in the order of its radial weights."""
@@ -239,18 +255,22 @@ class MACE:
         sums: Features,
     ) -> tuple[Features, Float[Array, " n"]]:
         mixed = {key: product(sums[key], weights) for key, weights in mix.items()}
-        if self.density[number]:
+        if self.gated:
+            mixed = mace_gated.gated(layer, mixed, features, sums["density"])
+        elif self.density[number]:
             mixed = {key: x / (sums["density"] + 1.0)[:, :, None] for key, x in mixed.items()}
         if not self.residual[number]:
             mixed = {key: by_element(layer["skip"][key], species, x) for key, x in mixed.items()}
         channels_last = jnp.concatenate([x.transpose(1, 0, 2) for x in mixed.values()])
         result = {}
         for degree in range(self.hidden[number] + 1):
-            weights = layer["polynomials"][str(degree)][species]
+            weights = layer["polynomials"][str(degree)]
+            weights = weights[species if len(weights) > 1 else jnp.zeros_like(species)]
             x = symmetric_contraction(channels_last, weights, self.highest_edge, self.orders[number], degree)
             x = product(x, layer["product"][str(degree)]).transpose(1, 0, 2)
             if self.residual[number] and str(degree) in layer["skip"]:
-                x = x + by_element(layer["skip"][str(degree)], species, features[str(degree)])
+                skip, own = layer["skip"][str(degree)], features[str(degree)]
+                x = x + (product(own, skip) if self.gated else by_element(skip, species, own))
             result[str(degree)] = x
         if number not in self.readouts:
             return result, jnp.zeros_like(x, shape=species.shape)

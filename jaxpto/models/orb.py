@@ -1,8 +1,8 @@
-"""ORB: a graph network on nearest neighbours, version 2 with direct forces and version 3 with conservative ones.
+"""ORB: a graph network on nearest neighbours, versions 2 and 3, with direct or conservative forces.
 
-Version 2 (Neumann et al., arXiv:2410.22570) computes forces and stress from the features of the atoms, not as
-derivatives of its energy; version 3 conservative (Rhodes et al., arXiv:2504.06231) differentiates its energy. Two laws
-hold for neither:
+Version 2 (Neumann et al., arXiv:2410.22570) and version 3 direct (Rhodes et al., arXiv:2504.06231) compute forces and
+stress from the features of the atoms, not as derivatives of their energy; version 3 conservative differentiates its
+energy. Two laws hold for none of them:
 
 - Directions enter as plain numbers, which training alone has made to rotate: turning a structure changes its energy a
   little, and its forces and stress turn only about as much.
@@ -24,12 +24,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxpto.model_interface import Prediction
 from jaxpto.models.equivariant import polynomial_envelope, spherical_harmonics
-from jaxpto.models.layers import add_up
+from jaxpto.models.layers import add_up, product, sum_edges
 from jaxpto.models.mace import screened_repulsion
 from jaxpto.models.orb_graph import Graph, nearest_edges
 from jaxpto.models.orb_layers import ENVELOPE_POWER, Activation, atom_states, head, scaled, shifted_softplus
 from jaxpto.neighbors import Neighbors, edge_vectors
-from jaxpto.system import System
+from jaxpto.system import System, volume
 
 GAUSSIANS, SPACING = 20, 0.5  # number and distance (Angstrom) of the centres of version 2's radial functions
 HARMONICS = 3  # largest l of version 3
@@ -48,15 +48,17 @@ RADII = _single(ase.data.covalent_radii.tolist())  # Angstrom, by atomic number
 
 @dataclasses.dataclass(frozen=True)
 class OrbDirect:
-    """Hyperparameters of ORB version 2; all others are shapes of the parameters.
+    """Hyperparameters of ORB versions 2 and 3 direct; all others are shapes of the parameters.
 
     The net force is the original's: the mean over the atoms is taken off before the forces are scaled, so that each
-    atom keeps the mean of the training data.
+    atom keeps the mean of the training data. Version 3 adds the repulsion of the nuclei, which is conservative, and
+    takes each nucleus for the next element's.
 
     Attributes:
         elements: atomic numbers; parameters have a row for each atomic number.
         nearest: edges from an atom.
         cutoff: longest edge, Angstrom.
+        version: 2 or 3.
     """
 
     by_species: ClassVar[bool] = False
@@ -66,6 +68,7 @@ class OrbDirect:
     elements: tuple[int, ...]
     nearest: int
     cutoff: float
+    version: int = 2
 
     @property
     def tables(self) -> dict[str, tuple[int, ...]]:
@@ -76,27 +79,40 @@ class OrbDirect:
         self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
     ) -> Float[Array, ""]:
         """Energy in eV from edge vectors [e, 3] Angstrom; `converters.orb.parameters` says what params hold."""
-        atoms = self._states(params, system, neighbors, vectors)
-        return energy_of(params, system, atoms, shifted_softplus)
+        graph = rounded(nearest_edges(neighbors, vectors, self.cutoff, self.nearest), params)
+        energy = energy_of(params, system, self._states(params, system, graph), self._activation)
+        return energy if self.version == 2 else energy + repulsion(system.numbers, graph)
 
     def predict(self, params: dict[str, Any], system: System, neighbors: Neighbors) -> Prediction:
-        """Energy, forces and stress of one system from three heads; nothing is differentiated."""
-        atoms = self._states(params, system, neighbors, edge_vectors(system, neighbors))
-        forces = head(params["forces"], atoms, shifted_softplus)
+        """Energy, forces and stress of one system from three heads; the network is not differentiated."""
+        vectors = edge_vectors(system, neighbors)
+        graph = rounded(nearest_edges(neighbors, vectors, self.cutoff, self.nearest), params)
+        atoms, activation = self._states(params, system, graph), self._activation
+        forces = head(params["forces"], atoms, activation)
         forces = scaled(params["forces"], forces - jnp.mean(forces, axis=0)[None, :])
-        stress = scaled(params["stress"], head(params["stress"], jnp.mean(atoms, axis=0), shifted_softplus))
+        stress = scaled(params["stress"], head(params["stress"], jnp.mean(atoms, axis=0), activation))
         xx, yy, zz, yz, xz, xy = stress
         matrix = jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz]).reshape(3, 3)
+        energy = energy_of(params, system, atoms, activation)
+        if self.version == 3:
+            pairs, slopes = jax.value_and_grad(lambda x: repulsion(system.numbers, graph._replace(vectors=x)))(
+                graph.vectors
+            )
+            n, contracted = len(atoms), product(graph.vectors.T, slopes.T)
+            pulls = sum_edges(slopes, graph.senders, n, is_sorted=True) - sum_edges(slopes, graph.receivers, n)
+            energy, forces = energy + pairs, forces + pulls
+            matrix = matrix + (contracted + contracted.T) / (2.0 * volume(system.cell).astype(matrix.dtype))
         dtype = system.positions.dtype
-        energy = energy_of(params, system, atoms, shifted_softplus)
         return Prediction(energy, forces.astype(dtype), matrix.astype(dtype))
 
-    def _states(
-        self, params: dict[str, Any], system: System, neighbors: Neighbors, vectors: Float[Array, "e 3"]
-    ) -> Float[Array, "n d"]:
-        graph = rounded(nearest_edges(neighbors, vectors, self.cutoff, self.nearest), params)
+    @property
+    def _activation(self) -> Activation:
+        return shifted_softplus if self.version == 2 else jax.nn.silu
+
+    def _states(self, params: dict[str, Any], system: System, graph: Graph) -> Float[Array, "n d"]:
+        features = gaussian_features if self.version == 2 else BesselFeatures(self.cutoff)
         atoms = params["embedding"][system.numbers]
-        return atom_states(params, atoms, graph, self.cutoff, gaussian_features, shifted_softplus)
+        return atom_states(params, atoms, graph, self.cutoff, features, self._activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +150,8 @@ class OrbConservative:
         features = BesselFeatures(self.cutoff)
         atoms = params["embedding"][system.numbers]
         atoms = atom_states(params, atoms, graph, self.cutoff, features, jax.nn.silu)
-        return energy_of(params, system, atoms, jax.nn.silu) + repulsion(system.numbers, graph)
+        pairs = repulsion(system.numbers, graph) / len(atoms)
+        return energy_of(params, system, atoms, jax.nn.silu) + pairs
 
 
 def rounded(graph: Graph, params: dict[str, Any]) -> Graph:
@@ -180,7 +197,7 @@ class BesselFeatures:
 
 
 def repulsion(numbers: Int[Array, " n"], graph: Graph) -> Float[Array, ""]:
-    """Repulsion of the nuclei, averaged over the atoms, eV; as in the original, each has one proton too many.
+    """Repulsion of the nuclei, eV; as in the original, each has one proton too many.
 
     Args:
         numbers: atomic numbers, up to 117.
@@ -191,4 +208,4 @@ def repulsion(numbers: Int[Array, " n"], graph: Graph) -> Float[Array, ""]:
     species = [numbers.at[end].get(mode="clip")[:, None] for end in (graph.senders, graph.receivers)]
     distance = jnp.sqrt(jnp.sum(graph.vectors**2, axis=-1))[:, None]
     pairs = screened_repulsion(distance, (species[0], species[1]), nuclei, RADII[1:], REPULSION)
-    return jnp.sum(pairs) / len(numbers)
+    return jnp.sum(pairs)
