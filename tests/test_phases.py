@@ -313,6 +313,17 @@ def test_transition_tells_bracket_and_statistical_error_apart() -> None:
     assert f"{vague.statistical_error_K:.0f} K" in vague.message
 
 
+def test_noise_of_a_small_cubic_cell_is_no_order() -> None:
+    """c/a of 1.008(5) in cubic cells, twice what counts as ordered: where the ordered one has 1.2, nothing is vague."""
+    values, errors = [1.22, 1.20, 1.008, 1.009, 1.007], [0.01, 0.012, 0.005, 0.005, 0.005]
+    labels = ["supertetragonal", "supertetragonal", "cubic", "cubic", "cubic"]
+    found = find_transition(
+        [300.0, 400.0, 500.0, 600.0, 700.0], labels, values, errors, order_parameter="lattice",
+        ordered_phases=phases.ORDERED, disordered_phase="cubic", threshold=1.005,
+    )  # fmt: skip
+    assert (found.lower_K, found.upper_K, found.statistical_error_K) == (400.0, 500.0, 0.0)
+
+
 def test_transition_without_one_in_range() -> None:
     def find(*labels: str) -> Transition:
         return transition_of([300.0 + 100.0 * i for i in range(len(labels))], list(labels), [1.0] * len(labels))
